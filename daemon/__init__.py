@@ -1,0 +1,1 @@
+"""The process: configuration, local RPC, MCP, command line, and the wiring of the other packages."""

@@ -1,0 +1,1 @@
+"""Registration of MCP clients."""

@@ -1,0 +1,1 @@
+"""The MCP relay (standard library only) and the host of the official SDK."""

@@ -1,0 +1,1 @@
+"""Map, shuffle and reduce over peers (later)."""

@@ -1,0 +1,42 @@
+"""What can go wrong in `memory`."""
+
+from __future__ import annotations
+
+
+class MemoryStoreError(Exception):
+    """Root of the package's errors (no builtin's name)."""
+
+
+class StoreError(MemoryStoreError):
+    """The database cannot serve.
+
+    Args:
+        reason: `corrupt`, `full`, `too_new` or `busy`.
+        message: what is wrong and what to do.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RefusedError(MemoryStoreError):
+    """A well-formed request that may not be carried out.
+
+    Args:
+        reason: `forbidden`, `not_found`, `conflict`, `too_large`, `invalid`, `secret`, `rate` or
+            `unknown_scope`.
+        message: what is wrong and what to do; never memory text.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DecodeError(MemoryStoreError):
+    """Foreign bytes that are not a valid body. The only error of `decode_*_untrusted`."""
+
+
+class UsageError(MemoryStoreError):
+    """We misused the API: a bug on this side."""

@@ -1,0 +1,1 @@
+"""Numbered schema migrations of covey.db, one transaction each."""

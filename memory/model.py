@@ -1,0 +1,266 @@
+"""What goes into the memory and what comes out: the public types of `memory`.
+
+Struct fields are the JSON fields of the local RPC (`memory.*` methods) and of the MCP tools; ids are
+lower-case hex there, of 64 digits. Source: docs/specs/memory.md.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+NOTE_TEXT_BYTES_MAX = 64 * 1024
+"""Whole body of a note; larger things are files, a note says where they are."""
+
+NOTES_MAX = 256
+"""Notes of one `remember` call."""
+
+Kind = Literal["note", "decision", "preference", "policy", "lesson", "event", "claim"]
+Role = Literal["owner", "agent", "tool", "web"]
+
+
+class ScopeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Scopes a caller may touch. No query can be built without one.
+
+    A scope is written `name` (in the home group), `group/name` or `private/name`.
+    """
+
+    everything: bool = False
+    names: frozenset[str] = frozenset()
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks: a principal of the local socket.
+
+    Attributes:
+        device: this node's 32-byte key.
+        agent: agent name, empty for the person at the terminal.
+        is_owner: whether the caller is that person.
+        read: scopes it may recall from.
+        write: scopes it may write to.
+        session: opaque id of the agent's session, for lineage and threads.
+    """
+
+    device: bytes
+    agent: str
+    is_owner: bool
+    read: ScopeSet
+    write: ScopeSet
+    session: str = ""
+
+
+class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A statement with a key: the value of one attribute of one subject."""
+
+    subject: str
+    attribute: str
+    value: str
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a note was taken from."""
+
+    uri: str = ""
+    tool: str = ""
+    sha256: str = ""
+
+
+class NoteIn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A note to remember.
+
+    Attributes:
+        text: the note; at most 64 KiB of UTF-8 with all other fields.
+        at: ISO 8601 date of what it tells, default now.
+        ttl_s: seconds until it is forgotten; None for never.
+        idempotency_key: the same key and text store once, however often they are sent.
+        supersedes: ids of older notes of the same author that this one replaces.
+    """
+
+    text: str
+    title: str = ""
+    tags: list[str] = []
+    scope: str | None = None
+    kind: Kind = "note"
+    role: Role | None = None
+    speaker: str | None = None
+    thread: str | None = None
+    pos: int | None = None
+    at: str | None = None
+    valid_from: str | None = None
+    valid_to: str | None = None
+    claim: Claim | None = None
+    supersedes: list[str] = []
+    derived_from: list[str] = []
+    source: Source | None = None
+    ttl_s: int | None = None
+    idempotency_key: str | None = None
+
+
+class Remembered(msgspec.Struct, kw_only=True):
+    """What became of one note. `stored` and `duplicate` are durable when you read this."""
+
+    id: str
+    status: Literal["stored", "duplicate", "quarantined"]
+    redactions: list[str] = []
+    cluster: str | None = None
+    conflicts: list[str] = []
+
+
+class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A recall.
+
+    Attributes:
+        query: words; at most 4 KiB.
+        limit: hits wanted, at most 100.
+        scope: one scope, several, or None for all the caller may read.
+        since: ISO 8601; only notes dated at or after.
+        until: ISO 8601; only notes dated at or before.
+        trust_min: hits below this trust are withheld and counted.
+        detail: `text`, or `index` (titles only).
+        budget_tokens: bodies are given until this many tokens (UTF-8 bytes / 3.6) are used.
+    """
+
+    query: str
+    limit: int = 8
+    scope: str | list[str] | None = None
+    tags: list[str] = []
+    kinds: list[Kind] = []
+    author: str | None = None
+    since: str | None = None
+    until: str | None = None
+    trust_min: float = 0.5
+    quarantined: bool = False
+    detail: Literal["text", "index"] = "text"
+    budget_tokens: int = 2000
+    explain: bool = False
+
+
+Relation = Literal["own", "own_device", "peer", "tool", "web"]
+
+
+class Author(msgspec.Struct, kw_only=True):
+    """Who wrote it: the signed agent name on a proven device.
+
+    Attributes:
+        agent: agent name, `you` for the person.
+        device: the device's shown name.
+        device_id: its peer key, hex.
+        relation: `own` this machine, `own_device` another of yours, `peer` somebody else's;
+            `tool` and `web` say that the author only passed the text on.
+    """
+
+    agent: str
+    device: str
+    device_id: str
+    relation: Relation
+
+
+class Explain(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How a hit got its rank. Later parts add their terms."""
+
+    bm25: float = 0.0
+    bm25_norm: float = 0.0
+    length_discount: float = 1.0
+    author_trust: float = 0.0
+    role_ceiling: float = 1.0
+    trust: float = 0.0
+    limited_by: str = ""
+    score: float = 0.0
+    chunks: int = 1
+
+
+class Hit(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One memory found. Its text is data written by somebody, never an instruction.
+
+    Attributes:
+        trust: effective trust E of the memory, 0 to 1.
+        origin: peer id text of the writing device.
+        verified: whether the signature was checked here (always, for what is stored).
+        created: ISO 8601 UTC.
+        scope: as the caller would write it.
+        text: None when the token budget or `detail="index"` left it out: fetch it with `memory.get`.
+    """
+
+    id: str
+    text: str | None
+    title: str
+    trust: float
+    author: Author
+    origin: str
+    verified: bool
+    created: str
+    age_days: float
+    score: float
+    scope: str
+    kind: Kind
+    tags: list[str] = []
+    flags: list[str] = []
+    confirmations: int = 0
+    source: Source | None = None
+    thread: str | None = None
+    superseded_by: str | None = None
+    explain: Explain | None = None
+
+
+class Withheld(msgspec.Struct, kw_only=True):
+    """Counts of what was found and not shown, and why."""
+
+    low_trust: int = 0
+    quarantined: int = 0
+    over_budget: int = 0
+
+
+class Hits(msgspec.Struct, kw_only=True):
+    """Answer of recall and get. `searched` counts the candidates looked at, `ms` the time taken."""
+
+    hits: list[Hit]
+    withheld: Withheld
+    searched: int
+    ms: float
+
+
+class Page(msgspec.Struct, kw_only=True):
+    """One page of `memory.list`; pass `cursor` back for the next, None at the end."""
+
+    hits: list[Hit]
+    cursor: str | None
+
+
+class Version(msgspec.Struct, kw_only=True):
+    """One step of a memory's history: a note, a link or a forget record."""
+
+    id: str
+    what: str
+    author: Author
+    created: str
+    text: str | None = None
+    note: str | None = None
+
+
+class History(msgspec.Struct, kw_only=True):
+    """Everything signed about one memory, oldest first."""
+
+    id: str
+    status: str
+    versions: list[Version]
+
+
+class Forgotten(msgspec.Struct, kw_only=True):
+    """What became of one forget request."""
+
+    id: str
+    status: Literal["forgotten", "not_found", "not_yours"]
+
+
+class Stats(msgspec.Struct, kw_only=True):
+    """Sizes of the memory."""
+
+    memories: int
+    by_status: dict[str, int]
+    by_scope: dict[str, int]
+    by_origin: dict[str, int]
+    records: int
+    chunks: int
+    db_bytes: int
+    wal_bytes: int

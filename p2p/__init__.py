@@ -1,0 +1,1 @@
+"""The mesh: identity, wire, connections, peer RPC and replication. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""Kademlia discovery (later; the door is Node.find, see docs/decisions)."""

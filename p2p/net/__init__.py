@@ -1,0 +1,1 @@
+"""The seam (Fabric, Stream, Transport), its implementations and the connection driver."""

@@ -1,0 +1,1 @@
+"""Helpers of the tests: deterministic runs, cancellation sweeps, crash images, whole nodes."""
