@@ -1,1 +1,1 @@
-"""The process: configuration, local RPC, MCP, command line, and the wiring of the other packages."""
+"""The process: configuration, local RPC, MCP, command line, and the wiring of the others."""

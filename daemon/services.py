@@ -1,0 +1,61 @@
+"""The running parts of a daemon, as the RPC methods see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from daemon.agents import AgentStore
+    from daemon.config import Config
+    from daemon.events import EventHub
+    from daemon.health import Health
+    from daemon.paths import Paths
+    from memory.store import Memory
+    from p2p.env import Env
+    from p2p.identity import PeerId
+    from p2p.node import Node
+    from p2p.replication.service import Replication
+
+
+class Control(Protocol):
+    """What a method may ask of the process itself."""
+
+    def stop(self, *, now: bool) -> None:
+        """End the daemon: drain first, or at once."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything a method may use. Built by `daemon.wiring`, and by tests.
+
+    Attributes:
+        env: clocks and random numbers.
+        config: the settings in force.
+        paths: where the files are.
+        device: this node's key, which is its peer id.
+        memory: the memory.
+        node: the mesh.
+        replication: groups, invites and sync.
+        agents: tokens.
+        events: what happened, for subscribers.
+        health: how the parts are.
+        control: the process.
+        boot_id: random hex of this start, the `epoch` of events.
+        started_ms: Unix milliseconds of this start.
+    """
+
+    env: Env
+    config: Config
+    paths: Paths
+    device: PeerId
+    memory: Memory
+    node: Node
+    replication: Replication
+    agents: AgentStore
+    events: EventHub
+    health: Health
+    control: Control
+    boot_id: str
+    started_ms: int
