@@ -1,0 +1,1 @@
+"""Data files the package reads: the BIP-39 English word list."""
