@@ -11,7 +11,8 @@ class StoreError(MemoryStoreError):
     """The database cannot serve.
 
     Args:
-        reason: `corrupt`, `full`, `too_new` or `busy`.
+        reason: `corrupt`, `full`, `too_new`, `busy`, `io` (reading or writing failed) or
+            `closed` (the daemon is stopping).
         message: what is wrong and what to do.
     """
 

@@ -1,7 +1,7 @@
 """What goes into the memory and what comes out: the public types of `memory`.
 
-Struct fields are the JSON fields of the local RPC (`memory.*` methods) and of the MCP tools; ids are
-lower-case hex there, of 64 digits. Source: docs/specs/memory.md.
+Struct fields are the JSON fields of the local RPC (`memory.*` methods) and of the MCP tools; ids
+are lower-case hex there, of 64 digits. Source: docs/specs/memory.md.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Hit(msgspec.Struct, kw_only=True, omit_defaults=True):
         verified: whether the signature was checked here (always, for what is stored).
         created: ISO 8601 UTC.
         scope: as the caller would write it.
-        text: None when the token budget or `detail="index"` left it out: fetch it with `memory.get`.
+        text: None when the token budget or `detail="index"` left it out: `memory.get` fetches it.
     """
 
     id: str
