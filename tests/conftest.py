@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import hypothesis
+import hypothesis.configuration
 import pytest
 
 from tests.helpers.det import seeded_scheduler
@@ -37,6 +38,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "explore", max_examples=10 * EXAMPLES, database=None, deadline=None, print_blob=True
 )
+hypothesis.configuration.set_hypothesis_home_dir("build/hypothesis")
 hypothesis.settings.load_profile(os.environ.get(PROFILE_VARIABLE, "gate"))
 
 

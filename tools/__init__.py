@@ -1,0 +1,1 @@
+"""Programs behind the Makefile; no part of what is installed."""
