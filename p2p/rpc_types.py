@@ -68,7 +68,7 @@ class Method(Generic[Q, R]):
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= METHOD_CHARS_MAX:
-            raise ValueError(f"method name must have 1 to {METHOD_CHARS_MAX} characters: {self.name!r}")
+            raise ValueError(f"name needs 1 to {METHOD_CHARS_MAX} characters: {self.name!r}")
         if self.concurrent_max < 1:
             raise ValueError(f"{self.name}: concurrent_max must be at least 1")
 
