@@ -12,7 +12,7 @@ itself at import, so two registries in one process do not mix.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast, get_type_hints
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from daemon.agents import Principal
     from daemon.services import Services
+    from memory.model import Caller
 
 API: Final = (1, 0)
 """Version of the local API: fields are only added within a major one."""
@@ -33,6 +34,26 @@ R = TypeVar("R")
 
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Params of a method that takes none."""
+
+
+class ConnectionOps(Protocol):
+    """What a method may do with the connection it was called on (not in MCP)."""
+
+    def notify(self, method: str, params: dict[str, object]) -> None:
+        """Send a notification; dropped when the connection is gone."""
+        ...
+
+    def cancel(self, request: int | str) -> bool:
+        """Cancel a request of this connection; False if none of that id is at work."""
+        ...
+
+    def attach(self, topics: Sequence[str], since: tuple[str, int] | None) -> tuple[int, bool]:
+        """Start to send events; the subscription's number, and whether some may be missing."""
+        ...
+
+    def detach(self, subscription: int) -> bool:
+        """Stop sending events; False if there is no such subscription."""
+        ...
 
 
 class Progress(Protocol):
@@ -54,6 +75,8 @@ class Context:
         client: what the client calls itself, for logs and `agents list`; never trusted.
         connection: number of the connection since start.
         pid: process id of the client, as the kernel says; 0 if unknown.
+        project: scope name of what the client works on; empty if it gave none.
+        ops: the connection, None in MCP.
     """
 
     services: Services
@@ -62,23 +85,29 @@ class Context:
     client: str = ""
     connection: int = 0
     pid: int = 0
+    project: str = ""
+    ops: ConnectionOps | None = None
+
+    def caller(self) -> Caller:
+        """The principal as the memory sees it."""
+        return self.principal.caller(
+            bytes(self.services.device), session=self.session, project=self.project
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredReceipt:
-    """Result of a mutating call, stored with its effect (shape of `p2p.replication.store.Receipt`).
+    """Result of a mutating call, stored with its effect (shape of `memory.seams.Receipt`).
 
     Attributes:
         key: SHA-256 over session, request id and params.
-        encoder: the bytes to keep, from the ids that were written.
     """
 
     key: bytes
-    encoder: Callable[[object], bytes]
 
-    def encode(self, ids: object) -> bytes:
-        """The bytes to keep; runs in the writer's transaction."""
-        return self.encoder(ids)
+    def encode(self, result: object, /) -> bytes:
+        """The JSON to keep; runs in the writer's transaction."""
+        return msgspec.json.encode(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +135,11 @@ class Call:
     def principal(self) -> Principal:
         """Who asks."""
         return self.context.principal
+
+    @property
+    def receipt(self) -> StoredReceipt | None:
+        """Pass this to the memory's writing methods."""
+        return None if self.receipt_key is None else StoredReceipt(key=self.receipt_key)
 
 
 @dataclass(frozen=True, kw_only=True)
