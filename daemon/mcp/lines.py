@@ -64,7 +64,7 @@ class Incoming(NamedTuple):
 class _Message(msgspec.Struct, frozen=True):
     jsonrpc: Literal["2.0"]
     method: str | msgspec.UnsetType = msgspec.UNSET
-    id: RequestId | None | msgspec.UnsetType = msgspec.UNSET
+    id: RequestId | msgspec.UnsetType | None = msgspec.UNSET
     params: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -113,8 +113,8 @@ def decode_line_untrusted(line: bytes, *, line_bytes_max: int) -> Incoming:
     except msgspec.ValidationError:
         raise BadLineError(
             INVALID_REQUEST,
-            "not a JSON-RPC 2.0 message: send one object a line with jsonrpc, method and a string or"
-            " integer id; no batches",
+            "not a JSON-RPC 2.0 message: send one object a line with jsonrpc, method and a string"
+            " or integer id; no batches",
             _id_of(line),
         ) from None
     except _UNREADABLE:

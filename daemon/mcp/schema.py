@@ -91,7 +91,7 @@ def _shorten(schema: Json, known: dict[str, Json]) -> Json:
 
 
 def _any_of(schema: dict[str, Json], options: list[Json]) -> Json:
-    """`X or null` is `X` with the property optional: models leave it out instead of sending null."""
+    """`X or null` is an optional `X`: models leave it out instead of sending null."""
     real = [option for option in options if option != {"type": "null"}]
     short: dict[str, Json] = {}
     if len(real) == 1 and isinstance(real[0], dict):

@@ -13,11 +13,6 @@ INSTRUCTIONS: Final = (
 )
 """Sent once a connection, in both eras (daemon.md 6)."""
 
-INSTRUCTIONS_WITHOUT_FEEDBACK: Final = INSTRUCTIONS.replace(
-    "report contradictions with memory_feedback", "store contradictions with memory_remember"
-)
-"""As long as there is no `memory_feedback` tool, no model is told to call it."""
-
 TASK_CHARS_MAX: Final = 4000
 """Longest task `recall_context` takes, in characters: a query is 4 KiB (memory.md 8)."""
 
@@ -33,13 +28,26 @@ Task: {task}"""
 
 _SAVE_LESSONS: Final = """\
 Look back over this session and store what will help next time:
-1. Choose decisions with their reason, lessons from mistakes, preferences the user stated, facts that
-   were hard to find. Leave out what the repository already says, and everything secret.
-2. Call memory_recall for each first. If it is known, do not store it again; if it is known wrongly and
-   you wrote it, store the new text with supersedes.
+1. Choose decisions with their reason, lessons from mistakes, preferences the user stated, facts
+   that were hard to find. Leave out what the repository already says, and everything secret.
+2. Call memory_recall for each first. If it is known, do not store it again; if it is known
+   wrongly and you wrote it, store the new text with supersedes.
 3. Call memory_remember once for each: one fact, self-contained, with a title and a kind (decision,
    lesson, preference, note). Give derived_from the ids of memories it builds on.
 4. List what you stored with the ids."""
+
+
+def instructions(*, has_feedback: bool) -> str:
+    """What a connecting model is told about us.
+
+    Args:
+        has_feedback: whether there is a `memory_feedback` tool; no model is told to call another.
+    """
+    if has_feedback:
+        return INSTRUCTIONS
+    return INSTRUCTIONS.replace(
+        "report contradictions with memory_feedback", "report contradictions"
+    )
 
 
 def recall_context(task: str) -> str:

@@ -1,4 +1,4 @@
-"""MCP tools made from the method registry: which ones, how they are described, what goes in and out.
+"""MCP tools made from the method registry: which ones, their descriptions, their arguments.
 
 Knows nothing of the SDK: everything here is plain data, so it can be tested without it.
 """
