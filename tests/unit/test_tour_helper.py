@@ -56,12 +56,12 @@ def test_a_true_document_passes_and_keeps_variables_between_blocks(tmp_path: Pat
 
 
 def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="(?s)false.*status 1"):
+    with pytest.raises(AssertionError, match=r"(?s)false.*status 1"):
         check_document(block("$ false\n$ true\n"), folder=tmp_path, env=ENV)
 
 
 def test_a_different_output_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="(?s)printed:\nyes.*expected:\nno"):
+    with pytest.raises(AssertionError, match=r"(?s)printed:\nyes.*expected:\nno"):
         check_document(block("$ echo yes\nno\n"), folder=tmp_path, env=ENV)
 
 
