@@ -8,7 +8,8 @@ run the same code, so what one sends the other expects:
 
 * CONTROL: control records first and completely, because they decide which data counts. Heads
   of lane 0, then each side sends what lies above the other's heads, an empty *Records* as the
-  end, and a second *State* once it has admitted what it got. Roots that still differ set `control_incomplete`.
+  end, and a second *State* once it has admitted what it got. Roots that still differ set
+  `control_incomplete`.
 * HEADS: heads of lane 1, from which each side computes what it lacks.
 * TAILS: *Want*, answered by *Records* and an empty *Records*; again until nothing is left to want,
   which an empty *Want* says. Suspects (a log that differs below its head) are fetched backwards

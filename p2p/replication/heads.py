@@ -3,7 +3,8 @@
 Two replicas first compare a root (a salted hash over all ids of a lane). When it differs they
 compare where each log stands; what is above the own end of a log, or in a gap, is asked for. That
 is usually the end. What heads cannot show, a different record at one place of a log, is a
-*suspect* and looked for backwards (`p2p.replication.exchange`). Everything here is a function of its arguments.
+*suspect* and looked for backwards (`p2p.replication.exchange`). Everything here is a function of
+its arguments.
 Source: docs/specs/sync.md s.3-5.
 """
 

@@ -1,0 +1,369 @@
+"""What every `RecordStore` must do, whoever keeps the bytes.
+
+A test module subclasses `StoreConformance` and provides a fixture `world` whose value is a
+`StoreWorld`. Bodies are opaque here: a store that projects bodies of its own kind must take others
+without complaint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.helpers.chains import Chain, PlainDraft, PlainSealer, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from p2p.replication.store import RecordStore
+
+GROUP = digest("group")
+OTHER_GROUP = digest("another group")
+ME = digest("me")
+ALICE = digest("alice")
+BOB = digest("bob")
+
+
+@dataclass
+class StoreWorld:
+    """A store under test."""
+
+    store: RecordStore
+    sealer: PlainSealer
+    reopen: Callable[[], Awaitable[RecordStore]]
+    """Close the store and open it again on the same disk."""
+
+
+class _Receipt:
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.ids: list[bytes] = []
+
+    def encode(self, ids: Sequence[bytes]) -> bytes:
+        self.ids = list(ids)
+        return b"".join(ids)
+
+
+def ids_of(packed: bytes) -> list[bytes]:
+    """Ids of an index, in its order."""
+    return [packed[at + 8 : at + 40] for at in range(0, len(packed), 40)]
+
+
+class StoreConformance:
+    """The suite; subclass it and give it a `world` fixture."""
+
+    @pytest.fixture
+    def store(self, world: StoreWorld) -> RecordStore:
+        """The store under test."""
+        return world.store
+
+    async def test_an_empty_store_has_nothing_and_says_so(self, store: RecordStore) -> None:
+        assert list(await store.logs(GROUP)) == []
+        assert list(await store.control(GROUP)) == []
+        assert len(await store.index(GROUP, 1)) == 0
+        assert dict(await store.known([digest("x")])) == {}
+        assert list(await store.fetch([digest("x")], bodies=True)) == []
+        assert await store.at((GROUP, ALICE, 1, 1), 1) is None
+        assert list(await store.tail((GROUP, ALICE, 1, 1), 1, 9, 1000)) == []
+
+    async def test_append_seals_in_order_at_the_end_of_the_own_log(self, world: StoreWorld) -> None:
+        first = await world.store.append(GROUP, [PlainDraft(32, b"a"), PlainDraft(32, b"b")])
+        second = await world.store.append(GROUP, [PlainDraft(32, b"c")])
+        assert len(first) == 2
+        log = world.sealer.log(GROUP, 1)
+        rows = [await world.store.at(log, seq) for seq in (1, 2, 3)]
+        assert [row.id for row in rows if row is not None] == [*first, *second]
+        (state,) = await world.store.logs(GROUP)
+        assert (state.key, state.contiguous, state.max_seq) == (log, 3, 3)
+        assert state.head_id == second[0]
+        assert state.head_hlc > 0
+
+    async def test_append_is_all_or_nothing(self, world: StoreWorld) -> None:
+        world.sealer.fail_at = 1
+        with pytest.raises(RuntimeError):
+            await world.store.append(
+                GROUP,
+                [PlainDraft(32, b"a"), PlainDraft(32, b"b")],
+                local=[("grp", (GROUP, "name", 0, "member"))],
+            )
+        world.sealer.fail_at = None
+        assert list(await world.store.logs(GROUP)) == []
+        assert list(await world.store.local("grp")) == []
+        (only,) = await world.store.append(GROUP, [PlainDraft(32, b"c")])
+        row = await world.store.at(world.sealer.log(GROUP, 1), 1)
+        assert row is not None
+        assert row.id == only
+
+    async def test_each_lane_has_a_chain_of_its_own(self, world: StoreWorld) -> None:
+        await world.store.append(GROUP, [PlainDraft(13, b"control"), PlainDraft(32, b"data")])
+        states = {state.key[3]: state for state in await world.store.logs(GROUP)}
+        assert {lane: state.max_seq for lane, state in states.items()} == {0: 1, 1: 1}
+
+    async def test_admit_stores_once_and_knows_its_duplicates(self, store: RecordStore) -> None:
+        records = Chain(GROUP, ALICE).many(3)
+        verdicts = await store.admit(GROUP, records)
+        assert [v.outcome for v in verdicts] == ["stored"] * 3
+        assert [v.id for v in verdicts] == [r.id for r in records]
+        again = await store.admit(GROUP, records[1:])
+        assert [v.outcome for v in again] == ["duplicate"] * 2
+        assert dict(await store.known([r.id for r in records])) == {r.id: "live" for r in records}
+
+    async def test_a_gap_holds_the_head_back_until_it_closes(self, store: RecordStore) -> None:
+        records = Chain(GROUP, ALICE).many(5)
+        await store.admit(GROUP, [records[0], records[3], records[4]])
+        (state,) = await store.logs(GROUP)
+        assert (state.contiguous, state.max_seq, state.head_id) == (1, 5, records[0].id)
+        await store.admit(GROUP, [records[2], records[1]])
+        (state,) = await store.logs(GROUP)
+        assert (state.contiguous, state.max_seq, state.head_id) == (5, 5, records[4].id)
+        assert state.head_hlc == records[4].hlc
+
+    async def test_a_log_without_its_first_record_has_no_head(self, store: RecordStore) -> None:
+        records = Chain(GROUP, ALICE).many(2)
+        await store.admit(GROUP, [records[1]])
+        (state,) = await store.logs(GROUP)
+        assert (state.contiguous, state.max_seq) == (0, 2)
+        assert (state.head_id, state.head_hlc) == (bytes(32), 0)
+
+    async def test_a_second_record_at_a_place_is_a_fork_and_not_stored(
+        self, store: RecordStore
+    ) -> None:
+        chain = Chain(GROUP, ALICE)
+        chain.many(2)
+        twin = chain.fork()
+        kept, rival = chain.next(b"one"), twin.next(b"two")
+        await store.admit(GROUP, chain.records)
+        (verdict,) = await store.admit(GROUP, [rival])
+        assert (verdict.outcome, verdict.other) == ("fork", kept.id)
+        assert rival.id not in await store.known([rival.id])
+        assert list(await store.fetch([rival.id], bodies=True)) == []
+
+    async def test_a_header_waits_for_its_body(self, store: RecordStore) -> None:
+        record = Chain(GROUP, ALICE).next()
+        (verdict,) = await store.admit(GROUP, [replace(record, envelope=None, plain=None)])
+        assert verdict.outcome == "stored"
+        (row,) = await store.fetch([record.id], bodies=True)
+        assert row.envelope is None
+        (verdict,) = await store.admit(GROUP, [record])
+        assert verdict.outcome == "body"
+        (row,) = await store.fetch([record.id], bodies=True)
+        assert row.envelope is not None
+        assert row.envelope.ct == (record.envelope and record.envelope.ct)
+
+    async def test_what_comes_out_is_what_went_in(self, store: RecordStore) -> None:
+        record = Chain(GROUP, ALICE).next(b"text")
+        await store.admit(GROUP, [record])
+        (row,) = await store.fetch([record.id], bodies=True)
+        assert (row.id, row.header, row.signature) == (record.id, record.header, record.signature)
+        assert row.envelope is not None
+        assert record.envelope is not None
+        assert (row.envelope.salt, row.envelope.epoch, row.envelope.wrap, row.envelope.ct) == (
+            record.envelope.salt,
+            record.envelope.epoch,
+            record.envelope.wrap,
+            record.envelope.ct,
+        )
+
+    async def test_control_comes_back_in_order_of_arrival(self, store: RecordStore) -> None:
+        alice, bob = Chain(GROUP, ALICE, lane=0), Chain(GROUP, BOB, lane=0)
+        order = [alice.next(b"1"), bob.next(b"2"), alice.next(b"3")]
+        for record in order:
+            await store.admit(GROUP, [record])
+        await store.admit(GROUP, [Chain(GROUP, ALICE).next()])
+        rows = await store.control(GROUP)
+        assert [row.id for row in rows] == [r.id for r in order]
+        assert [row.envelope.ct for row in rows if row.envelope] == [b"1", b"2", b"3"]
+        later = await store.control(GROUP, after=rows[0].n)
+        assert [row.id for row in later] == [r.id for r in order[1:]]
+        assert list(await store.control(GROUP, after=rows[-1].n)) == []
+
+    async def test_tail_gives_a_range_cut_by_bytes_but_never_empty(
+        self, store: RecordStore
+    ) -> None:
+        chain = Chain(GROUP, ALICE)
+        records = chain.many(6)
+        await store.admit(GROUP, records)
+        rows = await store.tail(chain.log, 2, 4, 1_000_000)
+        assert [row.id for row in rows] == [r.id for r in records[1:4]]
+        assert [row.id for row in await store.tail(chain.log, 3, 6, 1)] == [records[2].id]
+        assert list(await store.tail(chain.log, 7, 9, 1000)) == []
+        some = await store.tail(chain.log, 1, 6, 900)
+        assert 1 <= len(some) < 6
+
+    async def test_tail_skips_what_is_not_here(self, store: RecordStore) -> None:
+        chain = Chain(GROUP, ALICE)
+        records = chain.many(4)
+        await store.admit(GROUP, [records[0], records[3]])
+        rows = await store.tail(chain.log, 1, 4, 1_000_000)
+        assert [row.id for row in rows] == [records[0].id, records[3].id]
+
+    async def test_fetch_keeps_the_asked_order_and_leaves_out_strangers(
+        self, store: RecordStore
+    ) -> None:
+        records = Chain(GROUP, ALICE).many(3)
+        await store.admit(GROUP, records)
+        asked = [records[2].id, digest("stranger"), records[0].id]
+        rows = await store.fetch(asked, bodies=True)
+        assert [row.id for row in rows] == [records[2].id, records[0].id]
+
+    async def test_index_is_sorted_by_clock_and_id_and_is_a_snapshot(
+        self, store: RecordStore
+    ) -> None:
+        records = Chain(GROUP, ALICE).many(3) + Chain(GROUP, BOB).many(3)
+        await store.admit(GROUP, records[::-1])
+        index = await store.index(GROUP, 1)
+        expected = sorted(records, key=lambda r: (r.hlc, r.id))
+        assert len(index) == 6
+        assert index.packed == b"".join(r.hlc.to_bytes(8, "big") + r.id for r in expected)
+        await store.admit(GROUP, [Chain(GROUP, digest("carol")).next()])
+        assert len(index) == 6
+        assert len(await store.index(GROUP, 1)) == 7
+        assert len(await store.index(GROUP, 0)) == 0
+
+    async def test_void_data_leaves_the_index_void_control_stays(self, store: RecordStore) -> None:
+        data, control = Chain(GROUP, ALICE), Chain(GROUP, ALICE, lane=0)
+        records = data.many(2)
+        ops = [control.next(b"op")]
+        await store.admit(GROUP, [*records, *ops])
+        assert await store.settle(GROUP, void=[records[1].id, ops[0].id]) == 2
+        assert ids_of((await store.index(GROUP, 1)).packed) == [records[0].id]
+        assert ids_of((await store.index(GROUP, 0)).packed) == [ops[0].id]
+        assert (await store.known([records[1].id]))[records[1].id] == "void"
+        assert await store.settle(GROUP, void=[records[1].id]) == 0
+        assert await store.settle(GROUP, revive=[records[1].id, ops[0].id]) == 2
+        assert len(await store.index(GROUP, 1)) == 2
+
+    async def test_a_record_admitted_void_counts_only_when_revived(
+        self, store: RecordStore
+    ) -> None:
+        record = Chain(GROUP, ALICE).next(state="void")
+        await store.admit(GROUP, [record])
+        assert len(await store.index(GROUP, 1)) == 0
+        await store.settle(GROUP, revive=[record.id])
+        assert (await store.known([record.id]))[record.id] == "live"
+        assert len(await store.index(GROUP, 1)) == 1
+
+    async def test_a_fork_voids_its_log_from_there_for_ever(self, store: RecordStore) -> None:
+        chain = Chain(GROUP, ALICE)
+        records = chain.many(5)
+        await store.admit(GROUP, records)
+        await store.settle(GROUP, fork=[(chain.log, 3, records[2].id, digest("rival"))])
+        assert ids_of((await store.index(GROUP, 1)).packed) == [r.id for r in records[:2]]
+        (state,) = await store.logs(GROUP)
+        assert state.fork_seq == 3
+        await store.settle(GROUP, revive=[records[3].id])
+        assert ids_of((await store.index(GROUP, 1)).packed) == [r.id for r in records[:2]]
+        # A later proof further up changes nothing, one further down does.
+        await store.settle(GROUP, fork=[(chain.log, 4, records[3].id, digest("rival"))])
+        assert next(iter(await store.logs(GROUP))).fork_seq == 3
+        await store.settle(GROUP, fork=[(chain.log, 2, records[1].id, digest("rival"))])
+        assert ids_of((await store.index(GROUP, 1)).packed) == [records[0].id]
+
+    async def test_a_fork_of_the_control_lane_leaves_its_index_too(
+        self, store: RecordStore
+    ) -> None:
+        chain = Chain(GROUP, ALICE, lane=0)
+        records = chain.many(3)
+        await store.admit(GROUP, records)
+        await store.settle(GROUP, fork=[(chain.log, 2, records[1].id, digest("rival"))])
+        assert ids_of((await store.index(GROUP, 0)).packed) == [records[0].id]
+        assert len(await store.control(GROUP)) == 3
+
+    async def test_sealed_records_count_and_open_when_the_key_comes(
+        self, store: RecordStore
+    ) -> None:
+        chain = Chain(GROUP, ALICE)
+        epoch = bytes(range(16))
+        waiting = [chain.next(f"{n}".encode(), epoch=epoch, state="sealed") for n in range(3)]
+        await store.admit(GROUP, [replace(record, plain=None) for record in waiting])
+        assert len(await store.index(GROUP, 1)) == 3
+        assert (await store.known([waiting[0].id]))[waiting[0].id] == "sealed"
+        assert [row.id for row in await store.sealed(GROUP, epoch, 2)] == [
+            r.id for r in waiting[:2]
+        ]
+        assert list(await store.sealed(GROUP, bytes(16), 9)) == []
+        await store.unsealed(GROUP, [(waiting[0].id, b"0"), (waiting[1].id, b"1")])
+        assert [row.id for row in await store.sealed(GROUP, epoch, 9)] == [waiting[2].id]
+        assert (await store.known([waiting[0].id]))[waiting[0].id] == "live"
+
+    async def test_groups_do_not_see_each_other(self, store: RecordStore) -> None:
+        here, there = Chain(GROUP, ALICE), Chain(OTHER_GROUP, ALICE)
+        await store.admit(GROUP, here.many(2))
+        await store.admit(OTHER_GROUP, there.many(3))
+        assert len(await store.index(GROUP, 1)) == 2
+        assert [state.key[0] for state in await store.logs(OTHER_GROUP)] == [OTHER_GROUP]
+
+    async def test_local_rows_are_written_replaced_and_deleted(self, store: RecordStore) -> None:
+        epoch = ("epoch", (GROUP, bytes(16), bytes(64)))
+        await store.admit(
+            GROUP,
+            [],
+            local=[
+                ("grp", (GROUP, "first", 0, "member")),
+                ("grp", (OTHER_GROUP, "second", 1, "member")),
+                epoch,
+            ],
+        )
+        await store.admit(GROUP, [], local=[("grp", (GROUP, "renamed", 0, "member"))])
+        rows = {row[1][0]: row[1] for row in await store.local("grp")}
+        assert rows[GROUP] == (GROUP, "renamed", 0, "member")
+        assert len(rows) == 2
+        assert list(await store.local("epoch", GROUP)) == [epoch]
+        assert list(await store.local("epoch", OTHER_GROUP)) == []
+        await store.admit(GROUP, [], local=[("epoch-", (GROUP, bytes(16)))])
+        assert list(await store.local("epoch", GROUP)) == []
+
+    async def test_every_local_table_takes_its_columns(self, store: RecordStore) -> None:
+        record = Chain(GROUP, ALICE).next()
+        rows = [
+            ("grp", (GROUP, "name", 1, "pending")),
+            ("secret", (GROUP, "x25519", b"p" * 32, b"s" * 32)),
+            ("epoch", (GROUP, bytes(16), bytes(64))),
+            ("hold", (record.id, GROUP, "skew", 1_700_000_000_000, b"wire")),
+            ("peer", (GROUP, ALICE, 1_700_000_000_000, bytes(32))),
+            ("device", (ALICE, "laptop", 0, 0)),
+        ]
+        await store.admit(GROUP, [], local=rows)
+        for table, columns in rows:
+            assert [row[1] for row in await store.local(table)] == [columns]
+        assert dict(await store.known([record.id])) == {record.id: "held"}
+        await store.admit(GROUP, [record], local=[("hold-", (record.id,))])
+        assert dict(await store.known([record.id])) == {record.id: "live"}
+
+    async def test_commits_are_told_in_order_and_only_when_something_was_stored(
+        self, world: StoreWorld
+    ) -> None:
+        told: list[tuple[bytes, list[bytes]]] = []
+        world.store.on_commit(lambda group, ids: told.append((group, list(ids))))
+        (own,) = await world.store.append(GROUP, [PlainDraft(32, b"own")])
+        records = Chain(GROUP, ALICE).many(2)
+        await world.store.admit(GROUP, records)
+        await world.store.admit(GROUP, records)
+        await world.store.admit(GROUP, [], local=[("grp", (GROUP, "name", 0, "member"))])
+        assert told == [(GROUP, [own]), (GROUP, [r.id for r in records])]
+
+    async def test_a_receipt_is_encoded_with_the_ids_it_stands_for(self, world: StoreWorld) -> None:
+        receipt = _Receipt(b"key")
+        ids = await world.store.append(GROUP, [PlainDraft(32, b"a")], receipt)
+        assert receipt.ids == list(ids)
+
+    async def test_all_of_it_survives_a_restart(self, world: StoreWorld) -> None:
+        chain = Chain(GROUP, ALICE)
+        records = chain.many(4)
+        await world.store.admit(
+            GROUP, [records[0], records[1], records[3]], local=[("device", (ALICE, "x", 1, 0))]
+        )
+        (own,) = await world.store.append(GROUP, [PlainDraft(32, b"own")])
+        await world.store.settle(GROUP, void=[records[1].id])
+        before = (await world.store.index(GROUP, 1)).packed
+        store = await world.reopen()
+        assert (await store.index(GROUP, 1)).packed == before
+        assert (await store.known([records[1].id]))[records[1].id] == "void"
+        assert [row[1] for row in await store.local("device")] == [(ALICE, "x", 1, 0)]
+        states = {state.key: state for state in await store.logs(GROUP)}
+        assert (states[chain.log].contiguous, states[chain.log].max_seq) == (2, 4)
+        (next_own,) = await store.append(GROUP, [PlainDraft(32, b"more")])
+        rows = await store.tail(world.sealer.log(GROUP, 1), 1, 9, 1_000_000)
+        assert [row.id for row in rows] == [own, next_own]
