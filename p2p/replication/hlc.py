@@ -1,6 +1,6 @@
 """Hybrid logical clock: wall time where it can be trusted, order where it cannot.
 
-An HLC is milliseconds (48 bits) << 16 | counter; it fits a signed 64-bit column until the year 6429.
+An HLC is milliseconds (48 bits) << 16 | counter, and fits a signed 64-bit column until 6429.
 Records order by it, so it must grow along every chain and past everything the author had seen; and
 nobody may push it far ahead, so a foreign value more than ten minutes ahead of our wall clock is
 never observed. Source: docs/specs/record.md s.5.
