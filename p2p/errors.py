@@ -66,7 +66,9 @@ class RemoteError(P2pError):
         message: the peer's text, at most 512 characters; show it as data.
     """
 
-    def __init__(self, code: int, message: str, *, retry_after_ms: int = 0, data: bytes = b"") -> None:
+    def __init__(
+        self, code: int, message: str, *, retry_after_ms: int = 0, data: bytes = b""
+    ) -> None:
         super().__init__(f"remote error {code}: {message}")
         self.code = code
         self.message = message
@@ -87,4 +89,13 @@ class TimedOut(TransientError):
 
 
 class Busy(TransientError):
-    """A limit of ours or theirs is full just now."""
+    """A limit of ours or theirs is full just now.
+
+    Args:
+        message: which limit.
+        retry_after_ms: when trying again makes sense, 0 if unknown.
+    """
+
+    def __init__(self, message: str = "", *, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
