@@ -1,0 +1,159 @@
+// A js-libp2p peer that a test drives: one JSON command a line on stdin, one JSON answer a line on
+// stdout. It serves four protocols and can act as the client of each. It ends with its stdin.
+import { createHash } from 'node:crypto'
+import { createInterface } from 'node:readline'
+import { noise } from '@chainsafe/libp2p-noise'
+import { yamux } from '@chainsafe/libp2p-yamux'
+import { identify, identifyPush } from '@libp2p/identify'
+import { ping } from '@libp2p/ping'
+import { tcp } from '@libp2p/tcp'
+import { multiaddr } from '@multiformats/multiaddr'
+import { createLibp2p } from 'libp2p'
+
+const ECHO = '/covey-test/echo/1' // sends back what comes, ends when the other side ends
+const COUNT = '/covey-test/count/1' // reads to the end, then answers how much it was (u64 BE)
+const RESET = '/covey-test/reset/1' // resets at the first byte
+const HOLD = '/covey-test/hold/1' // reads; tells the test how the stream ended
+const STREAMS = { maxInboundStreams: 2048, maxOutboundStreams: 2048 }
+
+const say = (message) => process.stdout.write(JSON.stringify(message) + '\n')
+const bytesOf = (chunk) => (chunk.subarray != null ? chunk.subarray() : chunk)
+const pattern = (size) => Uint8Array.from({ length: size }, (_, i) => (i * 31 + (i >> 8)) & 0xff)
+const digest = (data) => createHash('sha256').update(data).digest('hex')
+
+const node = await createLibp2p({
+  addresses: { listen: [process.argv[2] ?? '/ip4/127.0.0.1/tcp/0'] },
+  transports: [tcp()],
+  connectionEncrypters: [noise()],
+  streamMuxers: [yamux()],
+  // The default takes five connections a second of one address; the tests all come from one.
+  connectionManager: { inboundConnectionThreshold: 1000 },
+  services: { ping: ping(), identify: identify(), identifyPush: identifyPush() }
+})
+
+const identified = new Map()
+const waiting = new Map()
+node.addEventListener('peer:identify', (event) => {
+  const found = {
+    agent: event.detail.agentVersion,
+    version: event.detail.protocolVersion,
+    protocols: event.detail.protocols,
+    addrs: event.detail.listenAddrs.map(String),
+    observed: event.detail.observedAddr?.toString() ?? null
+  }
+  const id = event.detail.peerId.toString()
+  identified.set(id, found)
+  for (const resolve of waiting.get(id) ?? []) resolve(found)
+  waiting.delete(id)
+})
+node.addEventListener('peer:disconnect', (event) => say({ event: 'down', peer: event.detail.toString() }))
+
+async function send (stream, data) {
+  for (let at = 0; at < data.length; at += 16384) {
+    if (!stream.send(data.subarray(at, at + 16384))) await stream.onDrain()
+  }
+}
+
+async function readAll (stream) {
+  const chunks = []
+  for await (const chunk of stream) chunks.push(Buffer.from(bytesOf(chunk)))
+  return Buffer.concat(chunks)
+}
+
+await node.handle(ECHO, async (stream) => {
+  try {
+    for await (const chunk of stream) await send(stream, bytesOf(chunk))
+    await stream.close()
+  } catch (error) {
+    stream.abort(error)
+  }
+}, STREAMS)
+
+await node.handle(COUNT, async (stream) => {
+  const count = (await readAll(stream)).length
+  const answer = Buffer.alloc(8)
+  answer.writeBigUInt64BE(BigInt(count))
+  await send(stream, answer)
+  await stream.close()
+}, STREAMS)
+
+await node.handle(RESET, async (stream) => {
+  stream.addEventListener('message', () => stream.abort(new Error('as asked')), { once: true })
+}, STREAMS)
+
+await node.handle(HOLD, async (stream) => {
+  stream.addEventListener('close', (event) => say({ event: 'hold', reset: event.error != null }), { once: true })
+  stream.addEventListener('message', () => say({ event: 'held' }), { once: true })
+}, STREAMS)
+
+async function exchange (target, size) {
+  const stream = await node.dialProtocol(target, ECHO, STREAMS)
+  const data = pattern(size)
+  const back = readAll(stream)
+  await send(stream, data)
+  await stream.close()
+  const received = await back
+  if (digest(received) !== digest(data)) throw new Error(`${received.length} of ${size} bytes came back`)
+}
+
+const commands = {
+  async dial ({ addr }) {
+    const connection = await node.dial(multiaddr(addr), { signal: AbortSignal.timeout(10000) })
+    return { encryption: connection.encryption, muxer: connection.multiplexer, peer: connection.remotePeer.toString() }
+  },
+  async identify ({ peer }) {
+    if (identified.has(peer)) return identified.get(peer)
+    return await new Promise((resolve) => waiting.set(peer, [...(waiting.get(peer) ?? []), resolve]))
+  },
+  async ping ({ addr, count }) {
+    const times = []
+    for (let i = 0; i < count; i++) times.push(await node.services.ping.ping(multiaddr(addr)))
+    return { times }
+  },
+  async echo ({ addr, size }) {
+    await exchange(multiaddr(addr), size)
+    return { size }
+  },
+  async streams ({ addr, count, size }) {
+    await Promise.all(Array.from({ length: count }, () => exchange(multiaddr(addr), size)))
+    return { count }
+  },
+  async halfclose ({ addr, size }) {
+    const stream = await node.dialProtocol(multiaddr(addr), COUNT, STREAMS)
+    const answer = readAll(stream)
+    await send(stream, pattern(size))
+    await stream.close() // closes the writing half; the answer comes after it
+    return { counted: Number((await answer).readBigUInt64BE()) }
+  },
+  async send_reset ({ addr }) {
+    const stream = await node.dialProtocol(multiaddr(addr), HOLD, STREAMS)
+    await send(stream, pattern(1000))
+    await new Promise((resolve) => { commands.go_on = async () => { resolve(); return {} } })
+    stream.abort(new Error('as asked'))
+    return {}
+  },
+  async get_reset ({ addr }) {
+    const stream = await node.dialProtocol(multiaddr(addr), RESET, STREAMS)
+    const closed = new Promise((resolve) => stream.addEventListener('close', resolve, { once: true }))
+    await send(stream, pattern(10))
+    const event = await closed
+    return { reset: event.error != null }
+  },
+  async stop () {
+    await node.stop()
+    setImmediate(() => process.exit(0))
+    return {}
+  }
+}
+
+const input = createInterface({ input: process.stdin })
+input.on('line', async (line) => {
+  const { n, act, ...rest } = JSON.parse(line)
+  try {
+    say({ n, ok: await commands[act](rest) })
+  } catch (error) {
+    say({ n, error: `${error.name}: ${error.message}` })
+  }
+})
+input.on('close', () => process.exit(0))
+say({ ready: { id: node.peerId.toString(), addrs: node.getMultiaddrs().map(String) } })
