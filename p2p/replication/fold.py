@@ -105,13 +105,9 @@ class Holding:
 
     buckets: dict[tuple[int, int], int] = field(default_factory=dict)
     """(role, level) -> bits of the supports."""
-    refs: dict[int, int] = field(default_factory=dict)
-    """Support -> the op whose A tells what the giver knew: the grant or the invite."""
     limits: list[int] = field(default_factory=list)
     """Standing limits on the member."""
     limit_mask: int = 0
-    cancels: dict[int, int] = field(default_factory=dict)
-    """Limit -> the supports it cancels."""
     version: int = 0
     stale: bool = True
 
@@ -141,6 +137,10 @@ class Fold:
         self._forks = forks
         self._position = {op.id: i for i, op in enumerate(ops)}
         self._holdings: dict[bytes, Holding] = {}
+        self._refs: dict[int, int] = {}
+        """Support -> the op whose A tells what the giver knew: the grant or the invite."""
+        self._limits_at: dict[int, int] = {}
+        """Level -> standing limits of that level."""
         self._invitations: dict[int, _Invitation] = {}
         self._grants: dict[bytes, list[int]] = {}
         self._joined: dict[bytes, list[int]] = {}
@@ -167,6 +167,7 @@ class Fold:
                 case Limit(member=member, keep=keep):
                     self._keeps[i] = {(inc, lane): seq for inc, lane, seq in keep}
                     if member == op.head.author:
+                        # Level 0, so that one's own limit reaches every support.
                         self._settle_op(i, level=0, phase=0)
                         self._add_limit(i, member)
                 case _:
@@ -366,24 +367,45 @@ class Fold:
             member: whose.
             within: consider only ops of this set (an A); None for all.
         """
-        for role, level, _ in self.uncancelled_bits(member, within):
-            yield role, level
+        for role, level, bits, limits in self._candidates(member, within):
+            # Newest first: who was let in again was let in by somebody who knew of the removal.
+            if not limits or any(
+                not limits & ~self.ancestors[self._refs[s]] for s in _positions(bits)
+            ):
+                yield role, level
 
     def uncancelled_bits(
         self, member: bytes, within: int | None = None
     ) -> Iterator[tuple[int, int, int]]:
         """As `uncancelled`, with the bits of the supports."""
-        holding = self.holding(member)
-        limits = holding.limit_mask if within is None else holding.limit_mask & within
-        dead = 0
-        if limits:
-            for lim in holding.limits:
-                if limits >> lim & 1:
-                    dead |= self._cancelled_by(lim, holding)
-        for (role, level), bits in holding.buckets.items():
-            alive = bits & ~dead if within is None else bits & within & ~dead
+        for role, level, bits, limits in self._candidates(member, within):
+            alive = 0
+            for s in _positions(bits):
+                if not limits & ~self.ancestors[self._refs[s]]:
+                    alive |= 1 << s
             if alive:
                 yield role, level, alive
+
+    def _candidates(self, member: bytes, within: int | None) -> Iterator[tuple[int, int, int, int]]:
+        """(role, level, supports, limits that reach them) as decided so far, in `within`.
+
+        A support is alive if its giver knew all those limits.
+        """
+        holding = self.holding(member)
+        limits = holding.limit_mask if within is None else holding.limit_mask & within
+        for (role, level), bits in holding.buckets.items():
+            here = bits if within is None else bits & within
+            if here:
+                yield role, level, here, self._reaching(limits, role, level)
+
+    def _reaching(self, limits: int, role: int, level: int) -> int:
+        if role < Role.ADMIN or not limits:
+            return limits
+        shallow = 0
+        for at, mask in self._limits_at.items():
+            if at <= level:
+                shallow |= mask
+        return limits & shallow
 
     def rank(self, member: bytes, within: int | None = None) -> int:
         """1 + level of the member's best admin support; `LEVEL_VOID` without one."""
@@ -392,34 +414,10 @@ class Fold:
 
     def reaches(self, lim: int, role: int, level: int) -> bool:
         """Whether the limit or close reaches a support of this role and level."""
-        return role < Role.ADMIN or level >= self.level[lim] or self._is_own_limit(lim)
-
-    def _is_own_limit(self, lim: int) -> bool:
-        payload = self.ops[lim].payload
-        return isinstance(payload, Limit) and payload.member == self.ops[lim].head.author
-
-    def _cancelled_by(self, lim: int, holding: Holding) -> int:
-        cancelled = holding.cancels.get(lim)
-        if cancelled is None:
-            cancelled = 0
-            for (role, level), bits in holding.buckets.items():
-                if self.reaches(lim, role, level):
-                    cancelled |= self._given_unaware(lim, bits, holding)
-            holding.cancels[lim] = cancelled
-        return cancelled
-
-    def _given_unaware(self, lim: int, bits: int, holding: Holding) -> int:
-        """Those of the supports `bits` whose giver did not know the limit."""
-        unaware = 0
-        for s in _positions(bits):
-            if not self.ancestors[holding.refs[s]] >> lim & 1:
-                unaware |= 1 << s
-        return unaware
+        return role < Role.ADMIN or level >= self.level[lim]
 
     def _rebuild(self, member: bytes, holding: Holding) -> None:
         holding.buckets.clear()
-        holding.refs.clear()
-        holding.cancels.clear()
         if member == self.founder:
             self._put(holding, 0, 0, Role.ADMIN, FOUNDER_LEVEL)
         for g in self._grants.get(member, ()):
@@ -439,7 +437,7 @@ class Fold:
     def _put(self, holding: Holding, support: int, ref: int, role: int, level: int) -> None:
         key = (role, level)
         holding.buckets[key] = holding.buckets.get(key, 0) | 1 << support
-        holding.refs[support] = ref
+        self._refs[support] = ref
 
     def _triple_level(self, invitation: _Invitation, admit: int) -> int:
         return max(self.level[invitation.index], self.level[admit])
@@ -453,17 +451,15 @@ class Fold:
 
     def _add_grant(self, g: int, member: bytes, role: int) -> None:
         holding = self._touch(member)
-        if holding.stale:
-            return
-        self._put(holding, g, g, role, self.level[g])
-        for lim, cancelled in holding.cancels.items():
-            if self.reaches(lim, role, self.level[g]) and not self.ancestors[g] >> lim & 1:
-                holding.cancels[lim] = cancelled | 1 << g
+        if not holding.stale:
+            self._put(holding, g, g, role, self.level[g])
 
     def _add_limit(self, lim: int, member: bytes) -> None:
         holding = self._touch(member)
         holding.limits.append(lim)
         holding.limit_mask |= 1 << lim
+        at = self.level[lim]
+        self._limits_at[at] = self._limits_at.get(at, 0) | 1 << lim
 
     def _add_close(self, c: int, invite_id: bytes) -> None:
         invitation = self._invitations.get(self._position.get(invite_id, -1))
@@ -535,7 +531,8 @@ class Fold:
 
 
 def _positions(bits: int) -> Iterator[int]:
+    """The positions of set bits, highest first."""
     while bits:
-        low = bits & -bits
-        yield low.bit_length() - 1
-        bits ^= low
+        high = bits.bit_length() - 1
+        yield high
+        bits ^= 1 << high
