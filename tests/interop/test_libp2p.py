@@ -19,6 +19,7 @@ from p2p.config import P2pConfig
 from p2p.env import SystemEnv
 from p2p.errors import PeerError, TransientError
 from p2p.identity import Identity, PeerId, parse_peer_untrusted, peer_text
+from p2p.net.seam import PeerDown
 from p2p.net.tcp import TcpTransport
 from p2p.net.wire_fabric import WireFabric
 from tests.helpers.leaks import task_count
@@ -252,7 +253,6 @@ async def test_an_unknown_protocol_breaks_its_stream_only(kind: str, folder: Pat
         await theirs.act("dial", addr=ours.addr)
         stream = await ours.fabric.open(peer, "/covey-test/nobody-serves-this/1")
         with pytest.raises(trio.BrokenResourceError):
-            await stream.send_all(b"x")
             await read_all(stream)
         await ours.exchange(peer, 1000)
 
@@ -285,6 +285,9 @@ async def test_twenty_connections_come_and_go_without_a_task_left(kind: str, fol
 
 async def gone(ours: Ours, peer: PeerId) -> None:
     """End the connection and wait until nothing of it lives."""
+    events = ours.fabric.events()
     await ours.fabric.disconnect(peer)
-    while peer in ours.fabric.peers():
-        await trio.sleep(0.01)
+    if peer in ours.fabric.peers():
+        async for event in events:
+            if isinstance(event, PeerDown) and event.peer == peer:
+                break
