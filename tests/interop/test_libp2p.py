@@ -199,7 +199,7 @@ async def test_they_dial_and_every_exchange_works(kind: str, folder: Path, liste
 
 async def said_who_it_is(ours: Ours, peer: PeerId) -> str:
     """Wait for what identify tells; it follows the connection on a stream of its own."""
-    while not ours.fabric.peers()[peer].agent:
+    while not ours.fabric.peers()[peer].agent:  # noqa: ASYNC110 - there is no event for it
         await trio.sleep(0.01)
     return ours.fabric.peers()[peer].agent
 
