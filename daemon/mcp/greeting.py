@@ -1,10 +1,11 @@
-"""How a relay introduces itself, and where it looks for the daemon. Light: `json` and `os`."""
+"""How a relay introduces itself. Light: `json` and `os`."""
 
 from __future__ import annotations
 
 import json
 import os
 
+from daemon.cli.client import AGENT_MARKS
 from daemon.project import project_of
 
 TYPE_CHECKING = False
@@ -18,26 +19,6 @@ AGENT_CHARS_MAX = 64
 SESSION_CHARS = frozenset("0123456789abcdef-")
 SESSION_CHARS_MAX = 40
 
-MARKS = (("CLAUDECODE", "claude-code"), ("GEMINI_CLI", "gemini"))
-"""Environment variables by which agents mark the processes they start."""
-
-
-def socket_paths(where: Paths) -> list[str]:
-    """Where a daemon may listen, most likely first.
-
-    An agent may start us with a bare environment in which the runtime folder is another one than
-    the daemon's; the lock file in the state folder says where the daemon really is.
-    """
-    found = [where.socket]
-    try:
-        with open(where.state_lock, "rb") as file:
-            locked = json.loads(file.read(4096)).get("socket")
-    except (OSError, ValueError, AttributeError):
-        return found
-    if isinstance(locked, str) and locked not in found:
-        found.append(locked)
-    return found
-
 
 def agent_name(environ: Mapping[str, str]) -> str:
     """Whose hands we are in.
@@ -50,7 +31,7 @@ def agent_name(environ: Mapping[str, str]) -> str:
     # The name becomes part of a path: it may not begin like `.` or `..`.
     if usable and given[0] not in "._-":
         return given
-    return next((name for mark, name in MARKS if environ.get(mark)), "mcp")
+    return next((name for mark, name in AGENT_MARKS if environ.get(mark)), "mcp")
 
 
 def session_id(environ: Mapping[str, str]) -> str:

@@ -29,8 +29,9 @@ import sys
 import threading
 from time import sleep
 
+from daemon.cli.client import CliError, socket_candidates
 from daemon.mcp.envelope import is_id, read_envelope, read_refusal
-from daemon.mcp.greeting import make_hello, socket_paths
+from daemon.mcp.greeting import make_hello
 from daemon.paths import resolve
 
 TYPE_CHECKING = False
@@ -99,7 +100,7 @@ class Relay:
         sockets: where the daemon may listen.
         hello: first line of each connection, without newline.
         log_file: the daemon's log, for messages.
-        start: starts a daemon; None when that is not wanted.
+        start: starts a daemon and waits for it, or raises `Lost`; None when that is not wanted.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Relay:
         self._swallow: int | str | None = None
         self._answered = False
         self._attempts = 0
+        self._start_failed = ""
         self._ended = False
         self._over = False
 
@@ -258,9 +260,20 @@ class Relay:
                 if found is not None:
                     return found
             if attempt == 0 and self._start is not None:
-                self._start()
+                self._start_failed = ""
+                threading.Thread(target=self._run_start, daemon=True).start()
+            if self._start_failed:
+                raise Lost(self._start_failed)
             sleep(CONNECT_WAIT_S)
         raise Lost(f"the Covey daemon does not answer: see {self._log_file}, start it: covey up")
+
+    def _run_start(self) -> None:
+        """In a thread of its own: a start may take longer than an agent waits."""
+        assert self._start is not None
+        try:
+            self._start()
+        except Lost as error:
+            self._start_failed = str(error)
 
     def _greet(self, path: str) -> tuple[socket.socket, BinaryIO] | None:
         """Connect to one path and say hello; None when nobody is there, or not yet."""
@@ -410,9 +423,18 @@ def main(argv: list[str]) -> int:
         Exit code: 0 at the end of input, 2 for unknown arguments.
     """
     where = resolve()
-    given = os.environ.get("COVEY_SOCKET")
+    given: str | None = None
+
+    def start_here() -> None:
+        from daemon.cli.start import start_daemon
+
+        try:
+            start_daemon(where)
+        except CliError as error:
+            raise Lost(f"{error.message}. {error.remedy}".strip()) from None
+
     # Whoever names a socket runs its daemon too.
-    start: Callable[[], None] | None = None if given else start_daemon
+    start = None if os.environ.get("COVEY_SOCKET") else start_here
     rest = list(argv)
     while rest:
         word = rest.pop(0)
@@ -426,23 +448,9 @@ def main(argv: list[str]) -> int:
     hello = make_hello(os.environ, where, os.getcwd())
 
     def sockets() -> list[str]:
-        return [given] if given else socket_paths(where)
+        return socket_candidates(where, os.environ, given)
 
     relay = Relay(sys.stdin.buffer, sys.stdout.buffer, sockets, hello, where.log_file, start)
     relay.run()
     # The reader may be blocked in a read that nothing will end; there is nothing left to lose.
     os._exit(0)
-
-
-def start_daemon() -> None:
-    """Start a daemon in the background; whether it came up is seen by connecting."""
-    import subprocess
-
-    # -P: the current folder is the agent's project, whose files must not be imported.
-    subprocess.Popen(
-        [sys.executable, "-P", "-m", "daemon", "up"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )

@@ -81,14 +81,14 @@ class ToolEntry:
         """
         try:
             decoded = msgspec.convert(arguments or {}, self.arguments)
+            adapt = _tool(self.method).adapt
+            return decoded if adapt is None else adapt(decoded)
         except (msgspec.ValidationError, RecursionError) as error:
             raise RpcError(
                 "invalid_params",
                 f"{self.name}: {_without_values(error)}",
                 remedy=f"Its arguments are: {', '.join(self._argument_names())}.",
             ) from None
-        adapt = _tool(self.method).adapt
-        return decoded if adapt is None else adapt(decoded)
 
     def _argument_names(self) -> list[str]:
         required = {
