@@ -3,26 +3,35 @@
 A `Node` is built inert. `await nursery.start(node.run)` returns when it listens; cancelling that
 task is the only way to stop it. Services register on `node.rpc` and `node.fabric` before or after.
 
-Source: docs/specs/rpc.md; the seam below it is `p2p.net.seam`.
+    node = Node(identity, P2pConfig.wan(), env, [TcpTransport(config)], book_path=path)
+    node = Node.over(fabric, identity)                 # any fabric, for simulations
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import trio
 
+from p2p.errors import UsageError
 from p2p.identity import verify as verify_signature
 from p2p.net.seam import Fabric
+from p2p.rpc import Rpc
+from p2p.rpc_mesh import MeshMethods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from p2p.config import P2pConfig
     from p2p.env import Env
-    from p2p.identity import Identity, PeerId
-    from p2p.net.seam import Addr, PeerInfo
-    from p2p.rpc import Rpc
+    from p2p.identity import PeerId, Signer
+    from p2p.net.seam import Addr, PeerInfo, Transport
+
+UNKNOWN_VERSION: Final = "covey/0"
+"""Told when the distribution is not installed, as when run from a source tree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,7 @@ class NetReport:
     """Peers we keep connected, ascending."""
     paused: bool
     counters: Mapping[str, int]
-    """Counts since the start, such as `handshakes_refused`, `frames_bad`, `rpc_calls_in`."""
+    """Counts since the start: the fabric's, and `rpc_calls_in`, `rpc_violations`, `bugs`..."""
 
 
 class ManagedFabric(Fabric, Protocol):
@@ -81,48 +90,106 @@ class ManagedFabric(Fabric, Protocol):
         """Tell who counts as a member of a shared group, for limits."""
 
 
-class Node(Protocol):
-    """A member of the mesh."""
+class Node:
+    """A member of the mesh.
 
-    id: PeerId
-    fabric: ManagedFabric
-    rpc: Rpc
+    Args:
+        identity: our key.
+        config: limits, times and listen addresses.
+        env: clock, wall clock and random numbers.
+        transports: what carries bytes, tried in this order.
+        book_path: where addresses of peers are kept between runs; None: nowhere.
+    """
 
-    def __init__(self, identity: Identity, fabric: ManagedFabric, env: Env) -> None: ...
+    def __init__(
+        self,
+        identity: Signer,
+        config: P2pConfig,
+        env: Env,
+        transports: Sequence[Transport],
+        *,
+        book_path: Path | None = None,
+    ) -> None:
+        # Here, because a simulation over another fabric needs nothing of the real wire.
+        from p2p.net.book import Book
+        from p2p.net.wire_fabric import WireFabric
+
+        book = None if book_path is None else Book(book_path)
+        self._join(identity, WireFabric(identity, config, env, transports, book))
+
+    @classmethod
+    def over(cls, fabric: ManagedFabric, identity: Signer) -> Self:
+        """A node over a fabric that exists already."""
+        node = cls.__new__(cls)
+        node._join(identity, fabric)  # noqa: SLF001 - a second constructor
+        return node
+
+    def _join(self, identity: Signer, fabric: ManagedFabric) -> None:
+        if identity.id != fabric.id:
+            raise UsageError("the fabric speaks for another identity")
+        self.id: PeerId = identity.id
+        self.fabric: ManagedFabric = fabric
+        self.rpc = Rpc(fabric)
+        self._identity = identity
+        self._introduces: Callable[[PeerId, PeerId], bool] | None = None
+        MeshMethods(
+            self.rpc,
+            version=_software(),
+            known_addrs=self._addrs_to_tell,
+            introduces=self._may_introduce,
+        )
 
     def sign(self, domain: bytes, body: bytes) -> bytes:
         """Our Ed25519 signature over `domain + body`."""
-        ...
+        return self._identity.sign(domain, body)
 
     def verify(self, peer: bytes, domain: bytes, body: bytes, signature: bytes) -> bool:
         """Whether `peer` signed `domain + body`."""
         return verify_signature(peer, domain, body, signature)
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; started when listening."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.rpc.run)
+            await nursery.start(self.fabric.run)
+            task_status.started()
 
     def pin(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
         """Keep `peer` connected: dial now, and again with backoff."""
+        if peer == self.id:
+            raise UsageError("cannot pin ourselves")
+        self.fabric.pin(peer, addrs)
 
     def unpin(self, peer: PeerId) -> None:
         """Stop keeping `peer` connected; a live connection stays."""
+        self.fabric.unpin(peer)
 
     def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
         """Remember addresses of `peer`, from a ticket or a member's word."""
+        self.fabric.learn(peer, addrs)
 
     def known_addrs(self, peer: PeerId) -> list[Addr]:
         """Remembered addresses of `peer`, best first."""
-        ...
+        return self.fabric.known_addrs(peer)
 
     def pause(self) -> None:
         """Work offline: end every connection, refuse new ones both ways."""
+        self.fabric.pause()
 
     def resume(self) -> None:
         """End `pause`."""
+        self.fabric.resume()
 
     def report(self) -> NetReport:
         """What the network does right now."""
-        ...
+        return NetReport(
+            id=self.id,
+            listen=tuple(self.fabric.addrs()),
+            peers=self.fabric.peers(),
+            pinned=tuple(self.fabric.pinned()),
+            paused=self.fabric.paused,
+            counters={**self.fabric.counters(), **self.rpc.counters()},
+        )
 
     def set_members(
         self,
@@ -134,6 +201,26 @@ class Node(Protocol):
 
         Args:
             fn: whether a peer shares a group with us.
-            introduces: whether we may tell the first peer the second's addresses (they share a group);
-                None: both being members is enough.
+            introduces: whether we may tell the first peer the second's addresses: they share a
+                group. None: that both are members of groups of ours is enough.
         """
+        self._introduces = introduces
+        self.fabric.set_members(fn)
+        self.rpc.set_members(fn)
+
+    def _may_introduce(self, asker: PeerId, subject: PeerId) -> bool:
+        if subject == self.id:
+            return True
+        if self._introduces is not None:
+            return self._introduces(asker, subject)
+        return self.rpc.is_member(asker) and self.rpc.is_member(subject)
+
+    def _addrs_to_tell(self, peer: PeerId) -> list[Addr]:
+        return self.fabric.addrs() if peer == self.id else self.fabric.known_addrs(peer)
+
+
+def _software() -> str:
+    try:
+        return f"covey/{version('covey')}"
+    except PackageNotFoundError:
+        return UNKNOWN_VERSION

@@ -175,6 +175,11 @@ class CallMachine:
         self._left = window_bytes
         self._taken = 0
 
+    def open_window(self, window_bytes: int) -> None:
+        """Let the other side send items: the callee learns from CALL's method whether it may."""
+        assert self.window_bytes == 0, "a window opens once"
+        self.window_bytes = self._left = window_bytes
+
     @property
     def may_send_items(self) -> bool:
         """Whether our direction is still open for items, credit aside."""

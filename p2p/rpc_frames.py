@@ -33,6 +33,10 @@ MethodName: TypeAlias = Annotated[
 MessageText: TypeAlias = Annotated[str, msgspec.Meta(max_length=RPC_MESSAGE_CHARACTERS_MAX)]
 
 
+class BodyTooLarge(UsageError):
+    """What we wanted to send does not fit a frame."""
+
+
 class _Frame(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
     """What all frames share; the tag is their number."""
 
@@ -212,7 +216,7 @@ def _encode(frame: object, what: str) -> bytearray:
         raise UsageError(f"{what} does not encode as MessagePack: {error}") from error
     size = len(buffer) - LENGTH_BYTES
     if size > RPC_FRAME_BYTES_MAX:
-        raise UsageError(
+        raise BodyTooLarge(
             f"{what} has {size} bytes, over the limit of {RPC_BODY_BYTES_MAX}: send it as items"
         )
     buffer[:LENGTH_BYTES] = size.to_bytes(LENGTH_BYTES, "big")
@@ -261,7 +265,7 @@ class FrameBuffer:
 
 
 def _cut(data: bytes | bytearray | memoryview, frames: list[Frame]) -> int:
-    """Append the whole frames at the start of `data`; returns where the first partial one begins."""
+    """Append the whole frames at the start of `data`; returns where a partial one begins."""
     start, size = 0, len(data)
     while size - start >= LENGTH_BYTES:
         body = start + LENGTH_BYTES

@@ -14,18 +14,24 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeAlias, TypeVar
 
+import msgspec
 import trio
 
 from p2p.identity import PeerId
+from p2p.limits import RPC_METHOD_CHARACTERS_MAX
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-METHOD_CHARS_MAX: Final = 64
-"""Characters of a method's name. Source: docs/specs/rpc.md s.2."""
+CONCURRENT_MAX: Final = 16
+"""Calls of one method a peer may have running, unless the method says otherwise."""
+
+
+def _decoder(kind: type[object] | None) -> msgspec.msgpack.Decoder[object] | None:
+    return None if kind is None else msgspec.msgpack.Decoder(kind)
 
 
 class Code(enum.IntEnum):
@@ -63,14 +69,34 @@ class Method(Generic[Q, R]):
     """Whether running it twice does no harm: only then is a call repeated that may have run."""
     direct_only: bool = False
     """Refuse to travel over a relay."""
-    concurrent_max: int = 16
+    concurrent_max: int = CONCURRENT_MAX
     """Calls of this method one peer may have running here; more are answered busy."""
 
+    request_decoder: msgspec.msgpack.Decoder[Q] = field(init=False, repr=False, compare=False)
+    reply_decoder: msgspec.msgpack.Decoder[R] = field(init=False, repr=False, compare=False)
+    item_in_decoder: msgspec.msgpack.Decoder[object] | None = field(
+        init=False, repr=False, compare=False
+    )
+    item_out_decoder: msgspec.msgpack.Decoder[object] | None = field(
+        init=False, repr=False, compare=False
+    )
+
     def __post_init__(self) -> None:
-        if not 0 < len(self.name) <= METHOD_CHARS_MAX:
-            raise ValueError(f"name needs 1 to {METHOD_CHARS_MAX} characters: {self.name!r}")
+        if not 0 < len(self.name) <= RPC_METHOD_CHARACTERS_MAX:
+            raise ValueError(
+                f"name needs 1 to {RPC_METHOD_CHARACTERS_MAX} characters: {self.name!r}"
+            )
         if self.concurrent_max < 1:
             raise ValueError(f"{self.name}: concurrent_max must be at least 1")
+        # Decoders are made once here: building one costs more than a call.
+        made = {
+            "request_decoder": msgspec.msgpack.Decoder(self.request),
+            "reply_decoder": msgspec.msgpack.Decoder(self.reply),
+            "item_in_decoder": _decoder(self.item_in),
+            "item_out_decoder": _decoder(self.item_out),
+        }
+        for name, decoder in made.items():
+            object.__setattr__(self, name, decoder)
 
     @property
     def streaming(self) -> bool:

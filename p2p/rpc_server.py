@@ -1,0 +1,425 @@
+"""The callee's side: handlers by name, who may call, how much at once, one task per call.
+
+Theory of operation. The fabric runs `Server.handle` in a task per inbound stream; that task only
+reads, so CANCEL is never behind anything, and starts a task for each CALL. Checks run in the order
+of their cost, and a refusal costs no decoding: known method, allowed caller, sane deadline, room;
+only then the body is decoded. Answers are written by the handler's task, or through a writer task
+once a call with items was made on the stream.
+
+What a peer may take is counted per peer (`Load`): calls, unread bytes (bodies, items, unfinished
+frames). Over it, calls are answered busy; one call can never starve another peer's.
+
+Source: docs/specs/rpc.md s.5, s.6.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+
+import trio
+from trio.lowlevel import ParkingLot
+
+from p2p.errors import DecodeError, LimitError, PeerError, UsageError
+from p2p.limits import RPC_BODY_BYTES_MAX
+from p2p.rpc_call import WINDOW_BYTES, CallMachine, Input, Side
+from p2p.rpc_errors import Failure, failure_of
+from p2p.rpc_frames import (
+    BodyTooLarge,
+    CallFrame,
+    CancelFrame,
+    EndFrame,
+    FrameBuffer,
+    ItemFrame,
+    decode_body_untrusted,
+    encode_error,
+    encode_result,
+)
+from p2p.rpc_stream import READ_BYTES, FrameWriter, Items
+from p2p.rpc_types import Allow, Caller, Code, Method, Serve
+
+if TYPE_CHECKING:
+    from p2p.identity import PeerId
+    from p2p.net.seam import Stream
+    from p2p.rpc_frames import Frame
+
+log = logging.getLogger("covey.p2p.rpc")
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+PROTOCOL: Final = "/covey/rpc/1"
+
+CALLS_PER_PEER_MAX: Final = 64
+"""Calls of one peer running here. Source: docs/specs/rpc.md s.6."""
+
+CALLS_MAX: Final = 512
+"""Calls of all peers running here."""
+
+BUFFERED_PER_PEER_BYTES_MAX: Final = 16 << 20
+"""Unread bytes of one peer: request bodies, items, unfinished frames."""
+
+STREAMS_PER_PEER_MAX: Final = 96
+"""Open streams of one peer: its calls, its idle pool, and some that are just closing."""
+
+BUSY_RETRY_MS: Final = 200
+"""What a busy answer suggests to wait. Guess: a few typical calls."""
+
+
+@dataclass
+class Served(Generic[Q, R]):
+    """A method and its handler."""
+
+    method: Method[Q, R]
+    fn: Serve[Q, R]
+    allow: Allow | None
+
+
+@dataclass
+class Load:
+    """What one peer takes of us now."""
+
+    calls: int = 0
+    buffered_bytes: int = 0
+    streams: int = 0
+    by_method: dict[str, int] = field(default_factory=dict)
+
+    def charge(self, size: int) -> None:
+        """More (+) or fewer (-) unread bytes."""
+        self.buffered_bytes += size
+
+
+@dataclass
+class Counters:
+    """What happened since the start."""
+
+    calls_in: int = 0
+    refused: int = 0
+    violations: int = 0
+    bugs: int = 0
+    """Handlers that raised something unexpected: faults of ours."""
+
+
+class Server:
+    """Serves methods on inbound streams.
+
+    Args:
+        members: the default of `allow`; asked anew for each call.
+    """
+
+    def __init__(self, members: Allow) -> None:
+        self.counters = Counters()
+        self.loads: dict[PeerId, Load] = {}
+        self.calls = 0
+        self._members = members
+        self._served: dict[str, Served[object, object]] = {}
+
+    def serve(self, method: Method[Q, R], fn: Serve[Q, R], *, allow: Allow | None = None) -> None:
+        """See `Rpc.serve`."""
+        if method.name in self._served:
+            raise UsageError(f"{method.name} is served already")
+        served = Served(method, fn, allow)
+        self._served[method.name] = cast("Served[object, object]", served)
+
+    def methods(self) -> list[str]:
+        """Names of what we serve, ascending."""
+        return sorted(self._served)
+
+    async def handle(self, stream: Stream) -> None:
+        """Serve the calls of one inbound stream; the fabric's handler for `PROTOCOL`.
+
+        Raises:
+            PeerError: the peer broke the protocol; the fabric resets the stream and counts it.
+        """
+        load = self.loads.setdefault(stream.peer, Load())
+        load.streams += 1
+        try:
+            await Inbound(self, stream, load).run()
+        except PeerError as error:
+            self.counters.violations += 1
+            error.peer = stream.peer
+            raise
+        finally:
+            load.streams -= 1
+            if not load.streams:
+                del self.loads[stream.peer]
+
+    def admit(self, frame: CallFrame, peer: PeerId, load: Load) -> Served[object, object] | Failure:
+        """Who may run what now, without decoding the body: the method, or why not."""
+        served = self._served.get(frame.method)
+        if served is None:
+            return Failure(Code.UNKNOWN_METHOD, "unknown method")
+        method = served.method
+        if not (served.allow or self._members)(peer):
+            return Failure(Code.DENIED, "denied")
+        if frame.deadline_ms == 0 and not method.streaming:
+            return Failure(Code.BAD_REQUEST, "this method needs a deadline")
+        if len(frame.body) > RPC_BODY_BYTES_MAX:
+            return Failure(Code.TOO_LARGE, f"the request is over {RPC_BODY_BYTES_MAX} bytes")
+        if (
+            load.calls >= CALLS_PER_PEER_MAX
+            or self.calls >= CALLS_MAX
+            or load.by_method.get(method.name, 0) >= method.concurrent_max
+            or load.buffered_bytes + len(frame.body) > BUFFERED_PER_PEER_BYTES_MAX
+        ):
+            return Failure(Code.BUSY, "busy", BUSY_RETRY_MS)
+        return served
+
+    def begin(self, name: str, size: int, load: Load) -> None:
+        """Count a call that starts."""
+        self.counters.calls_in += 1
+        self.calls += 1
+        load.calls += 1
+        load.by_method[name] = load.by_method.get(name, 0) + 1
+        load.buffered_bytes += size
+
+    def finish(self, name: str, size: int, load: Load) -> None:
+        """Count a call that ended, its answer written."""
+        self.calls -= 1
+        load.calls -= 1
+        load.by_method[name] -= 1
+        load.buffered_bytes -= size
+
+
+class Running:
+    """A call whose handler runs."""
+
+    __slots__ = ("deadline", "failure", "items", "machine", "request", "scope", "served", "size")
+
+    def __init__(
+        self,
+        served: Served[object, object],
+        machine: CallMachine,
+        request: object,
+        items: Items,
+        *,
+        deadline: float,
+        size: int,
+    ) -> None:
+        self.served = served
+        self.machine = machine
+        self.request = request
+        self.items = items
+        self.deadline = deadline
+        self.size = size
+        self.scope = trio.CancelScope(deadline=deadline)
+        self.failure: Failure | None = None
+        """Why we cancelled the handler, if we did; None: its deadline passed."""
+
+    def stop(self, failure: Failure) -> None:
+        """Cancel the handler and answer `failure`."""
+        if self.failure is None:
+            self.failure = failure
+            self.scope.cancel()
+
+
+class Inbound:
+    """One inbound stream: reads frames, starts handlers, writes answers."""
+
+    def __init__(self, server: Server, stream: Stream, load: Load) -> None:
+        self._server = server
+        self._stream = stream
+        self._load = load
+        self._frames = FrameBuffer()
+        self._machine = CallMachine(Side.CALLEE)
+        self._running: Running | None = None
+        self._writer: FrameWriter | None = None
+        self._sending = False
+        self._sent = ParkingLot()
+        self._partial_bytes = 0
+        self._handlers: trio.Nursery | None = None
+        self._writers: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Serve until the peer ends its direction or the stream dies.
+
+        Raises:
+            PeerError: the peer broke the protocol.
+        """
+        violation: PeerError | None = None
+        async with trio.open_nursery() as writers:
+            self._writers = writers
+            async with trio.open_nursery() as handlers:
+                self._handlers = handlers
+                try:
+                    await self._read()
+                except PeerError as error:
+                    violation = error
+                    writers.cancel_scope.cancel()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    writers.cancel_scope.cancel()  # the caller is gone: nobody wants an answer
+                finally:
+                    self._load.charge(-self._partial_bytes)
+            # The peer ended its direction and its last call is answered.
+            if self._writer is not None:
+                self._writer.close()
+        if violation is not None:
+            raise violation
+
+    async def _read(self) -> None:
+        while data := await self._stream.receive_some(READ_BYTES):
+            for frame in self._frames.feed(data):
+                await self._receive(frame)
+            if self._frames.pending_bytes or self._partial_bytes:
+                self._charge_partial(self._frames.pending_bytes)
+
+    def _charge_partial(self, size: int) -> None:
+        """Count an unfinished frame against the peer; over its share the stream is given up."""
+        grown = size > self._partial_bytes
+        self._load.charge(size - self._partial_bytes)
+        self._partial_bytes = size
+        if grown and self._load.buffered_bytes > BUFFERED_PER_PEER_BYTES_MAX:
+            raise LimitError(f"over {BUFFERED_PER_PEER_BYTES_MAX} bytes unread")
+
+    async def _receive(self, frame: Frame) -> None:
+        if isinstance(frame, CallFrame):
+            await self._call(frame)
+            return
+        if not self._machine.receive(frame):
+            return
+        running = self._running
+        assert running is not None, "only a running call's frames pass the machine"
+        if isinstance(frame, ItemFrame):
+            running.items.deliver(frame.body)
+            if self._load.buffered_bytes > BUFFERED_PER_PEER_BYTES_MAX:
+                running.stop(Failure(Code.BUSY, "too many unread bytes", BUSY_RETRY_MS))
+        elif isinstance(frame, EndFrame):
+            running.items.complete()
+        elif isinstance(frame, CancelFrame):
+            running.stop(Failure(Code.CANCELLED, "cancelled"))
+        else:
+            running.items.wake()  # credit
+
+    async def _call(self, frame: CallFrame) -> None:
+        # A machine per call: the last one's items may still be in its application's hands.
+        if self._running is None:
+            self._machine = CallMachine(Side.CALLEE)
+        self._machine.receive(frame)
+        verdict = self._server.admit(frame, self._stream.peer, self._load)
+        if isinstance(verdict, Failure):
+            await self._refuse(verdict)
+            return
+        try:
+            request = decode_body_untrusted(verdict.method.request_decoder, frame.body)
+        except DecodeError as error:
+            await self._refuse(Failure(Code.BAD_REQUEST, str(error)))
+            return
+        self._start(verdict, frame, request)
+
+    def _start(self, served: Served[object, object], frame: CallFrame, request: object) -> None:
+        method = served.method
+        machine = self._machine
+        if method.item_in is not None:
+            machine.open_window(WINDOW_BYTES)
+        writer = self._streaming_writer() if method.streaming else None
+        items = Items(
+            method.name,
+            machine,
+            writer,
+            decoder=method.item_in_decoder,
+            sends=method.item_out is not None,
+            charge=self._load.charge,
+        )
+        deadline = math.inf
+        if frame.deadline_ms:
+            deadline = trio.current_time() + frame.deadline_ms / 1000
+        size = len(frame.body)
+        running = self._running = Running(
+            served, machine, request, items, deadline=deadline, size=size
+        )
+        self._server.begin(method.name, size, self._load)
+        assert self._handlers is not None
+        self._handlers.start_soon(self._run_handler, running)
+
+    async def _run_handler(self, running: Running) -> None:
+        method = running.served.method
+        answer: bytes | bytearray | None = None
+        failure: Failure | None = None
+        try:
+            caller = Caller(self._stream.peer, self._stream.path, running.deadline)
+            try:
+                with running.scope:
+                    reply = await running.served.fn(caller, running.request, running.items)
+                    answer = encode_result(reply)
+            except Exception as error:  # noqa: BLE001 - a supervisor: a handler's fault is an answer
+                failure = self._failed(method.name, error)
+            if answer is None and failure is None:
+                failure = running.failure or Failure(Code.DEADLINE, "the deadline passed")
+            await self._answer(running, answer, failure)
+        finally:
+            running.items.release()
+            self._server.finish(method.name, running.size, self._load)
+
+    def _failed(self, name: str, error: Exception) -> Failure:
+        failure = failure_of(error)
+        if isinstance(error, BodyTooLarge):
+            failure = Failure(Code.TOO_LARGE, str(error))
+        if failure.code in {Code.INTERNAL, Code.TOO_LARGE}:
+            self._server.counters.bugs += 1
+            log.error("rpc_handler_failed", exc_info=error, extra={"f": {"method": name}})
+        return failure
+
+    async def _answer(
+        self, running: Running, answer: bytes | bytearray | None, failure: Failure | None
+    ) -> None:
+        if failure is not None:
+            running.machine.send(Input.SEND_ERROR)
+            answer = _error_frame(failure, dispatched=True)
+        else:
+            running.machine.send(Input.SEND_RESULT)
+        assert answer is not None
+        running.items.complete()
+        # From here on the next CALL may come, even before the answer has left.
+        self._running = None
+        self._load.charge(len(answer))
+        try:
+            await self._write(answer)
+        finally:
+            self._load.charge(-len(answer))
+
+    async def _refuse(self, failure: Failure) -> None:
+        self._server.counters.refused += 1
+        self._machine.send(Input.SEND_ERROR)
+        await self._write(_error_frame(failure, dispatched=False))
+
+    async def _write(self, frame: bytes | bytearray) -> None:
+        """Have a frame written whole, after those before it."""
+        if self._writer is not None:
+            while self._writer.full:
+                await self._writer.wait_room()
+            self._writer.queue(frame)
+            return
+        while self._sending:
+            await self._sent.park()
+        self._sending = True
+        try:
+            await self._stream.send_all(frame)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the reader sees it too and ends this stream
+        finally:
+            self._sending = False
+            self._sent.unpark()
+
+    def _streaming_writer(self) -> FrameWriter:
+        if self._writer is None:
+            self._writer = FrameWriter(self._stream)
+            assert self._writers is not None
+            self._writers.start_soon(self._run_writer, self._writer)
+        return self._writer
+
+    async def _run_writer(self, writer: FrameWriter) -> None:
+        while self._sending:  # an answer that was under way before there was a writer
+            await self._sent.park()
+        await writer.run()
+
+
+def _error_frame(failure: Failure, *, dispatched: bool) -> bytearray:
+    return encode_error(
+        failure.code,
+        failure.message,
+        retry_after_ms=failure.retry_after_ms,
+        dispatched=dispatched,
+        data=failure.data,
+    )
