@@ -151,10 +151,6 @@ class P2pConfig:
     """Request and item bytes held for one peer before its calls are refused as busy."""
     rpc_idle_streams_max: int = 8
     """Streams to one peer kept open for the next call."""
-    rpc_credit_bytes: int = 256 * KIB
-    """Items a caller may send before the callee grants more."""
-    rpc_credit_ahead_bytes: int = MIB
-    """Items granted ahead of what the application took."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -51,3 +51,8 @@ RPC_BODY_BYTES_MAX: Final = 1 << 20
 RPC_FRAME_BYTES_MAX: Final = RPC_BODY_BYTES_MAX + 1024
 RPC_METHOD_CHARACTERS_MAX: Final = 64
 RPC_MESSAGE_CHARACTERS_MAX: Final = 512
+RPC_WINDOW_BYTES: Final = 262_144
+"""Item bytes each side of a call may send at first: the window of a fresh Yamux stream, so that
+neither layer waits for the other."""
+RPC_CREDIT_BYTES_MAX: Final = 1 << 20
+"""Most item bytes a side may be granted ahead of what its peer took."""

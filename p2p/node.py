@@ -115,21 +115,21 @@ class Node:
         from p2p.net.wire_fabric import WireFabric
 
         book = None if book_path is None else Book(book_path)
-        self._join(identity, WireFabric(identity, config, env, transports, book))
+        self._join(identity, WireFabric(identity, config, env, transports, book), config)
 
     @classmethod
-    def over(cls, fabric: ManagedFabric, identity: Signer) -> Self:
+    def over(cls, fabric: ManagedFabric, identity: Signer, config: P2pConfig | None = None) -> Self:
         """A node over a fabric that exists already."""
         node = cls.__new__(cls)
-        node._join(identity, fabric)  # noqa: SLF001 - a second constructor
+        node._join(identity, fabric, config)  # noqa: SLF001 - a second constructor
         return node
 
-    def _join(self, identity: Signer, fabric: ManagedFabric) -> None:
+    def _join(self, identity: Signer, fabric: ManagedFabric, config: P2pConfig | None) -> None:
         if identity.id != fabric.id:
             raise UsageError("the fabric speaks for another identity")
         self.id: PeerId = identity.id
         self.fabric: ManagedFabric = fabric
-        self.rpc = Rpc(fabric)
+        self.rpc = Rpc(fabric, config)
         self._identity = identity
         self._introduces: Callable[[PeerId, PeerId], bool] | None = None
         MeshMethods(

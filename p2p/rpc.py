@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from p2p.config import P2pConfig
 from p2p.errors import UsageError
 from p2p.net.seam import PathChanged, PeerDown
 from p2p.rpc_client import Client
 from p2p.rpc_outbound import StreamCall
-from p2p.rpc_server import PROTOCOL, STREAMS_PER_PEER_MAX, Server
+from p2p.rpc_server import PROTOCOL, STREAMS_SPARE, Server
 from p2p.rpc_types import Allow, Caller, CallStream, Code, Method, OutboundCall, Serve, anyone
 
 if TYPE_CHECKING:
@@ -58,14 +59,17 @@ class Rpc:
 
     Args:
         fabric: streams to proven peers.
+        config: limits per peer and in all; None: the usual ones.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, config: P2pConfig | None = None) -> None:
+        config = config or P2pConfig()
         self._fabric = fabric
         self._members: Allow | None = None
-        self._server = Server(self.is_member)
-        self._client = Client(fabric)
-        fabric.handle(PROTOCOL, self._server.handle, per_peer_max=STREAMS_PER_PEER_MAX)
+        self._server = Server(self.is_member, config)
+        self._client = Client(fabric, config)
+        streams_max = config.rpc_calls_per_peer_max + STREAMS_SPARE
+        fabric.handle(PROTOCOL, self._server.handle, per_peer_max=streams_max)
 
     def serve(self, method: Method[Q, R], fn: Serve[Q, R], *, allow: Allow | None = None) -> None:
         """Answer `method` with `fn`, in a task per call.

@@ -25,7 +25,7 @@ import enum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from p2p.errors import LimitError, ProtocolError, UsageError
-from p2p.limits import RPC_BODY_BYTES_MAX
+from p2p.limits import RPC_BODY_BYTES_MAX, RPC_CREDIT_BYTES_MAX
 from p2p.rpc_frames import (
     CallFrame,
     CancelFrame,
@@ -39,13 +39,6 @@ from p2p.rpc_frames import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-CREDIT_BYTES_MAX: Final = 1 << 20
-"""Most item bytes a side may be ahead of what it took. Source: docs/specs/rpc.md s.4."""
-
-WINDOW_BYTES: Final = 262_144
-"""Item bytes each side grants at the start: the window of a fresh Yamux stream, so that neither
-layer waits for the other."""
 
 
 class Side(enum.Enum):
@@ -160,13 +153,13 @@ class CallMachine:
         credit_bytes: item bytes we may send at first; the callee learns it from CALL.
 
     Invariants: `window_bytes` = granted and unused + received and not taken + taken and not granted
-    again; `credit_bytes` <= `CREDIT_BYTES_MAX`, and below zero by at most one item.
+    again; `credit_bytes` <= `RPC_CREDIT_BYTES_MAX`, and below zero by at most one item.
     """
 
     __slots__ = ("_left", "_table", "_taken", "credit_bytes", "side", "state", "window_bytes")
 
     def __init__(self, side: Side, *, window_bytes: int = 0, credit_bytes: int = 0) -> None:
-        assert 0 <= window_bytes <= CREDIT_BYTES_MAX
+        assert 0 <= window_bytes <= RPC_CREDIT_BYTES_MAX
         self.side = side
         self.state = State.IDLE
         self.window_bytes = window_bytes
@@ -264,5 +257,5 @@ class CallMachine:
 
     def _received_credit(self, size: int) -> None:
         self.credit_bytes += size
-        if self.credit_bytes > CREDIT_BYTES_MAX:
-            raise LimitError(f"credit of {self.credit_bytes} bytes, at most {CREDIT_BYTES_MAX}")
+        if self.credit_bytes > RPC_CREDIT_BYTES_MAX:
+            raise LimitError(f"credit of {self.credit_bytes} bytes, at most {RPC_CREDIT_BYTES_MAX}")

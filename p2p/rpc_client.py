@@ -32,22 +32,20 @@ from p2p.rpc_frames import (
     encode_call,
     encode_cancel,
 )
-from p2p.rpc_server import CALLS_PER_PEER_MAX, PROTOCOL
+from p2p.rpc_server import PROTOCOL
 from p2p.rpc_stream import READ_BYTES
 from p2p.rpc_types import Code, Method
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from p2p.config import P2pConfig
     from p2p.identity import PeerId
     from p2p.net.seam import Fabric, Stream
     from p2p.rpc_frames import Frame
 
 Q = TypeVar("Q")
 R = TypeVar("R")
-
-IDLE_PER_PEER_MAX: Final = 8
-"""Idle streams kept per peer. Reusing one saves its opening. Source: docs/specs/rpc.md s.6."""
 
 IDLE_S_MAX: Final = 30.0
 """An idle stream is closed after this, so that a connection which lost to a better one can end."""
@@ -92,9 +90,11 @@ class Client:
 
     Args:
         fabric: opens the streams.
+        config: how many calls at once and idle streams per peer.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, config: P2pConfig) -> None:
+        self._config = config
         self.calls_out = 0
         self.retries = 0
         self._fabric = fabric
@@ -227,11 +227,11 @@ class Client:
     # --- Places and lanes, also for streaming calls -------------------------------------------
 
     async def take_place(self, peer: PeerId) -> PeerLanes:
-        """One of the peer's `CALLS_PER_PEER_MAX` calls, waiting for one to end."""
+        """One of the peer's calls, waiting for one to end."""
         lanes = self._peers.get(peer)
         if lanes is None:
             lanes = self._peers[peer] = PeerLanes()
-        while lanes.calls >= CALLS_PER_PEER_MAX:
+        while lanes.calls >= self._config.rpc_calls_per_peer_max:
             await lanes.waiting.park()
         lanes.calls += 1
         self.calls_out += 1
@@ -263,7 +263,7 @@ class Client:
 
     def keep(self, peer: PeerId, lanes: PeerLanes, lane: Lane) -> None:
         """A call ended cleanly: its lane may carry another."""
-        if self._background is None or len(lanes.idle) >= IDLE_PER_PEER_MAX:
+        if self._background is None or len(lanes.idle) >= self._config.rpc_idle_streams_max:
             lane.stream.reset()
             return
         self._peers[peer] = lanes

@@ -19,7 +19,8 @@ from trio.lowlevel import ParkingLot
 from typing_extensions import override
 
 from p2p.errors import PeerError, TimedOut, Unreachable, UsageError
-from p2p.rpc_call import WINDOW_BYTES, CallMachine, Input, Side, State
+from p2p.limits import RPC_WINDOW_BYTES
+from p2p.rpc_call import CallMachine, Input, Side, State
 from p2p.rpc_client import (
     SETTLE_S,
     Answer,
@@ -161,8 +162,8 @@ class StreamCall(OutboundCall[R], Generic[Q, R]):
     def _new_machine(self) -> CallMachine:
         return CallMachine(
             Side.CALLER,
-            window_bytes=WINDOW_BYTES if self._method.item_out is not None else 0,
-            credit_bytes=WINDOW_BYTES if self._method.item_in is not None else 0,
+            window_bytes=RPC_WINDOW_BYTES if self._method.item_out is not None else 0,
+            credit_bytes=RPC_WINDOW_BYTES if self._method.item_in is not None else 0,
         )
 
     # --- The background -----------------------------------------------------------------------

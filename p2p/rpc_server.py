@@ -23,8 +23,8 @@ import trio
 from trio.lowlevel import ParkingLot
 
 from p2p.errors import DecodeError, LimitError, PeerError, UsageError
-from p2p.limits import RPC_BODY_BYTES_MAX
-from p2p.rpc_call import WINDOW_BYTES, CallMachine, Input, Side
+from p2p.limits import RPC_BODY_BYTES_MAX, RPC_WINDOW_BYTES
+from p2p.rpc_call import CallMachine, Input, Side
 from p2p.rpc_errors import Failure, failure_of
 from p2p.rpc_frames import (
     BodyTooLarge,
@@ -41,6 +41,7 @@ from p2p.rpc_stream import READ_BYTES, FrameWriter, Items
 from p2p.rpc_types import Allow, Caller, Code, Method, Serve
 
 if TYPE_CHECKING:
+    from p2p.config import P2pConfig
     from p2p.identity import PeerId
     from p2p.net.seam import Stream
     from p2p.rpc_frames import Frame
@@ -52,17 +53,8 @@ R = TypeVar("R")
 
 PROTOCOL: Final = "/covey/rpc/1"
 
-CALLS_PER_PEER_MAX: Final = 64
-"""Calls of one peer running here. Source: docs/specs/rpc.md s.6."""
-
-CALLS_MAX: Final = 512
-"""Calls of all peers running here."""
-
-BUFFERED_PER_PEER_BYTES_MAX: Final = 16 << 20
-"""Unread bytes of one peer: request bodies, items, unfinished frames."""
-
-STREAMS_PER_PEER_MAX: Final = 96
-"""Open streams of one peer: its calls, its idle pool, and some that are just closing."""
+STREAMS_SPARE: Final = 24
+"""Open streams of a peer beyond its calls: its idle pool and some that are just closing."""
 
 BUSY_RETRY_MS: Final = 200
 """What a busy answer suggests to wait. Guess: a few typical calls."""
@@ -107,9 +99,11 @@ class Server:
 
     Args:
         members: the default of `allow`; asked anew for each call.
+        config: limits per peer and in all.
     """
 
-    def __init__(self, members: Allow) -> None:
+    def __init__(self, members: Allow, config: P2pConfig) -> None:
+        self.config = config
         self.counters = Counters()
         self.loads: dict[PeerId, Load] = {}
         self.calls = 0
@@ -159,10 +153,10 @@ class Server:
         if len(frame.body) > RPC_BODY_BYTES_MAX:
             return Failure(Code.TOO_LARGE, f"the request is over {RPC_BODY_BYTES_MAX} bytes")
         if (
-            load.calls >= CALLS_PER_PEER_MAX
-            or self.calls >= CALLS_MAX
+            load.calls >= self.config.rpc_calls_per_peer_max
+            or self.calls >= self.config.rpc_calls_max
             or load.by_method.get(method.name, 0) >= method.concurrent_max
-            or load.buffered_bytes + len(frame.body) > BUFFERED_PER_PEER_BYTES_MAX
+            or load.buffered_bytes + len(frame.body) > self.config.rpc_buffer_per_peer_bytes
         ):
             return Failure(Code.BUSY, "busy", BUSY_RETRY_MS)
         return served
@@ -270,8 +264,12 @@ class Inbound:
         grown = size > self._partial_bytes
         self._load.charge(size - self._partial_bytes)
         self._partial_bytes = size
-        if grown and self._load.buffered_bytes > BUFFERED_PER_PEER_BYTES_MAX:
-            raise LimitError(f"over {BUFFERED_PER_PEER_BYTES_MAX} bytes unread")
+        if grown and self._over_share:
+            raise LimitError("too many unread bytes")
+
+    @property
+    def _over_share(self) -> bool:
+        return self._load.buffered_bytes > self._server.config.rpc_buffer_per_peer_bytes
 
     async def _receive(self, frame: Frame) -> None:
         if isinstance(frame, CallFrame):
@@ -283,7 +281,7 @@ class Inbound:
         assert running is not None, "only a running call's frames pass the machine"
         if isinstance(frame, ItemFrame):
             running.items.deliver(frame.body)
-            if self._load.buffered_bytes > BUFFERED_PER_PEER_BYTES_MAX:
+            if self._over_share:
                 running.stop(Failure(Code.BUSY, "too many unread bytes", BUSY_RETRY_MS))
         elif isinstance(frame, EndFrame):
             running.items.complete()
@@ -312,7 +310,7 @@ class Inbound:
         method = served.method
         machine = self._machine
         if method.item_in is not None:
-            machine.open_window(WINDOW_BYTES)
+            machine.open_window(RPC_WINDOW_BYTES)
         writer = self._streaming_writer() if method.streaming else None
         items = Items(
             method.name,
