@@ -1,7 +1,7 @@
 """Foreign text made harmless to show: to a terminal, to a person, to a language model.
 
-A memory's text was written by somebody, often on another machine. Before it leaves the daemon for an
-agent or a terminal, everything goes that a reader does not see but a terminal or a model obeys:
+A memory's text was written by somebody, often on another machine. Before it leaves the daemon for
+an agent or a terminal, everything goes that a reader does not see but a terminal or a model obeys:
 control characters, terminal escape sequences, direction overrides, invisible characters (which can
 carry a whole hidden sentence), and the `<|` that opens control tokens of many models. What a reader
 sees stays as it was written. Source: docs/specs/mcp.md s.6.
@@ -22,8 +22,8 @@ NAME_CHARS_MAX: Final = 64
 """Cap of a shown name, in characters: the longest name a record may carry (daemon.md 5)."""
 
 # ECMA-48 s.5.4 (CSI), s.5.6 (strings). A string sequence without its end is only stripped of its
-# introducer, so that an attacker cannot make the rest of a text vanish. Each alternative begins with
-# an introducer and stops at the next one: time is linear in the text.
+# introducer, so that an attacker cannot make the rest of a text vanish. Each alternative begins
+# with an introducer and stops at the next one: time is linear in the text.
 _ANSI: Final = re.compile(
     "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"
     "|(?:\x1b[\\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\x9d\x90\x98\x9e\x9f]*(?:\x07|\x1b\\\\|\x9c)"
