@@ -26,7 +26,7 @@ from memory.errors import StoreError, UsageError
 from memory.schema import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from memory.seams import Env
@@ -117,8 +117,10 @@ class Db:
         self._scope = trio.CancelScope()
         self._state = "new"
         self._closed = trio.Event()
-        self.after_commit: Callable[[], None] | None = None
-        """Called in the writer's thread after each COMMIT, before its callers wake."""
+        self.after_commit: Callable[[Sequence[object]], None] | None = None
+        """Given the units' results in the writer's thread after COMMIT, before callers wake."""
+        self.before_close: Callable[[], None] | None = None
+        """Called once on the way out, after the last commit."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open, migrate, serve until cancelled or closed, checkpoint.
@@ -208,6 +210,10 @@ class Db:
         """Bytes of the database file and of its write-ahead log."""
         return _size(str(self.path)), _size(f"{self.path}-wal")
 
+    def wall_ms(self) -> int:
+        """Unix milliseconds of the environment, for rows that carry an age."""
+        return self._env.wall_ms()
+
     async def quick_check(self) -> str:
         """`ok`, or SQLite's first findings. Reads the whole file."""
         return await self.read(
@@ -243,6 +249,8 @@ class Db:
             self._readers_free.release()
 
     async def _close(self) -> None:
+        if self.before_close is not None:
+            self.before_close()
         for link in self._idle:
             await link.aclose()
         self._idle.clear()
@@ -325,7 +333,7 @@ class Db:
             return exc
         self._env.fault("store.committed")
         if self.after_commit is not None:
-            self.after_commit()
+            self.after_commit([unit.value for unit in batch if unit.error is None])
         return None
 
     def _refuse_queued(self) -> None:

@@ -1,16 +1,29 @@
 """The memory's front door: remember, recall, get, list, history, forget, stats.
 
-Signatures first; the parts behind them follow.
+A write returns when it is durable and searchable. Every read is bounded by the caller's scopes.
+Source: docs/specs/memory.md.
 """
 
 from __future__ import annotations
 
-import builtins
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from memory import reading
+from memory.bodies import ProfileBody
+from memory.errors import RefusedError
+from memory.fts import Frequencies
+from memory.model import NOTES_MAX
+from memory.reading import Filter
+from memory.recall import check_query, recall
+from memory.sql import blobs, integers
+from memory.status import expire
+from memory.txn import MemoryEvent
+from memory.writing import check_line, entry_draft, forget_one, prepare, remember_one
+
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Sequence
 
     from memory.db import Db
@@ -25,62 +38,246 @@ if TYPE_CHECKING:
         Remembered,
         Stats,
     )
+    from memory.replica import Replica
     from memory.seams import Env, Receipt
+    from memory.txn import Txn
+
+__all__ = ["Filter", "Memory", "MemoryConfig", "MemoryEvent"]
+
+FORGET_IDS_MAX: Final = 256
+EXPIRE_BATCH: Final = 500
+"""Memories un-indexed in one transaction."""
 
 
 class MemoryConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of the `[memory]` section."""
+    """Settings of the `[memory]` section.
 
-    trust_min: float = 0.5
+    Attributes:
+        postings: documents a query's terms may match together in the main index before the most
+            frequent terms are left out; higher finds more and takes longer.
+    """
+
     postings: int = 20_000
 
-
-class MemoryEvent(msgspec.Struct, frozen=True):
-    """`memory.<name>` about ids (hex) of one scope; never text."""
-
-    name: str
-    ids: tuple[str, ...]
-    scope: str
+    def __post_init__(self) -> None:
+        if self.postings < 1:
+            raise ValueError("[memory] postings must be at least 1")
 
 
-class Filter(msgspec.Struct, kw_only=True, frozen=True):
-    """What `list` shows."""
+class Memory:
+    """What the daemon offers of the memory.
 
-    scope: str | list[str] | None = None
-    tags: list[str] = []
-    kinds: list[str] = []
-    author: str | None = None
-    since: str | None = None
-    until: str | None = None
-    status: str | None = None
-
-
-class Memory(Protocol):
-    """Interface; replaced by the class itself."""
+    Args:
+        db: the open database.
+        replica: the record store over it.
+        env: clocks.
+        device: this node's 32-byte key.
+        config: settings.
+    """
 
     def __init__(
-        self, db: Db, replica: object, env: Env, device: bytes, config: MemoryConfig | None = None
-    ) -> None: ...
+        self,
+        db: Db,
+        replica: Replica,
+        env: Env,
+        device: bytes,
+        config: MemoryConfig | None = None,
+    ) -> None:
+        self._db = db
+        self._replica = replica
+        self._env = env
+        self._device = device
+        self._config = config or MemoryConfig()
+        self._frequencies = Frequencies()
+
+    # ---- writing
+
     async def remember(
         self,
         who: Caller,
         notes: Sequence[NoteIn],
         receipt: Receipt[Sequence[Remembered]] | None = None,
-    ) -> list[Remembered]: ...
-    async def recall(self, who: Caller, query: Query) -> Hits: ...
-    async def get(self, who: Caller, ids: Sequence[str]) -> Hits: ...
-    async def list(
-        self, who: Caller, what: Filter, *, cursor: str | None = None, limit: int = 50
-    ) -> Page: ...
-    async def history(self, who: Caller, memory_id: str) -> History: ...
+    ) -> list[Remembered]:
+        """Store notes, all or none; when this returns they are on disk and can be found.
+
+        Args:
+            who: the caller; its device and agent are the signed author.
+            notes: 1 to 256.
+            receipt: kept with the notes, in the same transaction.
+
+        Raises:
+            RefusedError: `invalid`, `too_large`, `forbidden`, `unknown_scope`, `not_found`,
+                `conflict` (an idempotency key used for another text) or `rate` (try again soon).
+            StoreError: nothing was stored.
+        """
+        if not 1 <= len(notes) <= NOTES_MAX:
+            raise RefusedError("invalid", f"notes: 1 to {NOTES_MAX} at a time")
+        self._check_queue()
+        now_ms = self._env.wall_ms()
+        prepared = [prepare(who, note, now_ms) for note in notes]
+
+        def unit(txn: Txn) -> builtins.list[Remembered]:
+            done = [remember_one(self._replica, txn, who, note) for note in prepared]
+            if receipt is not None:
+                self._replica.put_receipt(txn, receipt.key, receipt.encode(done))
+            return done
+
+        return await self._replica.transact(unit)
+
     async def forget(
         self,
         who: Caller,
         ids: Sequence[str],
         reason: str = "",
         receipt: Receipt[Sequence[Forgotten]] | None = None,
-    ) -> builtins.list[Forgotten]: ...
-    async def stats(self, who: Caller) -> Stats: ...
-    async def set_device_name(self, name: str) -> None: ...
-    async def receipt(self, key: bytes) -> bytes | None: ...
-    def subscribe(self, fn: Callable[[MemoryEvent], None]) -> None: ...
+    ) -> list[Forgotten]:
+        """Stop finding memories. Reversible: the record stays, its text leaves the indexes.
+
+        Own notes are forgotten by a signed record, on all replicas; a peer's is hidden here only.
+        An agent may forget what it wrote itself, the person everything.
+
+        Raises:
+            RefusedError: `invalid` or `rate`.
+            StoreError: nothing changed.
+        """
+        if not 1 <= len(ids) <= FORGET_IDS_MAX:
+            raise RefusedError("invalid", f"ids: 1 to {FORGET_IDS_MAX} at a time")
+        self._check_queue()
+        why = check_line(reason, "reason", 512) or None
+
+        def unit(txn: Txn) -> builtins.list[Forgotten]:
+            done = [forget_one(self._replica, txn, who, written, why) for written in ids]
+            if receipt is not None:
+                self._replica.put_receipt(txn, receipt.key, receipt.encode(done))
+            return done
+
+        return await self._replica.transact(unit)
+
+    async def set_device_name(self, name: str, groups: Sequence[bytes] = ()) -> None:
+        """Publish what this device calls itself, by a profile record.
+
+        Args:
+            name: 1 to 64 characters.
+            groups: where to write it; by default every group here, if the name is new.
+
+        Raises:
+            RefusedError: `invalid`.
+        """
+        line = check_line(name, "name", 64)
+        if not line:
+            raise RefusedError("invalid", "a device's name is 1 to 64 characters")
+
+        def unit(txn: Txn) -> None:
+            known = txn.connection.execute(
+                "SELECT 1 FROM device WHERE key = ? AND name = ? AND hlc > 0", (self._device, line)
+            ).fetchone()
+            if known is not None and not groups:
+                return
+            for group in groups or _groups_to_tell(txn):
+                self._replica.append_in(txn, group, [entry_draft(ProfileBody("", line))])
+
+        await self._replica.transact(unit)
+
+    async def expire(self) -> int:
+        """Un-index memories whose time to live is over; how many. Call it now and then."""
+        now_ms = self._env.wall_ms()
+        total = 0
+        while True:
+            due = await self._db.read(
+                lambda c: integers(
+                    c,
+                    "SELECT id FROM memory WHERE expires_ms <= ? AND tier < 2 LIMIT ?",
+                    (now_ms, EXPIRE_BATCH),
+                )
+            )
+            if not due:
+                return total
+            total += await self._replica.transact(lambda txn, due=due: expire(txn, due))  # type: ignore[misc]
+
+    def _check_queue(self) -> None:
+        if self._db.queue_full:
+            raise RefusedError("rate", "the writer is busy: try again in a second")
+
+    # ---- reading
+
+    async def recall(self, who: Caller, query: Query) -> Hits:
+        """Find memories by their words, weighed by trust.
+
+        Raises:
+            RefusedError: `invalid`, `too_large` or `forbidden`.
+            StoreError: the database cannot serve.
+        """
+        check_query(query)
+        started = self._env.now()
+        now_ms = self._env.wall_ms()
+        hits = await self._db.read(
+            lambda connection: recall(
+                connection,
+                who,
+                query,
+                self._frequencies,
+                postings_max=self._config.postings,
+                now_ms=now_ms,
+            )
+        )
+        hits.ms = round((self._env.now() - started) * 1000, 3)
+        return hits
+
+    async def get(self, who: Caller, ids: Sequence[str]) -> Hits:
+        """Whole memories by id or unique prefix; those not here or not readable are left out.
+
+        Raises:
+            RefusedError: `invalid`.
+        """
+        started = self._env.now()
+        now_ms = self._env.wall_ms()
+        hits = await self._db.read(lambda connection: reading.get(connection, who, ids, now_ms))
+        hits.ms = round((self._env.now() - started) * 1000, 3)
+        return hits
+
+    async def list(
+        self, who: Caller, what: Filter, *, cursor: str | None = None, limit: int = 50
+    ) -> Page:
+        """A page of memories, newest first.
+
+        Raises:
+            RefusedError: `invalid` or `forbidden`.
+        """
+        now_ms = self._env.wall_ms()
+        return await self._db.read(
+            lambda connection: reading.list_page(
+                connection, who, what, cursor=cursor, limit=limit, now_ms=now_ms
+            )
+        )
+
+    async def history(self, who: Caller, memory_id: str) -> History:
+        """Everything signed about a memory: its versions, links, forget records.
+
+        Raises:
+            RefusedError: `not_found` or `invalid`.
+        """
+        now_ms = self._env.wall_ms()
+        return await self._db.read(
+            lambda connection: reading.history(connection, who, memory_id, now_ms)
+        )
+
+    async def stats(self, who: Caller) -> Stats:
+        """Counts of what the caller may read, and the database's size."""
+        sizes = self._db.sizes()
+        return await self._db.read(lambda connection: reading.stats(connection, who, sizes))
+
+    async def receipt(self, key: bytes) -> bytes | None:
+        """What a mutating call left under this key, if it was carried out."""
+        row = await self._db.read(
+            lambda c: c.execute("SELECT result FROM receipt WHERE key = ?", (key,)).fetchone()
+        )
+        return None if row is None else bytes(row[0])
+
+    def subscribe(self, fn: Callable[[MemoryEvent], None]) -> None:
+        """Call `fn` with each `memory.*` event, after its commit, in commit order."""
+        self._replica.on_event(fn)
+
+
+def _groups_to_tell(txn: Txn) -> list[bytes]:
+    """Every group but the private one, which nobody else reads."""
+    return blobs(txn.connection, "SELECT id FROM grp WHERE name <> 'private' ORDER BY n")

@@ -1,0 +1,182 @@
+"""Rows of memories as the `Hit`s that callers see."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+import msgspec
+
+from memory.model import Hit, Kind, Source
+from memory.provenance import author_of, iso, peer_text
+from memory.scopes import write_scope
+from memory.status import parents_trust
+from memory.trust import CEILING, effective
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import apsw
+
+LOW_TRUST: Final = 0.5
+"""Below this a hit carries the flag `low_trust`."""
+
+PREVIEW_CHARS: Final = 80
+"""Title of a hit without text and without title: the beginning of its text."""
+
+MS_PER_DAY: Final = 86_400_000
+
+_ROWS: Final = """
+SELECT m.id, r.id, m.kind, m.role, m.title, m.thread, m.hlc, m.at_ms, m.valid_to, m.tags, m.source,
+  m.status, m.eff_trust, m.tokens, m.chunks, a.agent, a.device, a.class, a.trust, d.name,
+  s.name, g.name, g.home
+FROM json_each(?) j JOIN memory m ON m.id = j.value JOIN record r ON r.n = m.id
+JOIN author a ON a.id = m.author JOIN scope s ON s.id = m.scope JOIN grp g ON g.n = s.grp
+LEFT JOIN device d ON d.key = a.device
+"""
+
+# The newest memory that validly replaces this one: the conditions of memory/status.py.
+_SUCCESSOR: Final = """
+SELECT sr.n, sr.id, sm.status, sm.scope FROM record r JOIN memory m ON m.id = r.n
+JOIN author a ON a.id = m.author
+JOIN link l ON l.dst = r.id AND l.type = 'supersedes' AND l.src <> l.dst
+JOIN record lr ON lr.n = l.n AND lr.state = 'live' JOIN author la ON la.id = l.author
+JOIN record sr ON sr.id = l.src AND sr.state = 'live'
+JOIN memory sm ON sm.id = sr.n AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
+WHERE r.n = ? AND (la.owner = a.owner OR (la.class = 'own' AND la.agent = '')) AND sm.hlc >= m.hlc
+ORDER BY sm.hlc DESC, sr.n DESC LIMIT 1
+"""
+
+
+class Row(NamedTuple):
+    """Everything about a memory but its text."""
+
+    memory: int
+    id: bytes
+    kind: str
+    role: str
+    title: str
+    thread: bytes | None
+    hlc: int
+    at_ms: int
+    valid_to: int | None
+    tags: str | None
+    source: str | None
+    status: str
+    trust: float
+    tokens: int
+    chunks: int
+    agent: str
+    device: bytes
+    relation: str
+    author_trust: float
+    device_name: str | None
+    scope_name: str
+    group_name: str
+    home: int
+
+    @property
+    def scope(self) -> str:
+        """As a caller would write it."""
+        return write_scope(self.group_name, self.scope_name, home=bool(self.home))
+
+
+class Successor(NamedTuple):
+    """What replaces a memory."""
+
+    memory: int
+    id: bytes
+    status: str
+    scope: int
+
+
+def load_rows(connection: apsw.Connection, memories: Sequence[int]) -> dict[int, Row]:
+    """Rows by memory."""
+    found = connection.execute(_ROWS, (json.dumps(memories),))
+    return {cast("int", row[0]): Row(*row) for row in found}
+
+
+def load_texts(connection: apsw.Connection, memories: Iterable[int]) -> dict[int, str]:
+    """Texts by memory: their chunks, joined."""
+    parts: dict[int, list[str]] = {}
+    found = connection.execute(
+        "SELECT c.memory, c.text FROM json_each(?) j JOIN chunk c ON c.memory = j.value"
+        " ORDER BY c.memory, c.i",
+        (json.dumps(list(memories)),),
+    )
+    for memory, text in found:
+        parts.setdefault(cast("int", memory), []).append(cast("str", text))
+    return {memory: "".join(texts) for memory, texts in parts.items()}
+
+
+def load_previews(connection: apsw.Connection, memories: Iterable[int]) -> dict[int, str]:
+    """The first characters of each text, on one line."""
+    found = connection.execute(
+        "SELECT c.memory, substr(c.text, 1, ?) FROM json_each(?) j"
+        " JOIN chunk c ON c.memory = j.value AND c.i = 0",
+        (PREVIEW_CHARS, json.dumps(list(memories))),
+    )
+    return {cast("int", m): " ".join(cast("str", text).split()) for m, text in found}
+
+
+def successor(connection: apsw.Connection, memory: int) -> Successor | None:
+    """The newest memory that validly replaces this one."""
+    row = connection.execute(_SUCCESSOR, (memory,)).fetchone()
+    return None if row is None else Successor(*row)
+
+
+def limited_by(connection: apsw.Connection, row: Row) -> str:
+    """What holds a memory's trust down: its author, its role or a parent."""
+    parents = [
+        cast("bytes", found[0])
+        for found in connection.execute(
+            "SELECT parent_id FROM parent WHERE memory = ?", (row.memory,)
+        )
+    ]
+    return effective(row.author_trust, row.role, parents_trust(connection, parents))[1]
+
+
+def ceiling(row: Row) -> float:
+    """The role's ceiling."""
+    return CEILING[row.role]
+
+
+def make_hit(
+    row: Row,
+    *,
+    now_ms: int,
+    text: str | None,
+    preview: str = "",
+    score: float = 0.0,
+    superseded_by: bytes | None = None,
+) -> Hit:
+    """A hit as the caller sees it."""
+    return Hit(
+        id=row.id.hex(),
+        text=text,
+        title=row.title or preview,
+        trust=round(row.trust, 3),
+        author=author_of(row.device, row.agent, row.device_name, row.relation, row.role),
+        origin=peer_text(row.device),
+        verified=True,
+        created=iso(row.at_ms),
+        age_days=round((now_ms - row.at_ms) / MS_PER_DAY, 2),
+        score=round(score, 4),
+        scope=row.scope,
+        kind=cast("Kind", row.kind),
+        tags=[] if row.tags is None else msgspec.json.decode(row.tags, type=list[str]),
+        flags=_flags(row, now_ms),
+        source=None if row.source is None else msgspec.json.decode(row.source, type=Source),
+        thread=None if row.thread is None else row.thread.hex(),
+        superseded_by=None if superseded_by is None else superseded_by.hex(),
+    )
+
+
+def _flags(row: Row, now_ms: int) -> list[str]:
+    conditions: Mapping[str, bool] = {
+        "superseded": row.status == "superseded",
+        "refuted": row.status == "refuted",
+        "stale": row.valid_to is not None and row.valid_to < now_ms,
+        "low_trust": row.trust < LOW_TRUST,
+    }
+    return [name for name, holds in conditions.items() if holds]

@@ -1,0 +1,402 @@
+"""From a signed record to rows that recall can find: the projection of entry bodies.
+
+Runs inside the writer's transaction, for own records and for peers' alike, so that a record and its
+full text appear together or not at all. A body that this version cannot read is kept, marked
+`unprojected`, and never blocks replication. Source: docs/specs/memory.md, *Projection*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
+
+from memory.bodies import (
+    EndorseBody,
+    ForgetBody,
+    LinkBody,
+    NoteBody,
+    ProfileBody,
+    VerdictBody,
+    decode_body_untrusted,
+    peek_tag,
+)
+from memory.errors import DecodeError
+from memory.fts import add_to_index
+from memory.provenance import thread_id
+from memory.scopes import token
+from memory.sql import blobs, integers, number
+from memory.status import (
+    derived_from,
+    folded_status,
+    parents_trust,
+    refold_trust,
+    replaced_by,
+    restatus,
+    retier,
+    wanted_tier,
+)
+from memory.text import clean, clean_line, split, tokens
+from memory.trust import NONE, author_trust, effective, start_s
+
+if TYPE_CHECKING:
+    import apsw
+
+    from memory.seams import Verified
+    from memory.txn import Txn
+
+_hashed: Final = msgspec.msgpack.Encoder()
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A stored entry record on its way to its rows.
+
+    Attributes:
+        n: its row; also the memory's id.
+        id: record id.
+        grp: row of its group.
+        device: author's device key.
+        owner: author's owner key.
+        relation: own, own_device, invited or other.
+        hlc: its time.
+        state: state of the record.
+        fresh: sealed here just now, so that nothing can refer to it yet.
+    """
+
+    n: int
+    id: bytes
+    grp: int
+    device: bytes
+    owner: bytes
+    relation: str
+    hlc: int
+    state: str
+    fresh: bool
+
+
+def entry_of(record: Verified, n: int, grp: int, *, fresh: bool) -> Entry:
+    """The entry of a record just stored."""
+    return Entry(
+        n,
+        record.id,
+        grp,
+        record.author,
+        record.owner,
+        record.relation,
+        record.hlc,
+        record.state,
+        fresh,
+    )
+
+
+def content_hash(scope: str, kind: str, claim: tuple[str, str, str] | None, text: str) -> bytes:
+    """BLAKE2b-256 by which an author's own duplicates are known."""
+    data = _hashed.encode((scope, kind, claim, text))
+    return hashlib.blake2b(data, digest_size=32).digest()
+
+
+def project(txn: Txn, entry: Entry, plain: bytes) -> None:
+    """Write the rows of one entry body. Never raises for what the body says."""
+    try:
+        body = decode_body_untrusted(plain)
+    except DecodeError:
+        _keep(txn.connection, entry, plain, "unprojected")
+        return
+    match body:
+        case NoteBody():
+            _project_note(txn, entry, body)
+        case LinkBody():
+            _project_link(txn, entry, body)
+        case ForgetBody():
+            _project_forget(txn, entry, body)
+        case ProfileBody():
+            _project_profile(txn.connection, entry, body)
+        case VerdictBody() | EndorseBody():
+            _keep(txn.connection, entry, plain, "later")
+
+
+def _keep(connection: apsw.Connection, entry: Entry, plain: bytes, why: str) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO kept(n, tag, why, plain) VALUES (?, ?, ?, ?)",
+        (entry.n, peek_tag(plain), why, plain),
+    )
+
+
+def author_row(
+    connection: apsw.Connection, grp: int, device: bytes, agent: str, owner: bytes, relation: str
+) -> tuple[int, float, str]:
+    """(row, T, state) of an author, made on first sight with its start value."""
+    row = connection.execute(
+        "SELECT id, trust, state FROM author WHERE grp = ? AND device = ? AND agent = ?",
+        (grp, device, agent),
+    ).fetchone()
+    if row is not None:
+        return int(row[0]), float(row[1]), str(row[2])
+    s = start_s(relation)
+    trust = author_trust(relation, agent, s, 0.0)
+    connection.execute(
+        "INSERT INTO author(grp, device, agent, owner, class, s, f, trust)"
+        " VALUES (?, ?, ?, ?, ?, ?, 0, ?)",
+        (grp, device, agent, owner, relation, s, trust),
+    )
+    return connection.last_insert_rowid(), trust, ""
+
+
+def scope_row(connection: apsw.Connection, grp: int, name: str) -> int:
+    """Row of a scope, made on first use."""
+    row = connection.execute(
+        "SELECT id FROM scope WHERE grp = ? AND name = ?", (grp, name)
+    ).fetchone()
+    if row is not None:
+        return int(row[0])
+    connection.execute("INSERT INTO scope(grp, name) VALUES (?, ?)", (grp, name))
+    return connection.last_insert_rowid()
+
+
+# ---- notes
+
+
+def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
+    connection = txn.connection
+    author, trust, author_state = author_row(
+        connection, entry.grp, entry.device, clean_line(body.agent), entry.owner, entry.relation
+    )
+    scope = scope_row(connection, entry.grp, body.scope)
+    parents = list(dict.fromkeys(body.derived_from))
+    believed, _ = effective(trust, body.role, parents_trust(connection, parents))
+    status = "active"
+    if not entry.fresh:
+        status = folded_status(connection, entry.id, entry.owner, entry.hlc)
+    tier = wanted_tier(believed, NONE, status, entry.state, author_state)
+    text = clean(body.text)
+    chunks = split(text)
+    digest = content_hash(body.scope, body.kind, body.claim, text)
+    _insert_memory(
+        txn,
+        entry,
+        body,
+        author=author,
+        scope=scope,
+        status=status,
+        tier=tier,
+        trust=(trust, believed),
+        digest=digest,
+        size=(tokens(text), len(chunks)),
+    )
+    _insert_chunks(connection, entry.n, scope, tier, clean_line(_heading(body)), chunks)
+    for parent in parents:
+        connection.execute("INSERT INTO parent VALUES (?, ?)", (entry.n, parent))
+    if body.idem is not None and entry.relation == "own":
+        # The oldest wins: a record of ours that comes back from a peer is no second answer.
+        connection.execute(
+            "INSERT OR IGNORE INTO idem VALUES (?, ?, ?, ?)", (author, body.idem, digest, entry.n)
+        )
+    txn.events.append(("stored", entry.id, scope))
+    if not entry.fresh:
+        _settle_neighbours(txn, entry)
+
+
+def _heading(body: NoteBody) -> str:
+    return body.title or body.speaker or ""
+
+
+def _insert_memory(
+    txn: Txn,
+    entry: Entry,
+    body: NoteBody,
+    *,
+    author: int,
+    scope: int,
+    status: str,
+    tier: int,
+    trust: tuple[float, float],
+    digest: bytes,
+    size: tuple[int, int],
+) -> None:
+    claim = None if body.claim is None else _claim_row(txn.connection, scope, body.claim)
+    speaker = clean_line(body.speaker) if body.speaker else None
+    expires_ms = None if body.ttl_s is None else (entry.hlc >> 16) + body.ttl_s * 1000
+    txn.connection.execute(
+        "INSERT INTO memory(id, author, scope, kind, role, speaker, title, thread, pos, hlc, at_ms,"
+        " valid_from, valid_to, claim, claim_value, tags, source, status, tier, origin_trust,"
+        " eff_trust, content_hash, expires_ms, tokens, chunks) VALUES"
+        " (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            entry.n,
+            author,
+            scope,
+            body.kind,
+            body.role,
+            speaker,
+            clean_line(body.title) if body.title else "",
+            thread_id(entry.owner, body.thread) if body.thread else None,
+            body.pos,
+            entry.hlc,
+            body.at_ms,
+            body.valid_from,
+            body.valid_to,
+            claim,
+            None if body.claim is None else clean(body.claim[2]),
+            json.dumps([clean_line(tag) for tag in body.tags]) if body.tags else None,
+            _source_json(body),
+            status,
+            tier,
+            trust[0],
+            trust[1],
+            digest,
+            expires_ms,
+            size[0],
+            size[1],
+        ),
+    )
+
+
+def _source_json(body: NoteBody) -> str | None:
+    if body.source is None:
+        return None
+    uri, tool, sha256 = body.source
+    return json.dumps(
+        {
+            "uri": clean_line(uri or ""),
+            "tool": clean_line(tool or ""),
+            "sha256": sha256.hex() if sha256 else "",
+        }
+    )
+
+
+def _claim_row(connection: apsw.Connection, scope: int, claim: tuple[str, str, str]) -> int:
+    key = (scope, clean_line(claim[0]), clean_line(claim[1]))
+    connection.execute(
+        "INSERT OR IGNORE INTO claim(scope, subject, attribute) VALUES (?, ?, ?)", key
+    )
+    return number(
+        connection, "SELECT id FROM claim WHERE scope = ? AND subject = ? AND attribute = ?", key
+    )
+
+
+def _insert_chunks(
+    connection: apsw.Connection, memory: int, scope: int, tier: int, title: str, chunks: list[str]
+) -> None:
+    scope_token = token(scope)
+    rows = []
+    for i, text in enumerate(chunks):
+        connection.execute(
+            "INSERT INTO chunk(memory, i, scope_tok, title, text) VALUES (?, ?, ?, ?, ?)",
+            (memory, i, scope_token, title, text),
+        )
+        rows.append((connection.last_insert_rowid(), scope_token, title, text))
+    add_to_index(connection, tier, scope, rows)
+
+
+def _settle_neighbours(txn: Txn, entry: Entry) -> None:
+    """Those that were waiting for this memory: what it replaces, what was derived from it."""
+    for dst in replaced_by(txn.connection, entry.id):
+        restatus(txn, dst)
+    refold_trust(txn, derived_from(txn.connection, entry.n))
+
+
+# ---- the other bodies
+
+
+def _project_link(txn: Txn, entry: Entry, body: LinkBody) -> None:
+    author, _, _ = author_row(
+        txn.connection, entry.grp, entry.device, clean_line(body.agent), entry.owner, entry.relation
+    )
+    txn.connection.execute(
+        "INSERT OR REPLACE INTO link(n, src, dst, type, author, hlc, note)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            entry.n,
+            body.src,
+            body.dst,
+            body.type,
+            author,
+            entry.hlc,
+            clean_line(body.note or ""),
+        ),
+    )
+    if body.type == "supersedes":
+        restatus(txn, body.dst)
+
+
+def _project_forget(txn: Txn, entry: Entry, body: ForgetBody) -> None:
+    author, _, _ = author_row(
+        txn.connection, entry.grp, entry.device, clean_line(body.agent), entry.owner, entry.relation
+    )
+    reason = clean_line(body.reason or "")
+    for target in dict.fromkeys(body.targets):
+        txn.connection.execute(
+            "INSERT OR REPLACE INTO forgetting VALUES (?, ?, ?, ?, ?)",
+            (target, entry.n, author, entry.hlc, reason),
+        )
+        restatus(txn, target)
+
+
+def _project_profile(connection: apsw.Connection, entry: Entry, body: ProfileBody) -> None:
+    """A device's own name: shown until the person here gives it another."""
+    name = clean_line(body.name)
+    if not name or entry.state != "live":
+        return
+    connection.execute(
+        "INSERT INTO device(key, name, published, verified_ms, hlc) VALUES (?, ?, 1, NULL, ?)"
+        " ON CONFLICT (key) DO UPDATE SET name = excluded.name, hlc = excluded.hlc, published = 1"
+        " WHERE (device.published = 1 AND device.hlc < excluded.hlc) OR device.name = ''",
+        (entry.device, name, entry.hlc),
+    )
+
+
+def resettle(txn: Txn, n: int, record_id: bytes) -> None:
+    """Show or hide what an entry says after its record's state changed."""
+    connection = txn.connection
+    if connection.execute("SELECT 1 FROM memory WHERE id = ?", (n,)).fetchone():
+        retier(txn, n)
+        restatus(txn, record_id)
+        targets = replaced_by(connection, record_id)
+    else:
+        targets = blobs(
+            connection,
+            "SELECT dst FROM link WHERE n = ?1 UNION SELECT target FROM forgetting WHERE n = ?1",
+            (n,),
+        )
+    for target in targets:
+        restatus(txn, target)
+
+
+def reown(txn: Txn, grp: int, device: bytes, owner: bytes, relation: str) -> bool:
+    """Change a device's owner and relation; re-fold what it wrote. Whether anything changed."""
+    connection = txn.connection
+    author_row(connection, grp, device, "", owner, relation)
+    rows = cast(
+        "list[tuple[int, str, float]]",
+        connection.execute(
+            "SELECT id, agent, f FROM author WHERE grp = ? AND device = ?"
+            " AND (owner <> ? OR class <> ?)",
+            (grp, device, owner, relation),
+        ).fetchall(),
+    )
+    for author, agent, f in rows:
+        s = start_s(relation)
+        connection.execute(
+            "UPDATE author SET owner = ?, class = ?, s = ?, trust = ? WHERE id = ?",
+            (owner, relation, s, author_trust(relation, agent, s, f), author),
+        )
+        refold_trust(txn, integers(connection, "SELECT id FROM memory WHERE author = ?", (author,)))
+        written = "SELECT r.id FROM memory m JOIN record r ON r.n = m.id WHERE m.author = ?"
+        for record_id in blobs(connection, written, (author,)):
+            restatus(txn, record_id)
+        _restatus_targets(txn, author)
+    return bool(rows)
+
+
+def _restatus_targets(txn: Txn, author: int) -> None:
+    """Whether its links and forget records count depends on the author's owner."""
+    targets = blobs(
+        txn.connection,
+        "SELECT dst FROM link WHERE author = ?1 UNION"
+        " SELECT target FROM forgetting WHERE author = ?1",
+        (author,),
+    )
+    for target in targets:
+        restatus(txn, target)

@@ -1,0 +1,328 @@
+"""The durable record store: what replication asks of a database, over `memory.db`.
+
+Has the shape of `p2p.replication.store.RecordStore` without importing it. `admit` and `append`
+write a record and everything recall shows of it in one transaction, so after a crash both are there
+or neither is. Source: docs/specs/memory.md, *Records*.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from memory import records
+from memory.errors import RefusedError, UsageError
+from memory.ingest import reown
+from memory.localrows import put_local, read_local
+from memory.marks import HighMark
+from memory.scopes import write_scope
+from memory.txn import MemoryEvent, Txn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import apsw
+
+    from memory.db import Db
+    from memory.seams import Draft, LocalRow, LogKey, Receipt, Sealer, Verified
+
+T = TypeVar("T")
+
+log = logging.getLogger("covey.memory.replica")
+
+RECEIPT_LIFE_MS: Final = 24 * 3600 * 1000
+RECEIPTS_MAX: Final = 10_000
+RECEIPT_PRUNE_EVERY: Final = 256
+"""Receipts written between two prunings: the table may exceed its limit by this many."""
+
+NOTHING_SEALED: Final = "this group has no key here yet: wait for the first sync with a member"
+
+
+class _Done(Generic[T]):
+    """What a unit of ours leaves for the time after COMMIT."""
+
+    __slots__ = ("events", "result", "txn")
+
+    def __init__(self, result: T, txn: Txn, events: list[MemoryEvent]) -> None:
+        self.result = result
+        self.txn = txn
+        self.events = events
+
+
+class IdIndex:
+    """An immutable snapshot of the ids that count in set comparison."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed) // 40
+
+    @property
+    def packed(self) -> bytes:
+        """40 bytes an item: hlc big-endian u64, id 32; sorted."""
+        return self._packed
+
+
+class Replica:
+    """Signed records on disk.
+
+    Args:
+        db: the open database, or one that will be open before the first call.
+        sealer: signs and encrypts what this device writes.
+        state_dir: folder of `high.mark`.
+    """
+
+    def __init__(self, db: Db, sealer: Sealer, state_dir: Path) -> None:
+        self.db = db
+        self._sealer = sealer
+        self._mark = HighMark(state_dir / "high.mark")
+        self._mark.load()
+        self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
+        self._on_event: list[Callable[[MemoryEvent], None]] = []
+        self._indexes: dict[tuple[bytes, int], IdIndex] = {}
+        self._receipts_written = 0
+        db.after_commit = self._write_mark
+        db.before_close = self._mark.close
+
+    # ---- for replication
+
+    async def append(
+        self,
+        group: bytes,
+        drafts: Sequence[Draft],
+        receipt: Receipt[Sequence[bytes]] | None = None,
+        local: Sequence[LocalRow] = (),
+    ) -> Sequence[bytes]:
+        """Seal the drafts at the ends of our own logs, in order, in one transaction; their ids.
+
+        Raises:
+            RefusedError: `unknown_scope`: the group is unknown or has no key here.
+            StoreError: nothing was stored.
+        """
+
+        def unit(txn: Txn) -> list[bytes]:
+            put_local(txn.connection, local)
+            ids = [record.id for record in self.append_in(txn, group, drafts)]
+            if receipt is not None:
+                self.put_receipt(txn, receipt.key, receipt.encode(ids))
+            return ids
+
+        return await self.transact(unit)
+
+    async def admit(
+        self, group: bytes, batch: Sequence[Verified], local: Sequence[LocalRow] = ()
+    ) -> Sequence[records.Verdict]:
+        """Store verified records in one transaction; a verdict each, in order."""
+
+        def unit(txn: Txn) -> list[records.Verdict]:
+            put_local(txn.connection, local)
+            grp = records.group_row(txn.connection, group)
+            return [records.admit_one(txn, grp, record) for record in batch]
+
+        return await self.transact(unit)
+
+    async def control(self, group: bytes, after: int = 0) -> Sequence[records.Stored]:
+        """Control records in order of arrival, bodies included."""
+        return await self.db.read(lambda c: records.read_control(c, group, after))
+
+    async def logs(self, group: bytes) -> Sequence[records.LogState]:
+        """All logs of a group, both lanes."""
+        return await self.db.read(lambda c: records.read_logs(c, group))
+
+    async def index(self, group: bytes, lane: int) -> IdIndex:
+        """The ids that count in set comparison; the same object until the set changes."""
+        cached = self._indexes.get((group, lane))
+        if cached is not None:
+            return cached
+        marker = IdIndex(b"")
+        self._indexes[group, lane] = marker
+        found = IdIndex(await self.db.read(lambda c: records.read_index(c, group, lane)))
+        # A commit while we read has taken the marker away: what we read may lack its records.
+        if self._indexes.get((group, lane)) is marker:
+            self._indexes[group, lane] = found
+        return found
+
+    async def known(self, ids: Sequence[bytes]) -> Mapping[bytes, str]:
+        """State of those that are here: live, sealed, void, stub, erased, held."""
+        return await self.db.read(lambda c: records.read_known(c, ids))
+
+    async def tail(
+        self, log: LogKey, first: int, last: int, bytes_max: int
+    ) -> Sequence[records.Stored]:
+        """Records first..last of a log that are here, cut at `bytes_max`, at least one."""
+        return await self.db.read(lambda c: records.read_log(c, log, first, last, bytes_max))
+
+    async def fetch(self, ids: Sequence[bytes], *, bodies: bool) -> Sequence[records.Stored]:
+        """Those that are here, in the order asked."""
+        return await self.db.read(lambda c: records.read_ids(c, ids, bodies=bodies))
+
+    async def at(self, log: LogKey, seq: int) -> records.Stored | None:
+        """The record at one place of a log."""
+        found = await self.db.read(lambda c: records.read_log(c, log, seq, seq, 0))
+        return found[0] if found else None
+
+    async def settle(
+        self,
+        group: bytes,
+        *,
+        void: Sequence[bytes] = (),
+        revive: Sequence[bytes] = (),
+        fork: Sequence[tuple[LogKey, int, bytes, bytes]] = (),
+        owners: Sequence[tuple[bytes, bytes, str]] = (),
+    ) -> int:
+        """Carry out what the authority fold decided; the number of records changed."""
+
+        def unit(txn: Txn) -> int:
+            grp = records.group_row(txn.connection, group)
+            changed = sum(records.set_void(txn, group, record_id) for record_id in void)
+            changed += sum(records.revive(txn, group, record_id) for record_id in revive)
+            for key, seq, a, b in fork:
+                changed += records.freeze(txn, grp, key, seq, a, b)
+            for device, owner, relation in owners:
+                if reown(txn, grp, device, owner, relation):
+                    changed += records.count_of_author(txn.connection, grp, device)
+            return changed
+
+        return await self.transact(unit)
+
+    async def unsealed(self, group: bytes, bodies: Sequence[tuple[bytes, bytes]]) -> None:
+        """Bodies (id, plain) whose key has come: project them."""
+
+        def unit(txn: Txn) -> None:
+            for record_id, plain in bodies:
+                records.unseal(txn, group, record_id, plain)
+
+        await self.transact(unit)
+
+    async def sealed(self, group: bytes, epoch: bytes, limit: int) -> Sequence[records.Stored]:
+        """Records still waiting for `epoch`'s key, oldest first."""
+        return await self.db.read(lambda c: records.read_sealed(c, group, epoch, limit))
+
+    async def local(self, table: str, group: bytes | None = None) -> Sequence[LocalRow]:
+        """Rows of a local table; `mark` is the side file: group, author, incarnation, lane, seq."""
+        if table == "mark":
+            return [
+                ("mark", (*key, seq))
+                for key, seq in sorted(self._mark.positions.items())
+                if group is None or key[0] == group
+            ]
+        return await self.db.read(lambda c: read_local(c, table, group))
+
+    def on_commit(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
+        """Call `fn(group, ids)` after each commit that stored records, in commit order."""
+        self._on_commit.append(fn)
+
+    # ---- for the memory
+
+    def on_event(self, fn: Callable[[MemoryEvent], None]) -> None:
+        """Call `fn` with what happened to memories, after the commit that did it."""
+        self._on_event.append(fn)
+
+    async def transact(self, fn: Callable[[Txn], T]) -> T:
+        """Run `fn` as one atomic unit and announce what it stored once that is on disk."""
+
+        def unit(connection: apsw.Connection) -> _Done[T]:
+            txn = Txn(connection)
+            result = fn(txn)
+            return _Done(result, txn, _events(txn))
+
+        done = await self.db.write(unit, self._announce)
+        return done.result
+
+    def append_in(self, txn: Txn, group: bytes, drafts: Sequence[Draft]) -> list[Verified]:
+        """Seal and store drafts inside the caller's unit.
+
+        Raises:
+            RefusedError: `unknown_scope`: the group is unknown or has no key here.
+        """
+        grp = records.group_row(txn.connection, group)
+        ends: dict[LogKey, records.LogRow] = {}
+        sealed = []
+        for draft in drafts:
+            record, key, row = self._seal(txn, group, grp, draft, ends)
+            ends[key] = records.put(txn, grp, record, row, fresh=True)
+            sealed.append(record)
+        return sealed
+
+    def _seal(
+        self,
+        txn: Txn,
+        group: bytes,
+        grp: int,
+        draft: Draft,
+        ends: dict[LogKey, records.LogRow],
+    ) -> tuple[Verified, LogKey, records.LogRow]:
+        lane = records.LANE_CONTROL if draft.kind < 32 else records.LANE_DATA
+        try:
+            key = self._sealer.log(group, lane)
+            row = ends.get(key) or records.log_row(txn.connection, grp, key)
+            prev, hlc_min = records.log_end(txn.connection, row)
+            at = records.Position(key, row.max_seq + 1, prev, hlc_min)
+            return self._sealer.seal(draft, at), key, row
+        except KeyError as exc:
+            raise RefusedError("unknown_scope", NOTHING_SEALED) from exc
+
+    def put_receipt(self, txn: Txn, key: bytes, result: bytes) -> None:
+        """Keep a call's result with its effect; old ones go."""
+        if not key or len(key) > 128:
+            raise UsageError("a receipt's key has 1 to 128 bytes")
+        connection = txn.connection
+        now_ms = self.db.wall_ms()
+        connection.execute("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?)", (key, result, now_ms))
+        self._receipts_written += 1
+        if self._receipts_written % RECEIPT_PRUNE_EVERY == 1:
+            connection.execute("DELETE FROM receipt WHERE at_ms < ?", (now_ms - RECEIPT_LIFE_MS,))
+            connection.execute(
+                "DELETE FROM receipt WHERE key IN"
+                " (SELECT key FROM receipt ORDER BY at_ms DESC LIMIT -1 OFFSET ?)",
+                (RECEIPTS_MAX,),
+            )
+
+    # ---- after a commit
+
+    def _write_mark(self, results: Sequence[object]) -> None:
+        """In the writer's thread, before any caller of the batch wakes."""
+        for done in results:
+            if isinstance(done, _Done):
+                self._mark.raise_to(done.txn.marks)
+        self._mark.write()
+
+    def _announce(self, done: _Done[T]) -> None:
+        txn = done.txn
+        for group in txn.changed | txn.stored.keys():
+            self._indexes.pop((group, records.LANE_CONTROL), None)
+            self._indexes.pop((group, records.LANE_DATA), None)
+        for group, ids in txn.stored.items():
+            for tell in self._on_commit:
+                tell(group, ids)
+        for event in done.events:
+            for hear in self._on_event:
+                hear(event)
+
+
+def _events(txn: Txn) -> list[MemoryEvent]:
+    """The unit's events, a run of the same kind in one; scopes written while we are inside."""
+    events: list[MemoryEvent] = []
+    names: dict[int, str] = {}
+    for name, record_id, scope in txn.events:
+        if scope not in names:
+            names[scope] = _written(txn.connection, scope)
+        last = events[-1] if events else None
+        if last is not None and last.name == name and last.scope == names[scope]:
+            events[-1] = MemoryEvent(name, (*last.ids, record_id.hex()), last.scope)
+        else:
+            events.append(MemoryEvent(name, (record_id.hex(),), names[scope]))
+    return events
+
+
+def _written(connection: apsw.Connection, scope: int) -> str:
+    row = connection.execute(
+        "SELECT s.name, g.name, g.home FROM scope s JOIN grp g ON g.n = s.grp WHERE s.id = ?",
+        (scope,),
+    ).fetchone()
+    assert row is not None, "events name scopes that exist"
+    return write_scope(str(row[1]), str(row[0]), home=bool(row[2]))

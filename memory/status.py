@@ -1,0 +1,194 @@
+"""What links, forget records, authority and trust make of a memory: its status and its tier.
+
+Status is folded from what is signed, in any order of arrival: `forgotten` before `superseded`
+before `active`. `hidden` (by the person here), `quarantined` and `refuted` are set by other rules
+and left alone. A memory is indexed if its record is live, its status shows it, and its trust is
+enough. Everything here runs in the writer's transaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from memory.fts import move_to_tier
+from memory.sql import blobs, integers
+from memory.trust import NONE, effective, tier_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import apsw
+
+    from memory.txn import Txn
+
+SHOWN: Final = frozenset({"active", "superseded", "refuted"})
+"""Statuses that recall may show."""
+
+FOLDED: Final = frozenset({"active", "superseded", "forgotten"})
+"""Statuses that the fold decides between."""
+
+DERIVED_MAX: Final = 1_000
+"""Memories whose trust one arrival may re-fold; the rest keep theirs until next touched."""
+
+# A supersede counts if the author's own owner, or the person here, says it; if the newer memory is
+# here, live and not itself forgotten; and if it is not older than what it replaces, so no cycles.
+_SUPERSEDED: Final = """
+SELECT EXISTS (
+  SELECT 1 FROM link l
+  JOIN record lr ON lr.n = l.n AND lr.state = 'live'
+  JOIN author la ON la.id = l.author
+  JOIN record sr ON sr.id = l.src AND sr.state = 'live'
+  JOIN memory sm ON sm.id = sr.n AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
+  WHERE l.dst = ?1 AND l.type = 'supersedes' AND l.src <> l.dst
+    AND (la.owner = ?2 OR (la.class = 'own' AND la.agent = '')) AND sm.hlc >= ?3)
+"""
+
+_FORGOTTEN: Final = """
+SELECT EXISTS (
+  SELECT 1 FROM forgetting f
+  JOIN record fr ON fr.n = f.n AND fr.state = 'live'
+  JOIN author fa ON fa.id = f.author
+  WHERE f.target = ?1 AND fa.owner = ?2)
+"""
+
+
+def restatus(txn: Txn, record_id: bytes) -> None:
+    """Fold a memory's status anew, and that of those it replaces if it changed."""
+    pending = [record_id]
+    for _ in range(DERIVED_MAX):
+        if not pending:
+            return
+        current = pending.pop()
+        if _restatus_one(txn, current):
+            pending.extend(replaced_by(txn.connection, current))
+
+
+def _restatus_one(txn: Txn, record_id: bytes) -> bool:
+    connection = txn.connection
+    row = connection.execute(
+        "SELECT m.id, m.status, m.hlc, a.owner, m.scope FROM record r JOIN memory m ON m.id = r.n"
+        " JOIN author a ON a.id = m.author WHERE r.id = ?",
+        (record_id,),
+    ).fetchone()
+    if row is None or row[1] not in FOLDED:
+        return False
+    memory, status, hlc, owner, scope = row
+    new = folded_status(connection, record_id, owner, hlc)
+    if new == status:
+        return False
+    connection.execute("UPDATE memory SET status = ? WHERE id = ?", (new, memory))
+    txn.events.append(("restored" if new == "active" else new, record_id, scope))
+    if not retier(txn, memory):
+        connection.execute("UPDATE scope SET generation = generation + 1 WHERE id = ?", (scope,))
+    return True
+
+
+def folded_status(connection: apsw.Connection, record_id: bytes, owner: bytes, hlc: int) -> str:
+    """What the signed records here make of a memory."""
+    if connection.execute(_FORGOTTEN, (record_id, owner)).get:
+        return "forgotten"
+    if connection.execute(_SUPERSEDED, (record_id, owner, hlc)).get:
+        return "superseded"
+    return "active"
+
+
+def hide(txn: Txn, memory: int, record_id: bytes, scope: int) -> None:
+    """Hide a memory on this machine only; what it replaced comes back."""
+    txn.connection.execute("UPDATE memory SET status = 'hidden' WHERE id = ?", (memory,))
+    txn.events.append(("hidden", record_id, scope))
+    retier(txn, memory)
+    for dst in replaced_by(txn.connection, record_id):
+        restatus(txn, dst)
+
+
+def expire(txn: Txn, memories: Sequence[int]) -> int:
+    """Un-index memories whose time is over; how many."""
+    for memory in memories:
+        row = txn.connection.execute(
+            "SELECT scope, tier FROM memory WHERE id = ?", (memory,)
+        ).fetchone()
+        assert row is not None, "an expired memory was found a moment ago"
+        if row[1] != NONE:
+            move_to_tier(txn.connection, memory, row[0], row[1], NONE)
+    return len(memories)
+
+
+def replaced_by(connection: apsw.Connection, record_id: bytes) -> list[bytes]:
+    """Memories that this one is said to replace."""
+    return blobs(
+        connection, "SELECT dst FROM link WHERE src = ? AND type = 'supersedes'", (record_id,)
+    )
+
+
+def retier(txn: Txn, memory: int) -> bool:
+    """Put a memory into the index it belongs to; whether it moved."""
+    row = txn.connection.execute(
+        "SELECT m.scope, m.tier, m.status, m.eff_trust, r.state, a.state FROM memory m"
+        " JOIN record r ON r.n = m.id JOIN author a ON a.id = m.author WHERE m.id = ?",
+        (memory,),
+    ).fetchone()
+    assert row is not None, "only a projected memory has a tier"
+    scope, old, status, trust, record_state, author_state = row
+    new = wanted_tier(trust, old, status, record_state, author_state)
+    if new == old:
+        return False
+    move_to_tier(txn.connection, memory, scope, old, new)
+    return True
+
+
+def wanted_tier(trust: float, old: int, status: str, record_state: str, author_state: str) -> int:
+    """The index for a memory in these circumstances."""
+    if status not in SHOWN or record_state != "live" or author_state == "banned":
+        return NONE
+    return tier_of(trust, old)
+
+
+def parents_trust(connection: apsw.Connection, parents: Iterable[bytes]) -> list[float | None]:
+    """E of each parent, None for one that is not here."""
+    found: list[float | None] = []
+    for parent in parents:
+        row = connection.execute(
+            "SELECT m.eff_trust FROM record r JOIN memory m ON m.id = r.n WHERE r.id = ?", (parent,)
+        ).fetchone()
+        found.append(None if row is None else row[0])
+    return found
+
+
+def refold_trust(txn: Txn, memories: Sequence[int]) -> None:
+    """Compute E anew for these memories and for all derived from them, and re-index."""
+    pending = list(memories)
+    for _ in range(max(DERIVED_MAX, len(memories))):
+        if not pending:
+            return
+        memory = pending.pop()
+        if _refold_one(txn, memory):
+            pending.extend(derived_from(txn.connection, memory))
+
+
+def derived_from(connection: apsw.Connection, memory: int) -> list[int]:
+    """Memories that name this one as a parent."""
+    return integers(
+        connection,
+        "SELECT p.memory FROM record r JOIN parent p ON p.parent_id = r.id WHERE r.n = ?",
+        (memory,),
+    )
+
+
+def _refold_one(txn: Txn, memory: int) -> bool:
+    connection = txn.connection
+    row = connection.execute(
+        "SELECT m.eff_trust, m.role, a.trust FROM memory m JOIN author a ON a.id = m.author"
+        " WHERE m.id = ?",
+        (memory,),
+    ).fetchone()
+    assert row is not None, "only a projected memory has trust"
+    old, role, trust = row
+    parents = blobs(connection, "SELECT parent_id FROM parent WHERE memory = ?", (memory,))
+    new, _ = effective(trust, role, parents_trust(connection, parents))
+    if new == old:
+        return False
+    connection.execute(
+        "UPDATE memory SET eff_trust = ?, origin_trust = ? WHERE id = ?", (new, trust, memory)
+    )
+    retier(txn, memory)
+    return True

@@ -1,0 +1,172 @@
+"""A whole memory on a temporary file: database, replica, sealer, front door."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from memory.db import Db
+from memory.model import Caller, NoteIn, Query, ScopeSet
+from memory.replica import Replica
+from memory.store import Memory
+from memory.writing import Draft
+from tests.helpers.plain_sealer import PlainRecord, PlainSealer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from memory.bodies import Body
+    from memory.model import Hits
+
+HOME = hashlib.sha256(b"home").digest()
+PRIVATE = hashlib.sha256(b"private").digest()
+TEAM = hashlib.sha256(b"team").digest()
+
+EVERYTHING = ScopeSet(everything=True)
+
+
+class Clock:
+    """An `Env` whose time the test moves."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.rng = random.Random(seed)
+        self.ms = 1_700_000_000_000
+        self.faults: set[str] = set()
+
+    def now(self) -> float:
+        return self.ms / 1000
+
+    def wall_ms(self) -> int:
+        return self.ms
+
+    def fault(self, name: str) -> bool:
+        return name in self.faults
+
+
+@dataclass
+class World:
+    """Everything a test of the memory touches."""
+
+    db: Db
+    replica: Replica
+    memory: Memory
+    sealer: PlainSealer
+    clock: Clock
+    events: list[Any] = field(default_factory=list)
+
+    @property
+    def person(self) -> Caller:
+        """The person at the terminal."""
+        return Caller(
+            device=self.sealer.device, agent="", is_owner=True, read=EVERYTHING, write=EVERYTHING
+        )
+
+    def agent(
+        self, name: str = "claude", read: Sequence[str] = (), write: Sequence[str] = ()
+    ) -> Caller:
+        """An agent of this machine; without scopes it may everything."""
+        return Caller(
+            device=self.sealer.device,
+            agent=name,
+            is_owner=False,
+            read=ScopeSet(names=frozenset(read)) if read else EVERYTHING,
+            write=ScopeSet(names=frozenset(write)) if write else EVERYTHING,
+            session="s1",
+        )
+
+    async def say(self, text: str, who: Caller | None = None, **fields: Any) -> str:
+        """Remember one note; its id."""
+        done = await self.memory.remember(who or self.agent(), [NoteIn(text=text, **fields)])
+        return done[0].id
+
+    async def find(self, words: str, who: Caller | None = None, **fields: Any) -> Hits:
+        """Recall."""
+        return await self.memory.recall(who or self.agent(), Query(query=words, **fields))
+
+    async def sql(self, sql: str, *bound: Any) -> list[Any]:
+        """Rows of a query."""
+        return await self.db.read(lambda c: c.execute(sql, bound).fetchall())
+
+    async def check_index(self) -> None:
+        """The full-text indexes hold exactly what the rows say."""
+
+        def check(connection: Any) -> None:
+            for table in ("main_fts", "low_fts", "cjk_fts"):
+                if table != "cjk_fts":
+                    connection.execute(
+                        f"INSERT INTO {table}({table}, rank) VALUES ('integrity-check', 1)"
+                    )
+            assert connection.execute("PRAGMA integrity_check").get == "ok"
+            wrong = connection.execute(
+                "SELECT s.name, s.main_chunks, s.low_chunks FROM scope s WHERE s.main_chunks <>"
+                " (SELECT count(*) FROM chunk c JOIN memory m ON m.id = c.memory"
+                "  WHERE m.scope = s.id AND m.tier = 0) OR s.low_chunks <>"
+                " (SELECT count(*) FROM chunk c JOIN memory m ON m.id = c.memory"
+                "  WHERE m.scope = s.id AND m.tier = 1)"
+            ).fetchall()
+            assert wrong == []
+
+        await self.db.write(check)
+
+
+class Peer:
+    """Another device that writes records of its own."""
+
+    def __init__(self, clock: Clock, seed: int, *, owner: bytes | None = None) -> None:
+        self.sealer = PlainSealer(random.Random(seed), clock.wall_ms, owner)
+        self._ends: dict[bytes, tuple[int, bytes | None, int]] = {}
+
+    def write(self, group: bytes, body: Body | bytes, relation: str = "other") -> PlainRecord:
+        """Seal an entry at the end of the peer's log, as our admission would hand it over."""
+        import msgspec
+
+        self.sealer.join(group)
+        data = body if isinstance(body, bytes) else msgspec.msgpack.encode(body)
+        seq, prev, hlc = self._ends.get(group, (0, None, 0))
+        at = _At(self.sealer.log(group, 1), seq + 1, prev, hlc)
+        record = self.sealer.seal(Draft(32, data), at)
+        self._ends[group] = (record.seq, record.id, record.hlc)
+        return record.as_seen(relation)
+
+
+@dataclass(frozen=True)
+class _At:
+    log: tuple[bytes, bytes, int, int]
+    seq: int
+    prev: bytes | None
+    hlc_min: int
+
+
+@asynccontextmanager
+async def open_world(
+    folder: Path, *, seed: int = 1, inline: bool = False, vfs: str | None = None
+) -> AsyncIterator[World]:
+    """A running memory over `folder/covey.db`, with the groups home, private and team."""
+    clock = Clock(seed)
+    sealer = PlainSealer(random.Random(seed), clock.wall_ms)
+    for group in (HOME, PRIVATE, TEAM):
+        sealer.join(group)
+    db = Db(folder / "covey.db", clock, inline=inline, vfs=vfs)
+    replica = Replica(db, sealer, folder)
+    memory = Memory(db, replica, clock, sealer.device)
+    world = World(db, replica, memory, sealer, clock)
+    memory.subscribe(world.events.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(db.run)
+        await replica.admit(
+            HOME,
+            [],
+            [
+                ("grp", (HOME, "home", 1, "member")),
+                ("grp", (PRIVATE, "private", 0, "member")),
+                ("grp", (TEAM, "team", 0, "member")),
+            ],
+        )
+        yield world
+        await db.aclose()
