@@ -1,0 +1,162 @@
+"""What mutations start from: good inputs of every format, of our own making and of the vectors.
+
+Bytes in hexadecimal and texts of `tests/vectors/*.json` are among them, so a new format's vectors
+are fuzzed from the day they are written.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from p2p.identity import Identity, encode_public_key, peer_multihash
+from p2p.replication import messages
+from p2p.replication.record import RecordWire
+from p2p.wire.envelope import seal_peer_record
+from p2p.wire.multistream import encode_line
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+SEED_BYTES_MAX: Final = 4096
+SEEDS_MAX: Final = 200
+IDENTITY: Final = Identity.from_seed(bytes(range(32)))
+
+
+class Bag(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A type of every shape, for decoders that take a type."""
+
+    number: int
+    text: str
+    blob: bytes
+    many: tuple[bytes, ...]
+    inner: RecordWire | None
+
+
+class Params(msgspec.Struct, forbid_unknown_fields=True):
+    """Params of a made-up method, for the envelope's decoder."""
+
+    text: str
+    limit: int = 10
+    tags: list[str] = []
+
+
+TEXTS: Final = (
+    b"12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq",
+    b"/ip4/192.0.2.7/tcp/15001/p2p/12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq",
+    b"/ip6/2001:db8::7/tcp/15001",
+    b"/dns4/example.org/tcp/443",
+    b'{"jsonrpc":"2.0","id":1,"method":"memory.recall","params":{"text":"x","limit":5}}',
+    b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"a"}}',
+    b'{"jsonrpc":"2.0","id":"a","result":{"tools":[]}}',
+    b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"none"}}',
+    b'{"ids":[1,"two"]}',
+    b'{"text":"x","limit":5,"tags":["a"],"_meta":{"deadline_ms":100}}',
+    b'{"client":"covey/0.1.0","api":[1,0]}',
+    b"memory://" + b"ab" * 32,
+    b"kgEC",
+)
+
+
+def _messages() -> list[bytes]:
+    """Frames of replication without their length."""
+    group, root = bytes(16), bytes(32)
+    made = (
+        messages.Hello(1, 1, (), bytes(16)),
+        messages.Groups((group,)),
+        messages.State(group, root, root),
+        messages.Records(group, (RecordWire(b"header", bytes(64), None),)),
+        messages.Heads(group, 1, ()),
+        messages.Want(group, ()),
+    )
+    return [messages.encode_frame(message)[4:] for message in made]
+
+
+def _record_parts() -> list[bytes]:
+    """Envelopes of both kinds behind the byte that says which, and a bag."""
+    encode = msgspec.msgpack.encode
+    data = encode([bytes(16), bytes(16), bytes(60), bytes(40)])
+    control = encode([bytes(16), b"payload"])
+    wire = [b"header", bytes(64), control]
+    return [
+        b"\x20" + data,
+        b"\x01" + control,
+        encode(wire),
+        encode([1, "text", b"blob", [b"a", b"b"], None]),
+        encode([1, "text", b"blob", [], wire]),
+    ]
+
+
+def _bodies() -> list[bytes]:
+    """Bodies of memory's records."""
+    now_ms = 1_700_000_000_000
+    note = ["agent", "scope", "note", "agent", None, "text", None, None, 1, now_ms]
+    rest: list[object] = [None, None, ["tag"], None, None, [], None, None]
+    return [
+        msgspec.msgpack.encode([1, *note, *rest]),
+        msgspec.msgpack.encode([6, "", "a machine"]),
+    ]
+
+
+def _own_bytes() -> list[bytes]:
+    """Bytes of our own making: keys, record parts, frames."""
+    encode = msgspec.msgpack.encode
+    key = IDENTITY.id
+    return [
+        key,
+        encode_public_key(key),
+        peer_multihash(key),
+        IDENTITY.key_file_bytes(),
+        seal_peer_record(IDENTITY, 7, ["/ip4/192.0.2.7/tcp/15001"]),
+        *_messages(),
+        *_record_parts(),
+        *_bodies(),
+        encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),
+        encode([1, "mesh.echo", 1000, 65536, [1, "x"]]),
+        encode([6, 4, "late", 0, True, b""]),
+        bytes.fromhex("00 00 00 01 00 00 00 01 00 00 00 05") + b"hello",
+        bytes.fromhex("00 01 00 02 00 00 00 01 00 04 00 00"),
+        bytes.fromhex("00 02 00 01 00 00 00 00 12 34 56 78"),
+        bytes.fromhex("00 03 00 00 00 00 00 00 00 00 00 00"),
+        encode_line("/multistream/1.0.0") + encode_line("/noise"),
+        encode_line("/multistream/1.0.0") + encode_line("ls"),
+    ]
+
+
+def _vector_bytes() -> tuple[list[bytes], list[bytes]]:
+    """(bytes in hexadecimal, texts) of all golden vectors."""
+    blobs: list[bytes] = []
+    texts: list[bytes] = []
+    for path in sorted((ROOT / "tests" / "vectors").rglob("*.json")):
+        stack: list[object] = [json.loads(path.read_text("utf-8"))]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, dict):
+                stack.extend(value.values())
+            elif isinstance(value, list):
+                stack.extend(value)
+            elif isinstance(value, str) and len(value) <= 2 * SEED_BYTES_MAX:
+                texts.append(value.encode("utf-8", "replace"))
+                try:
+                    blobs.append(bytes.fromhex(value))
+                except ValueError:
+                    continue
+    return blobs, texts
+
+
+def _kept(seeds: list[bytes]) -> tuple[bytes, ...]:
+    """A bounded sample, spread over all of them: the first vectors must not crowd out the rest."""
+    unique = list(dict.fromkeys(seed for seed in seeds if len(seed) <= SEED_BYTES_MAX))
+    step = max(1, len(unique) // SEEDS_MAX)
+    return tuple(unique[::step])
+
+
+def binary() -> tuple[bytes, ...]:
+    """Inputs of binary formats."""
+    return (*_own_bytes(), *_kept(_vector_bytes()[0]))
+
+
+def text() -> tuple[bytes, ...]:
+    """Inputs of text formats, in UTF-8."""
+    return (*TEXTS, *_kept(_vector_bytes()[1]))
