@@ -155,9 +155,7 @@ def check_name(name: str) -> str:
 
 def assumed(agent: str) -> Principal:
     """An agent without a token: the command line inside an agent says whose hands it is in."""
-    return Principal(
-        agent=check_name(agent), agent_id=0, is_owner=False, scopes=("read:*", "write:*", "state")
-    )
+    return Principal(agent=check_name(agent), agent_id=0, is_owner=False, scopes=DEFAULT_SCOPES)
 
 
 def new_token(rng: random.Random) -> str:

@@ -14,6 +14,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast
 
+import msgspec
+
 from daemon.config_decode import (
     Given,
     convert,
@@ -24,7 +26,7 @@ from daemon.config_decode import (
     nearest,
 )
 from daemon.errors import ConfigError
-from memory.config import MemoryConfig
+from memory.store import MemoryConfig
 from p2p.config import P2pConfig
 from p2p.replication.config import ReplicationConfig
 
@@ -254,6 +256,8 @@ def _culprit(base: object, values: Mapping[str, object], places: Mapping[str, Gi
 
 
 def _replace(base: object, values: Mapping[str, object]) -> object:
+    if isinstance(base, msgspec.Struct):
+        return msgspec.structs.replace(base, **values)
     if not dataclasses.is_dataclass(base) or isinstance(base, type):
         raise TypeError("a section must be a dataclass")
     return dataclasses.replace(base, **values)
@@ -326,3 +330,16 @@ def read_text(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`section.key` of settings that differ."""
+    changed: list[str] = []
+    for section in SECTIONS:
+        before, after = old.section(section), new.section(section)
+        changed += [
+            f"{section}.{key}"
+            for key in field_types(SECTIONS[section])
+            if getattr(before, key) != getattr(after, key)
+        ]
+    return changed

@@ -15,6 +15,8 @@ import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Union, get_args, get_origin, get_type_hints
 
+import msgspec
+
 from daemon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -245,6 +247,10 @@ def _units(key: str) -> str:
 
 
 def field_types(cls: type) -> dict[str, object]:
-    """Types of a dataclass's fields by name."""
+    """Types of a dataclass's or struct's fields by name."""
     hints = get_type_hints(cls)
-    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+    if issubclass(cls, msgspec.Struct):
+        return {item.name: hints[item.name] for item in msgspec.structs.fields(cls)}
+    if dataclasses.is_dataclass(cls):
+        return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+    raise TypeError(f"{cls.__name__} is no section")

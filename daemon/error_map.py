@@ -1,8 +1,8 @@
 """Exceptions of all packages into RPC errors: the only place that knows both.
 
 Texts of our own packages' errors are passed on: they say what is wrong and what to do, and carry
-no memory text, query, token or ticket. Texts of everything else (library errors, assertions) stay in the
-log. `tests/unit/test_errors.py` holds a row for each public exception type.
+no memory text, query, token or ticket. Texts of everything else (library errors, assertions)
+stay in the log. `tests/unit/test_errors.py` holds a row for each public exception type.
 """
 
 from __future__ import annotations

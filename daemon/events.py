@@ -1,8 +1,8 @@
 """What happened, for whoever subscribes: `memory.stored`, `group.join_pending` and so on.
 
 Events carry ids and counts, never text. The last 10,000 are kept, so that a client that comes
-back within them misses nothing; the numbers start anew with each boot, and `epoch` tells the boots apart.
-A subscriber that reads too slowly loses its oldest events and is told which.
+back within them misses nothing; the numbers start anew with each boot, and `epoch` tells the
+boots apart. A subscriber that reads too slowly loses its oldest events and is told which.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ RING_EVENTS: Final = 10_000
 # daemon.md s.5: a reader this far behind is not reading.
 QUEUE_EVENTS: Final = 1_000
 TOPICS: Final = frozenset({
-    "memory", "peer", "group", "sync", "trust", "job", "round", "health", "config", "agent", "audit",
+    "memory", "peer", "group", "sync", "trust", "job", "round", "health",
+    "config", "agent", "audit",
 })  # fmt: skip
 # These tell about the machine and its principals, not about what an agent works on.
 ADMIN_TOPICS: Final = frozenset({"agent", "audit", "config"})

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import trio
+
     from daemon.agents import AgentStore
     from daemon.config import Config
     from daemon.events import EventHub
     from daemon.health import Health
     from daemon.paths import Paths
+    from daemon.rpc.registry import Registry
+    from memory.db import Db
     from memory.store import Memory
     from p2p.env import Env
     from p2p.identity import PeerId
@@ -23,6 +27,10 @@ class Control(Protocol):
 
     def stop(self, *, now: bool) -> None:
         """End the daemon: drain first, or at once."""
+        ...
+
+    def reload(self) -> None:
+        """Read the settings again."""
         ...
 
 
@@ -38,10 +46,13 @@ class Services:
         memory: the memory.
         node: the mesh.
         replication: groups, invites and sync.
+        db: the database, for tables of the daemon's own.
         agents: tokens.
         events: what happened, for subscribers.
         health: how the parts are.
+        registry: the methods.
         control: the process.
+        mesh_up: set once the mesh listens.
         boot_id: random hex of this start, the `epoch` of events.
         started_ms: Unix milliseconds of this start.
     """
@@ -53,9 +64,12 @@ class Services:
     memory: Memory
     node: Node
     replication: Replication
+    db: Db
     agents: AgentStore
     events: EventHub
     health: Health
+    registry: Registry
     control: Control
+    mesh_up: trio.Event
     boot_id: str
     started_ms: int

@@ -1,1 +1,15 @@
 """RPC methods, a module per namespace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def all_methods() -> list[ModuleType]:
+    """The modules whose methods a daemon serves."""
+    from daemon.methods import agents, config, group, invite, memory, net, peers, process, rpc, sync
+
+    return [agents, config, group, invite, memory, net, peers, process, rpc, sync]

@@ -123,6 +123,7 @@ class RpcServer:
         self._mcp = mcp
         self._count = 0
         self._live: dict[int, str] = {}
+        self._open: dict[int, Connection] = {}
         self.refused = 0
         self.bugs = 0
 
@@ -134,6 +135,11 @@ class RpcServer:
     def connections(self) -> int:
         """Live connections."""
         return len(self._live)
+
+    async def flush(self) -> None:
+        """Until all clients that read have what was queued for them."""
+        for connection in list(self._open.values()):
+            await connection.flush()
 
     async def run(
         self,
@@ -194,6 +200,7 @@ class RpcServer:
             connection = Connection(
                 stream, number=number, line_bytes_max=HELLO_BYTES_MAX, on_dead=dead
             )
+            self._open[number] = connection
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(connection.write_loop)
@@ -202,6 +209,7 @@ class RpcServer:
                         await connection.flush()
                     nursery.cancel_scope.cancel()
             finally:
+                del self._open[number]
                 with trio.move_on_after(1.0, shield=True):
                     await connection.aclose()
 
@@ -242,7 +250,7 @@ class RpcServer:
                 return None
             request = decode_request_untrusted(line)
             request_id = None if request.id is msgspec.UNSET else request.id
-            hello = self._check_hello(request)
+            hello, answer_id = self._check_hello(request)
             principal = self._principal(hello)
         except RpcError as error:
             self.refused += 1
@@ -260,10 +268,10 @@ class RpcServer:
             pid=pid,
             project=hello.project,
         )
-        connection.queue(encode_result(request_id, self._welcome(principal)))
+        connection.queue(encode_result(answer_id, self._welcome(principal)))
         return context, hello.dialect
 
-    def _check_hello(self, request: Request) -> HelloParams:
+    def _check_hello(self, request: Request) -> tuple[HelloParams, int | str]:
         if request.method != "rpc.hello" or request.id is msgspec.UNSET:
             raise RpcError(
                 "invalid_request",
@@ -273,7 +281,7 @@ class RpcServer:
         hello = decode_hello_untrusted(bytes(request.params))
         if hello.dialect == "mcp" and self._mcp is None:
             raise RpcError("extra_missing", "this daemon does not speak MCP")
-        return hello
+        return hello, request.id
 
     def _principal(self, hello: HelloParams) -> Principal:
         if hello.token:

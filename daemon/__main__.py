@@ -1,0 +1,9 @@
+"""`python -m daemon` is `covey`."""
+
+from __future__ import annotations
+
+import sys
+
+from daemon.cli.main import main
+
+sys.exit(main())

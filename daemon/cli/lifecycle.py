@@ -1,0 +1,186 @@
+"""`covey up, down, demo`: the daemon's life."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from daemon.cli import out
+from daemon.cli.client import (
+    Client,
+    CliError,
+    NotRunning,
+    open_client,
+    socket_candidates,
+    try_connect,
+)
+from daemon.paths import resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from daemon.json_types import Json
+    from daemon.paths import Paths
+
+DOWN_S = 40.0
+"""Longest wait for the end: the drain time, the mesh's goodbye and the last checkpoint."""
+
+# Where the agents that we know keep their settings: shown after the first start.
+CLIENTS = (
+    ("Claude Code", "~/.claude.json", "claude-code"),
+    ("Codex", "~/.codex/config.toml", "codex"),
+    ("Cursor", "~/.cursor", "cursor"),
+    ("Gemini CLI", "~/.gemini", "gemini"),
+)
+
+
+def configure_up(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `covey up`."""
+    parser.add_argument("--foreground", action="store_true", help="be the daemon, in this process")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="a setting for this run, such as log.level=debug; repeat for more",
+    )
+    parser.epilog = "examples:\n  covey up\n  covey up --foreground --set log.level=debug"
+
+
+def run_up(args: argparse.Namespace) -> int:
+    """Start the daemon, or be it."""
+    paths = resolve()
+    if args.foreground:
+        from daemon.process import run_foreground
+
+        return run_foreground(paths, args.set)
+    first = not os.path.exists(paths.key)
+    started = _start(paths, args)
+    client = _client(args)
+    status = out.mapping(client.call("daemon.status"))
+    if args.json:
+        out.say_json({"started": started, "first": first, "status": status})
+        return 0
+    word = "Covey is running" if started else "Covey was running already"
+    name = out.text(status.get("name"))
+    pid = int(out.number(status.get("pid")))
+    out.say(
+        f"{out.paint(word, out.GREEN, out.BOLD)} on {out.paint(name, out.BOLD)}, process {pid}."
+    )
+    if args.quiet:
+        return 0
+    out.say(f"  this machine   {out.text(status.get('peer_id'))}")
+    _next_steps(status, first=first)
+    return 0
+
+
+def _start(paths: Paths, args: argparse.Namespace) -> bool:
+    """Start a daemon unless one answers; whether we did."""
+    sock = try_connect(socket_candidates(paths, os.environ, args.socket))
+    if sock is not None:
+        sock.close()
+        if args.set:
+            out.note("covey: the daemon runs already: --set has no effect; `covey down` first")
+        return False
+    from daemon.cli.start import start_daemon
+
+    extra = tuple(word for flag in args.set for word in ("--set", flag))
+    return start_daemon(paths, extra)
+
+
+def _client(args: argparse.Namespace) -> Client:
+    return open_client(socket_path=args.socket, autostart=False, timeout_s=args.timeout or 30.0)
+
+
+def _next_steps(status: dict[str, Json], *, first: bool) -> None:
+    peers = out.rows(status.get("peers"))
+    connected = sum(bool(peer.get("connected")) for peer in peers)
+    if peers:
+        out.say(f"  other machines {connected} of {len(peers)} connected")
+    for problem in out.rows(status.get("problems")):
+        line = f"{out.text(problem.get('name'))}: {out.text(problem.get('message'))}"
+        out.say("  " + out.paint(line, out.YELLOW))
+        if problem.get("remedy"):
+            out.say(f"    {out.text(problem.get('remedy'))}")
+    memories = int(out.number(out.mapping(status.get("memory")).get("memories")))
+    if not first and memories:
+        out.say(f"  memories       {memories:,}")
+        return
+    out.say()
+    out.say("What next:")
+    out.say('  covey remember "..."   store a note; covey recall ... finds it')
+    out.say("  covey invite           add another machine of yours")
+    found = [(name, key) for name, path, key in CLIENTS if os.path.exists(os.path.expanduser(path))]
+    for name, key in found:
+        out.say(f"  covey connect {key:<12} --print   let {name} use it")
+    if not found:
+        out.say("  covey connect CLIENT --print   let an agent use it")
+
+
+def configure_down(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `covey down`."""
+    parser.add_argument("--now", action="store_true", help="do not wait for requests at work")
+
+
+def run_down(args: argparse.Namespace) -> int:
+    """Stop the daemon and wait until it is gone."""
+    try:
+        client = _client(args)
+        result = out.mapping(client.call("daemon.stop", {"now": args.now}))
+    except NotRunning:
+        if args.json:
+            out.say_json({"stopped": False})
+        else:
+            out.say("Covey was not running.")
+        return 0
+    pid = int(out.number(result.get("pid")))
+    client.close()
+    _wait_gone(pid)
+    if args.json:
+        out.say_json({"stopped": True, "pid": pid})
+    else:
+        out.say("Covey stopped.")
+    return 0
+
+
+def _wait_gone(pid: int) -> None:
+    """Until the process that held the state lock let it go."""
+    import fcntl
+
+    path = resolve().state_lock
+    limit = time.monotonic() + DOWN_S  # noqa: TID251 - no Env in this process
+    while time.monotonic() < limit:  # noqa: TID251 - no Env in this process
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return
+        finally:
+            os.close(fd)
+    raise CliError(
+        f"process {pid} has not ended in {DOWN_S:.0f} s",
+        75,
+        remedy="Look at `covey logs`; `covey down --now` does not wait for requests.",
+    )
+
+
+def configure_demo(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `covey demo`."""
+    parser.add_argument("--keep", action="store_true", help="leave the demo's folders")
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Show what Covey does, with three daemons on this machine."""
+    try:
+        from daemon.demo import main as demo
+    except ImportError:
+        raise CliError("this installation has no demo", 1, name="extra_missing") from None
+    sys.stdout.flush()
+    return demo(["--keep"] if args.keep else [])

@@ -1,0 +1,198 @@
+"""`covey`: finds the command, parses its arguments, prints its result or its error.
+
+Only the chosen command's parser is built and only its module imported: the whole of
+`covey recall` is to take 60 ms of CPU. Exit codes: 0 done, 1 error, 2 usage, 3 not running,
+4 not found, 5 refused, 6 conflict, 70 internal, 75 try again, 77 key locked, 78 configuration,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+# name: (module, one line of help); the order is the order of `covey --help`.
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Start and look": {
+        "up": ("lifecycle", "start the daemon and wait until it is ready"),
+        "down": ("lifecycle", "stop the daemon"),
+        "status": ("status", "what this machine is, has and is connected to"),
+        "demo": ("lifecycle", "three daemons on this machine show what Covey does"),
+    },
+    "Memory": {
+        "remember": ("memory", "store a note"),
+        "recall": ("memory", "find notes by words"),
+        "get": ("memory", "read notes in full"),
+        "list": ("memory", "list notes, newest first"),
+        "history": ("memory", "all that was signed about a note"),
+        "forget": ("memory", "take a note out of recall"),
+        "import": ("importing", "store the notes of Markdown, text and JSON Lines files"),
+    },
+    "Machines": {
+        "invite": ("pairing", "make a ticket for another machine"),
+        "join": ("pairing", "join with a ticket"),
+        "peers": ("peers", "the other machines: list, accept, rename, pause"),
+        "groups": ("groups", "who shares what"),
+        "sync": ("groups", "how far the machines agree; sync now"),
+    },
+    "Agents": {
+        "mcp": ("", "carry an agent's MCP to the daemon (agents run this)"),
+        "connect": ("agents", "what to put into an agent's configuration"),
+        "agents": ("agents", "tokens of the agents on this machine"),
+    },
+    "Look closer": {
+        "doctor": ("doctor", "find what is wrong and how to mend it"),
+        "logs": ("logs", "show the log"),
+        "events": ("logs", "show what happens as it happens"),
+        "config": ("config", "show and change settings"),
+        "paths": ("config", "where the files are"),
+        "rpc": ("logs", "call any method of the daemon"),
+    },
+}
+
+
+def find(name: str) -> str | None:
+    """Module of a command, None if there is no such command."""
+    for group in COMMANDS.values():
+        if name in group:
+            return group[name][0]
+    return None
+
+
+def usage() -> str:
+    """The text of `covey --help`."""
+    lines = ["usage: covey COMMAND [options]   (covey COMMAND --help shows more)", ""]
+    for title, group in COMMANDS.items():
+        lines.append(title)
+        lines += [f"  {name:<10}{text}" for name, (_, text) in group.items()]
+        lines.append("")
+    lines += [
+        "First steps",
+        "  covey up                          start here",
+        "  covey invite                      prints a ticket; on the other machine: covey join ...",
+        '  covey remember "..."              then on any of your machines: covey recall ...',
+    ]
+    return "\n".join(lines)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError
+    return value
+
+
+def base_parser(name: str, text: str) -> argparse.ArgumentParser:
+    """A parser with the options that all commands share."""
+    parser = argparse.ArgumentParser(
+        prog=f"covey {name}",
+        description=text[:1].upper() + text[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    shared = parser.add_argument_group("for every command")
+    shared.add_argument("--json", action="store_true", help="print the result as JSON")
+    shared.add_argument("--quiet", action="store_true", help="print the result alone")
+    shared.add_argument("--yes", action="store_true", help="answer questions with yes")
+    shared.add_argument("--timeout", type=_seconds, metavar="S", help="give up after S seconds")
+    shared.add_argument("--socket", metavar="PATH", help="socket of the daemon to talk to")
+    shared.add_argument(
+        "--no-autostart", action="store_true", help="do not start a daemon that is not running"
+    )
+    return parser
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    names = [known for group in COMMANDS.values() for known in group]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean `covey {close[0]}`?" if close else " `covey --help` lists them."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; default the process's.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["mcp"]:
+        # Before everything: an agent waits for it.
+        from daemon.mcp.relay import main as relay
+
+        return relay(words[1:])
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0 if words else 2
+    if words[0] in {"-V", "--version", "version"}:
+        import daemon
+
+        print(f"covey {daemon.__version__}")
+        return 0
+    name = words[0]
+    module_name = find(name)
+    if module_name is None:
+        print(f"covey: there is no command {name!r}.{_nearest(name)}", file=sys.stderr)
+        return 2
+    return _run(name, _load(module_name), words[1:])
+
+
+def _load(name: str) -> ModuleType:
+    # A static import would load all commands; importlib costs nothing, it is loaded already.
+    import importlib
+
+    return importlib.import_module(f"daemon.cli.{name}")
+
+
+def _run(name: str, module: ModuleType, words: list[str]) -> int:
+    from daemon.cli.client import CliError
+
+    text = next(group[name][1] for group in COMMANDS.values() if name in group)
+    parser = base_parser(name, text)
+    configure: Callable[[argparse.ArgumentParser], None] = getattr(module, f"configure_{name}")
+    run: Callable[[argparse.Namespace], int] = getattr(module, f"run_{name}")
+    configure(parser)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 2
+    try:
+        code = run(args)
+        sys.stdout.flush()
+    except CliError as error:
+        return _fail(error, as_json=args.json)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, a pager) has enough. Nothing must be flushed into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return code
+
+
+def _fail(error: object, *, as_json: bool) -> int:
+    from daemon.cli.client import CliError
+    from daemon.cli.out import clean, say_json
+
+    assert isinstance(error, CliError)
+    if as_json:
+        say_json({"error": error.as_json()})
+    else:
+        print(f"covey: {clean(error.message)}", file=sys.stderr)
+        if error.remedy:
+            print(f"  {clean(error.remedy)}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

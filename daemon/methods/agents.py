@@ -1,0 +1,64 @@
+"""`agents.*`: tokens of the agents on this machine."""
+
+from __future__ import annotations
+
+import msgspec
+
+from daemon.agents import AgentView
+from daemon.rpc.registry import Call, Empty, method
+
+
+class AddParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An agent to register.
+
+    Attributes:
+        name: 1 to 64 of a-z, 0-9, dot, underscore and hyphen.
+        scopes: what its token may do; empty for the default.
+        client: its software, for people.
+    """
+
+    name: str
+    scopes: list[str] = []
+    client: str = ""
+
+
+class Added(msgspec.Struct, kw_only=True):
+    """A new token. It is shown once: the daemon keeps its hash alone."""
+
+    name: str
+    token: str
+
+
+class NameParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An agent by name."""
+
+    name: str
+
+
+class Revoked(msgspec.Struct, kw_only=True):
+    """Whose token no longer works."""
+
+    name: str
+
+
+@method("agents.add", scope="admin")
+async def add(call: Call, p: AddParams) -> Added:
+    """Register an agent and make its token."""
+    token = await call.services.agents.add(p.name, p.scopes, p.client)
+    call.services.events.publish("agent.added", {"name": p.name})
+    return Added(name=p.name, token=token)
+
+
+@method("agents.revoke", scope="admin")
+async def revoke(call: Call, p: NameParams) -> Revoked:
+    """End an agent's token at once, also on its open connections."""
+    await call.services.agents.revoke(p.name)
+    call.services.events.publish("agent.revoked", {"name": p.name})
+    return Revoked(name=p.name)
+
+
+@method("agents.list", scope="admin")
+async def list_agents(call: Call, p: Empty) -> list[AgentView]:
+    """List agents with their scopes, revoked ones too."""
+    del p
+    return await call.services.agents.list()

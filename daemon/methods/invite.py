@@ -1,0 +1,172 @@
+"""`invite.*`: tickets, both sides of them."""
+
+from __future__ import annotations
+
+import msgspec
+import trio
+
+from daemon.errors import RpcError
+from daemon.methods.group import find_group, role_name
+from daemon.rpc.registry import Call, method
+from p2p.identity import peer_text
+from p2p.replication.ops import Role
+from p2p.replication.ticket import decode_ticket_untrusted
+
+EXPIRES_S_MAX = 30 * 24 * 3600
+USES_MAX = 1000
+LISTEN_WAIT_S = 10.0
+"""How long an invite waits for the mesh to listen: a ticket without an address is useless."""
+
+ROLES = {"relay": Role.RELAY, "read": Role.READ, "write": Role.WRITE, "admin": Role.ADMIN}
+
+
+class InviteParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A ticket to make.
+
+    Attributes:
+        group: local name or id; default home.
+        role: relay, read, write or admin.
+        uses: how many devices may join with it.
+        expires_s: seconds it is good for.
+        confirm: whether each device waits for `peers.accept`; always so for more than one use.
+    """
+
+    group: str = "home"
+    role: str = "write"
+    uses: int = 1
+    expires_s: int = 600
+    confirm: bool = False
+
+
+class InviteMade(msgspec.Struct, kw_only=True):
+    """A ticket. Whoever has it can join: send it over a channel you trust.
+
+    Attributes:
+        ticket: the text to give to `covey join`.
+        invite: id of the invite, hex.
+        group: local name of the group.
+        role: what the joining device may do.
+        not_after: Unix seconds.
+        confirm: whether the device will wait for `peers.accept`.
+    """
+
+    ticket: str
+    invite: str
+    group: str
+    role: str
+    not_after: int
+    confirm: bool
+
+
+class TicketParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A ticket's text."""
+
+    ticket: str
+
+
+class TicketInfo(msgspec.Struct, kw_only=True):
+    """What a ticket says, read without asking anybody.
+
+    Attributes:
+        group: id, hex.
+        name: name of the group, as its inviter calls it.
+        role: what it lets one do.
+        inviter: peer id of the device that made it.
+        expired: whether it is too old by our clock.
+        home: None: only the other daemon can tell.
+    """
+
+    group: str
+    name: str
+    role: str
+    inviter: str
+    expired: bool
+
+
+class JoinedInfo(msgspec.Struct, kw_only=True):
+    """The result of joining.
+
+    Attributes:
+        group: id, hex.
+        name: local name.
+        home: whether it is the home of the inviter's own machines, and now yours.
+        inviter: peer id of the device that made the ticket.
+        state: member, or pending until the inviter accepts.
+        check_words: six words that the inviter's screen must show too.
+    """
+
+    group: str
+    name: str
+    home: bool
+    inviter: str
+    state: str
+    check_words: list[str]
+
+
+@method("invite.create", scope="share")
+async def create(call: Call, p: InviteParams) -> InviteMade:
+    """Make a ticket with which another device joins a group."""
+    services = call.services
+    if p.role not in ROLES:
+        raise RpcError("invalid_params", f"role is one of {', '.join(ROLES)}")
+    if not 1 <= p.uses <= USES_MAX:
+        raise RpcError("invalid_params", f"uses is 1 to {USES_MAX}")
+    if not 1 <= p.expires_s <= EXPIRES_S_MAX:
+        raise RpcError("invalid_params", f"expires_s is 1 to {EXPIRES_S_MAX}")
+    if p.group == "private":
+        raise RpcError("refused", "private stays on this machine: nobody can be invited to it")
+    if p.role == "admin" and not call.principal.allows("admin"):
+        raise RpcError("forbidden", "inviting an admin needs the scope admin")
+    group = find_group(services, p.group)
+    await _wait_for_addresses(call)
+    made = await services.replication.create_invite(
+        group, role=ROLES[p.role], uses=p.uses, expires_s=p.expires_s, confirm=p.confirm
+    )
+    return InviteMade(
+        ticket=made.ticket,
+        invite=made.invite_id.hex(),
+        group=p.group,
+        role=p.role,
+        not_after=made.not_after,
+        confirm=p.confirm or p.uses > 1,
+    )
+
+
+async def _wait_for_addresses(call: Call) -> None:
+    """Just after READY the mesh may not listen yet."""
+    with trio.move_on_after(LISTEN_WAIT_S):
+        await call.services.mesh_up.wait()
+    if call.services.node.report().listen:
+        return
+    raise RpcError(
+        "invalid_state",
+        "the daemon does not listen for other machines",
+        remedy="See `covey status`; perhaps it is paused (`covey peers resume`).",
+    )
+
+
+@method("invite.show", scope="read")
+async def show(call: Call, p: TicketParams) -> TicketInfo:
+    """Read a ticket without using it."""
+    ticket = decode_ticket_untrusted(p.ticket)
+    return TicketInfo(
+        group=ticket.group.hex(),
+        name=ticket.name,
+        role=role_name(Role(ticket.role)),
+        inviter=peer_text(ticket.inviter),
+        expired=ticket.expired(call.services.env.wall_ms()),
+    )
+
+
+@method("invite.join", scope="admin")
+async def join(call: Call, p: TicketParams) -> JoinedInfo:
+    """Join the group of a ticket."""
+    joined = await call.services.replication.join(p.ticket)
+    return JoinedInfo(
+        group=joined.group.hex(),
+        name=joined.name,
+        home=joined.home,
+        inviter=peer_text(joined.inviter),
+        state=joined.state,
+        check_words=list(joined.check_words),
+    )

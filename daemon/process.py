@@ -1,0 +1,413 @@
+"""The daemon's life: start in order, serve, end in the reverse order.
+
+Theory of operation. Nurseries are nested in shutdown order; closing a parent is the only way a
+child ends:
+
+    stores      database writer and readers          last: flush, checkpoint, close
+      core      lag sampler, receipts' expiry        cancelled
+        mesh    p2p node, replication                says goodbye, 3 s
+          sessions   connections                     requests at work get drain_s, new ones 1010
+            doors    the listener                    first: nobody new comes in
+
+READY is told when the stores are open, the groups loaded and the socket listens; the mesh follows,
+because being offline is normal. An exception out of any part ends the process with 70: what was
+acknowledged is on disk, and a start after that checks the database. SIGINT or SIGTERM once drains,
+twice does not wait, three times leaves without closing anything. SIGHUP reads the settings again;
+SIGUSR1 writes the task tree into the log. Source: docs/specs/local-rpc.md s.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+import daemon
+from daemon import config as settings
+from daemon.errors import ConfigError
+from daemon.first_start import ensure_groups
+from daemon.health import Check, disk_check
+from daemon.instance import (
+    AlreadyRunning,
+    InstanceLock,
+    RunningMarker,
+    check_file_system,
+    notify,
+)
+from daemon.logging_setup import set_level, setup
+from daemon.paths import Paths, PathsError, make_private
+from daemon.wiring import Parts, ProcessEnv, build
+from memory.errors import StoreError
+from p2p.identity import KeyFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import apsw
+
+    from daemon.config import Config
+    from memory.store import MemoryEvent
+    from p2p.env import Env
+    from p2p.replication.events import ReplicationEvent
+
+log = logging.getLogger("covey.daemon")
+
+EXIT_OK: Final = 0
+EXIT_ALREADY: Final = 6
+EXIT_INTERNAL: Final = 70
+EXIT_KEY: Final = 77
+EXIT_CONFIG: Final = 78
+
+MESH_GRACE_S: Final = 3.0
+"""How long the mesh may take to say goodbye (daemon.md s.1)."""
+
+WATCHDOG_S: Final = 10.0
+WATCHDOG_LAG_S: Final = 5.0
+"""A loop this late does not serve: let the service manager restart us (daemon.md s.1)."""
+
+PURGE_EVERY_S: Final = 3600.0
+PRELOAD_AFTER_S: Final = 1.0
+
+
+class Daemon:
+    """One run of the daemon; the `Control` of its methods.
+
+    Args:
+        config: the settings in force.
+        paths: where the files are.
+        env: clocks and random numbers.
+        flags: `section.key=value` of the command line, for a reload.
+    """
+
+    def __init__(self, config: Config, paths: Paths, env: Env, flags: Sequence[str] = ()) -> None:
+        self._config = config
+        self._paths = paths
+        self._env = env
+        self._flags = flags
+        self._stop = trio.Event()
+        self._hurry = trio.CancelScope()
+        self._signals = 0
+        self.parts: Parts = build(config, paths, env, self)
+
+    def stop(self, *, now: bool) -> None:
+        """End the daemon: drain first, or at once. Returns immediately."""
+        self._stop.set()
+        if now:
+            self._hurry.cancel()
+
+    async def run(
+        self, *, unclean: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until stopped.
+
+        Args:
+            unclean: whether the last run did not end cleanly: then the database is checked.
+            task_status: started when READY.
+
+        Raises:
+            StoreError: the database cannot be opened, or is from a newer Covey.
+        """
+        parts, health = self.parts, self.parts.services.health
+        notify("STATUS=opening the database\nEXTEND_TIMEOUT_USEC=600000000")
+        async with trio.open_nursery() as stores:
+            await stores.start(parts.db.run)
+            await self._load()
+            async with trio.open_nursery() as core:
+                self._start_core(core, unclean=unclean)
+                async with trio.open_nursery() as mesh, trio.open_nursery() as sessions:
+                    async with trio.open_nursery() as doors:
+                        await doors.start(self._listen, sessions)
+                        health.phase = "ok"
+                        self._announce_ready()
+                        task_status.started()
+                        mesh.start_soon(self._run_mesh)
+                        await self._stop.wait()
+                        doors.cancel_scope.cancel()
+                    await self._drain()
+                    sessions.cancel_scope.cancel()
+                    mesh.cancel_scope.cancel()
+                core.cancel_scope.cancel()
+            stores.cancel_scope.cancel()
+        log.info("stopped")
+
+    async def _listen(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
+        await self.parts.server.run(sessions=sessions, task_status=task_status)
+
+    async def _load(self) -> None:
+        """What must stand before the first request: tokens, groups, our name."""
+        parts = self.parts
+        await parts.services.agents.load()
+        await parts.replication.load()
+        parts.replication.subscribe(self._on_replication)
+        parts.memory.subscribe(self._on_memory)
+        await ensure_groups(parts.replication, self._paths)
+        await parts.memory.set_device_name(self._config.node.name)
+
+    def _announce_ready(self) -> None:
+        fields = {
+            "pid": os.getpid(),
+            "version": daemon.__version__,
+            "node": bytes(self.parts.identity.id).hex(),
+            "ms": self._env.wall_ms() - self.parts.services.started_ms,
+        }
+        log.info("ready", extra={"f": fields})
+        notify(f"READY=1\nSTATUS=serving\nMAINPID={os.getpid()}")
+
+    async def _run_mesh(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.parts.node.run)
+            self.parts.services.mesh_up.set()
+            log.info("mesh_up", extra={"f": {"listen": len(self.parts.node.report().listen)}})
+            nursery.start_soon(self._watch_peers)
+            await nursery.start(self.parts.replication.run)
+
+    async def _watch_peers(self) -> None:
+        """Peers that come and go, as events."""
+        hub, fabric = self.parts.services.events, self.parts.node.fabric
+        while True:
+            # The fabric closes a full channel; what was lost is still in `peers list`.
+            async for event in fabric.events():
+                match type(event).__name__:
+                    case "PeerUp":
+                        hub.publish("peer.up", {"peer": _peer_of(event)})
+                    case "PeerDown":
+                        hub.publish("peer.down", {"peer": _peer_of(event)})
+                    case _:
+                        continue
+
+    async def _drain(self) -> None:
+        services, dispatcher = self.parts.services, self.parts.dispatcher
+        services.health.phase = "draining"
+        notify("STOPPING=1\nSTATUS=finishing requests")
+        log.info("draining", extra={"f": {"in_flight": dispatcher.in_flight}})
+        dispatcher.drain()
+        with self._hurry, trio.move_on_after(self._config.node.drain_s):
+            await dispatcher.wait_idle()
+            # One step more: the answers are queued, and their connections send them.
+            await self.parts.server.flush()
+
+    def _start_core(self, core: trio.Nursery, *, unclean: bool) -> None:
+        services = self.parts.services
+        core.start_soon(services.health.sample_lag)
+        core.start_soon(self._handle_signals)
+        core.start_soon(self._purge_receipts)
+        core.start_soon(self._watchdog)
+        core.start_soon(self._preload_mcp)
+        services.health.add("store.disk", self._check_disk)
+        services.health.add("store.writer", self._check_writer)
+        services.health.add("mesh.listen", self._check_mesh)
+        if unclean:
+            core.start_soon(self._check_database)
+
+    async def _handle_signals(self) -> None:
+        watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        with trio.open_signal_receiver(*watched) as received:
+            async for number in received:
+                if number == signal.SIGHUP:
+                    self.reload()
+                elif number == signal.SIGUSR1:
+                    log.info("task_tree", extra={"f": {"tasks": task_tree()}})
+                else:
+                    self._signals += 1
+                    log.info("signal", extra={"f": {"number": int(number)}})
+                    if self._signals > 2:
+                        os._exit(EXIT_INTERNAL)
+                    self.stop(now=self._signals > 1)
+
+    def reload(self) -> None:
+        """Read the settings again; the log level takes effect, the rest is named for a restart."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={int(self._env.now() * 1_000_000)}")
+        try:
+            fresh = settings.load(self._paths.config_file, flags=self._flags)
+        except ConfigError:
+            log.exception("reload_failed")
+        else:
+            set_level(fresh.log.level)
+            changed = settings.differences(self._config, fresh)
+            log.info("reloaded", extra={"f": {"restart_for": changed}})
+            self.parts.services.events.publish("config.reloaded", {"restart_for": changed})
+        notify("READY=1")
+
+    async def _purge_receipts(self) -> None:
+        while True:
+            await trio.sleep(PURGE_EVERY_S)
+            await self.parts.receipts.purge()
+
+    async def _preload_mcp(self) -> None:
+        """Load the MCP library before the first agent comes, if one is expected."""
+        mode = self._config.mcp.preload
+        expected = mode == "always" or (
+            mode == "auto" and self.parts.services.agents.any_registered()
+        )
+        if not expected:
+            return
+        await trio.sleep(PRELOAD_AFTER_S)
+        try:
+            await self.parts.mcp.load()
+        except ImportError:
+            log.exception("mcp_preload_failed")
+
+    async def _watchdog(self) -> None:
+        if not os.environ.get("WATCHDOG_USEC"):
+            return
+        while True:
+            await trio.sleep(WATCHDOG_S)
+            if self.parts.services.health.lag_last_s < WATCHDOG_LAG_S:
+                notify("WATCHDOG=1")
+
+    async def _check_database(self) -> None:
+        """After a run that died: SQLite's own check of the file's structure."""
+
+        def check(connection: apsw.Connection) -> str:
+            row = connection.execute("PRAGMA quick_check(1)").fetchone()
+            return str(row[0]) if row else "no answer"
+
+        found = await self.parts.db.read(check)
+        sound = found == "ok"
+        log.log(
+            logging.INFO if sound else logging.ERROR,
+            "checked_after_crash",
+            extra={"f": {"sound": sound}},
+        )
+
+        async def probe() -> Check:
+            await trio.lowlevel.checkpoint()
+            return Check(
+                name="store.integrity",
+                status="ok" if sound else "failed",
+                message="checked after the last run died" if sound else "the database is damaged",
+                remedy="" if sound else "Stop the daemon and run `covey doctor store`.",
+            )
+
+        self.parts.services.health.add("store.integrity", probe)
+
+    async def _check_disk(self) -> Check:
+        await trio.lowlevel.checkpoint()
+        return disk_check(self._paths.state, self._config.node.low_disk_bytes)
+
+    async def _check_writer(self) -> Check:
+        before = self._env.now()
+        await self.parts.db.write(lambda _connection: None)
+        took_ms = (self._env.now() - before) * 1000
+        return Check(name="store.writer", status="ok", message=f"commits in {took_ms:.1f} ms")
+
+    async def _check_mesh(self) -> Check:
+        await trio.lowlevel.checkpoint()
+        report = self.parts.node.report()
+        if report.paused:
+            return Check(
+                name="mesh.listen",
+                status="degraded",
+                message="paused: working offline",
+                remedy="`covey peers resume` connects again.",
+            )
+        if not report.listen:
+            return Check(
+                name="mesh.listen",
+                status="degraded",
+                message="not listening",
+                remedy="Another program may use the port: see `covey logs`, set [p2p] listen.",
+            )
+        return Check(name="mesh.listen", status="ok", message=", ".join(report.listen))
+
+    def _on_replication(self, event: ReplicationEvent) -> None:
+        topic = event.topic if event.topic in {"group", "sync"} else "sync"
+        self.parts.services.events.publish(event.name, dict(event.data), topic=topic)
+
+    def _on_memory(self, event: MemoryEvent) -> None:
+        data: dict[str, object] = {"ids": list(event.ids), "scope": event.scope}
+        self.parts.services.events.publish(f"memory.{event.name}", data)
+
+
+def _peer_of(event: object) -> str:
+    return bytes(getattr(event, "peer", b"")).hex()
+
+
+def task_tree() -> list[str]:
+    """All tasks, indented by parent."""
+    lines: list[str] = []
+    root = trio.lowlevel.current_root_task()
+    # An explicit stack: no recursion on the depth of a tree that others grow.
+    stack = [(root, 0)] if root is not None else []
+    while stack:
+        task, depth = stack.pop()
+        lines.append(f"{'  ' * depth}{task.name}")
+        for nursery in task.child_nurseries:
+            stack += [(child, depth + 1) for child in nursery.child_tasks]
+    return lines
+
+
+def run_foreground(paths: Paths, flags: Sequence[str] = ()) -> int:
+    """Be the daemon, in this process, until it is stopped.
+
+    Args:
+        paths: where the files are.
+        flags: `section.key=value`.
+
+    Returns:
+        The exit code.
+    """
+    if not __debug__:
+        return _complain("refusing to run under python -O: assertions guard the data", EXIT_CONFIG)
+    # Files that we make are ours alone, whatever makes them.
+    os.umask(0o077)
+    try:
+        for folder in (paths.state, paths.runtime, os.path.dirname(paths.socket), paths.logs):
+            make_private(folder)
+        config = settings.load(paths.config_file, flags=flags)
+        check_file_system(paths.state)
+        env = ProcessEnv(os.environ)
+        lock = InstanceLock(paths)
+        lock.acquire(version=daemon.__version__, now_ms=env.wall_ms())
+    except AlreadyRunning as error:
+        return _complain(str(error), EXIT_ALREADY)
+    except (ConfigError, PathsError) as error:
+        return _complain(str(error), EXIT_CONFIG)
+    try:
+        return _run_locked(config, paths, env, flags)
+    finally:
+        lock.release()
+
+
+def _run_locked(config: Config, paths: Paths, env: Env, flags: Sequence[str]) -> int:
+    setup(config.log, paths.logs, env.now)
+    marker = RunningMarker(paths.running)
+    unclean = marker.set()
+    log.info("starting", extra={"f": {"version": daemon.__version__, "unclean": unclean}})
+
+    async def main() -> None:
+        await Daemon(config, paths, env, flags).run(unclean=unclean)
+
+    try:
+        trio.run(main)
+    except BaseException as error:  # noqa: BLE001 - the process's last line: name what ended it
+        return _explain(error, paths, marker)
+    marker.clear()
+    return EXIT_OK
+
+
+def _explain(error: BaseException, paths: Paths, marker: RunningMarker) -> int:
+    """Say what ended the daemon and choose the exit code."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, KeyboardInterrupt):
+        marker.clear()
+        return EXIT_OK
+    if isinstance(error, KeyFileError):
+        marker.clear()
+        return _complain(f"{error}. {error.remedy}", EXIT_KEY)
+    if isinstance(error, StoreError) and error.reason == "too_new":
+        marker.clear()
+        return _complain(str(error), EXIT_CONFIG)
+    log.critical("crashed", exc_info=error)
+    text = str(error) if isinstance(error, StoreError) else type(error).__name__
+    return _complain(f"stopped by a fault: {text}; details: {paths.log_file}", EXIT_INTERNAL)
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write(f"covey: {message}\n")
+    return code

@@ -1,0 +1,180 @@
+"""Where the parts meet: the only module that builds the real `Env` and introduces the packages.
+
+`p2p` and `memory` do not know each other. Here the sealer of the one goes into the replica of the
+other, and mypy checks that the shapes fit. Everything is built inert; `daemon.process` starts it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+from typing_extensions import override
+
+import daemon
+from daemon.agents import AgentStore
+from daemon.errors import ConfigError
+from daemon.events import EventHub
+from daemon.health import Health
+from daemon.mcp.host import McpHost
+from daemon.methods import all_methods
+from daemon.receipts import Receipts
+from daemon.rpc.dispatch import Dispatcher
+from daemon.rpc.registry import Registry
+from daemon.rpc.server import RpcServer
+from daemon.services import Services
+from memory.db import Db
+from memory.replica import Replica
+from memory.store import Memory
+from p2p.env import SystemEnv
+from p2p.identity import load_or_create
+from p2p.net.tcp import TcpTransport
+from p2p.node import Node
+from p2p.replication.sealing import GroupSealer
+from p2p.replication.service import Replication
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from daemon.config import Config
+    from daemon.paths import Paths
+    from daemon.services import Control
+    from p2p.env import Env
+    from p2p.identity import Identity
+
+T = TypeVar("T")
+
+FAULT_VARIABLE: Final = "COVEY_TEST_FAULT"
+
+
+class ProcessEnv(SystemEnv):
+    """The real world, with an end by SIGKILL at a named point for tests.
+
+    `COVEY_TEST_FAULT=store.committed:17` kills this process at the 17th time that point is reached:
+    kill -9 at a moment that a test can repeat. Several are separated by commas.
+
+    Raises:
+        ConfigError: the variable is malformed.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__()
+        # A seeded generator in production would leak every key.
+        assert isinstance(self.rng, random.SystemRandom)
+        self._kills: dict[str, int] = {}
+        for part in filter(None, environ.get(FAULT_VARIABLE, "").split(",")):
+            name, _, count = part.partition(":")
+            if not name or not count.isdigit():
+                raise ConfigError(f"{FAULT_VARIABLE}: write it as point:count")
+            self._kills[name] = int(count)
+
+    @override
+    def fault(self, name: str) -> bool:
+        """Die here if told to; never report a failure."""
+        left = self._kills.get(name)
+        if left is not None:
+            self._kills[name] = left - 1
+            if left <= 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+
+class ThreadOffload:
+    """Blocking work in trio's threads."""
+
+    async def run(self, fn: Callable[[], T]) -> T:
+        """Run `fn` in a thread and return its result."""
+        return await trio.to_thread.run_sync(fn)  # noqa: TID251 - this is the Offload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything a daemon runs, in the order in which it starts."""
+
+    env: Env
+    identity: Identity
+    db: Db
+    replica: Replica
+    replication: Replication
+    memory: Memory
+    node: Node
+    services: Services
+    dispatcher: Dispatcher
+    mcp: McpHost
+    server: RpcServer
+    receipts: Receipts
+
+
+def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
+    """Build all parts; nothing runs yet.
+
+    Args:
+        config: the settings in force.
+        paths: where the files are; the folders exist.
+        env: clocks and random numbers.
+        control: the process.
+
+    Raises:
+        KeyFileError: the device key cannot be used.
+    """
+    state = Path(paths.state)
+    identity = load_or_create(Path(paths.key), env.rng)
+    db = Db(Path(paths.db), env)
+    sealer = GroupSealer(identity, env)
+    replica = Replica(db, sealer, state)
+    node = Node(identity, config.p2p, env, [TcpTransport(config.p2p)], book_path=Path(paths.book))
+    replication = Replication(node, replica, sealer, env, config.replication)
+    memory = Memory(db, replica, env, bytes(identity.id), config.memory)
+    agents = AgentStore(db, env.rng, env.wall_ms)
+    receipts = Receipts(db, env.wall_ms)
+    boot_id = env.rng.randbytes(8).hex()
+    registry = Registry.of(all_methods())
+    services = Services(
+        env=env,
+        config=config,
+        paths=paths,
+        device=identity.id,
+        memory=memory,
+        node=node,
+        replication=replication,
+        db=db,
+        agents=agents,
+        events=EventHub(boot_id, env.wall_ms),
+        health=Health(env.now),
+        registry=registry,
+        control=control,
+        mesh_up=trio.Event(),
+        boot_id=boot_id,
+        started_ms=env.wall_ms(),
+    )
+    dispatcher = Dispatcher(config.rpc, receipts, env.now)
+    mcp = McpHost(
+        registry,
+        dispatcher,
+        env=env,
+        offload=ThreadOffload(),
+        version=daemon.__version__,
+        profile=config.mcp.profile,
+        result_tokens_max=config.mcp.result_tokens_max,
+        line_bytes_max=config.mcp.line_bytes_max,
+    )
+    server = RpcServer(services, registry, dispatcher, mcp)
+    return Parts(
+        env=env,
+        identity=identity,
+        db=db,
+        replica=replica,
+        replication=replication,
+        memory=memory,
+        node=node,
+        services=services,
+        dispatcher=dispatcher,
+        mcp=mcp,
+        server=server,
+        receipts=receipts,
+    )
