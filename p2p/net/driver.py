@@ -1,0 +1,623 @@
+"""The thin driver of one connection: moves bytes between a transport and the session machine.
+
+Three tasks: a reader, a writer, a timer, and one per inbound stream. All frames are cut in
+`Connection.flush`, which is synchronous: it runs in the caller of `send_all` when the socket takes
+bytes at once (two task switches fewer per request than waking the writer), and in the writer task
+when it does not. Either way only whole frames leave, and nothing that is cancelled can stand
+between two halves of one.
+
+A transport stream that can say "would block" (`NowaitStream`, our TCP) is driven so; any other one
+is written by the writer task alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import trio
+
+from p2p.errors import PeerError, TimedOut
+from p2p.net.streams import WireStream
+from p2p.net.wakeup import Wakeup
+from p2p.wire.liveness import Liveness, LivenessTimes, Verdict
+from p2p.wire.multistream import Dialer, Listener
+from p2p.wire.session import Opened, Phase, Proven, Session, SessionEvent
+from p2p.wire.yamux_frames import (
+    GoAway,
+    Pong,
+    StreamData,
+    StreamEnded,
+    StreamOpened,
+    StreamReset,
+    WentAway,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Container
+
+    from p2p.config import P2pConfig
+    from p2p.env import Env
+    from p2p.identity import PeerId
+    from p2p.net.seam import Addr, Handler, Path, Stream
+    from p2p.wire.yamux import Yamux
+
+log = logging.getLogger("covey.p2p.connection")
+
+READ_BYTES = 262_144
+"""One read of the socket; larger ones gain nothing (benchmark: bulk)."""
+WRITE_BYTES = 262_144
+"""Frames cut for one write, so that a small message waits behind at most this much."""
+
+
+@runtime_checkable
+class NowaitStream(Protocol):
+    """A byte stream that can be driven without a task switch per call."""
+
+    def receive_nowait(self, buffer: bytearray) -> int | None:
+        """Read into `buffer`: bytes read, 0 at the end, None if nothing is there."""
+        ...
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Write what the socket takes now; how many bytes."""
+        ...
+
+    async def wait_readable(self) -> None:
+        """Return when `receive_nowait` may have something."""
+
+    async def wait_writable(self) -> None:
+        """Return when `send_nowait` may take something."""
+
+
+class ConnectionOwner(Protocol):
+    """What a connection asks of and tells the fabric."""
+
+    @property
+    def protocols(self) -> Container[str]:
+        """Protocols that are served."""
+        ...
+
+    def admit_stream(self, connection: Connection, protocol: str) -> Handler | None:
+        """The handler for a new inbound stream; None: over the limit, reset it."""
+        ...
+
+    def release_stream(self, connection: Connection, protocol: str) -> None:
+        """A stream that `admit_stream` let in has ended."""
+
+    def opened(self, connection: Connection) -> None:
+        """Streams flow both ways from now on."""
+
+    def doubted(self, connection: Connection) -> None:
+        """A ping is overdue."""
+
+    def followed(self, connection: Connection) -> None:
+        """The other side opened a stream here."""
+
+    def violated(self, connection: Connection, why: str) -> None:
+        """The peer broke a rule."""
+
+    def failed(self, protocol: str, error: Exception) -> None:
+        """A handler of ours raised: a bug here."""
+
+
+class Connection:
+    """One connection to one peer.
+
+    Args:
+        stream: the raw transport; owned from here on.
+        session: the machine, fresh.
+        owner: see `ConnectionOwner`.
+        env: clocks.
+        config: limits and times.
+        buffer: scratch of at least `READ_BYTES`, shared by all connections of the fabric: it is
+            filled and used up without giving up control.
+        addr: where it was dialled, or came from.
+        inbound: whether we accepted it.
+        path: how it runs.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        session: Session,
+        owner: ConnectionOwner,
+        env: Env,
+        config: P2pConfig,
+        *,
+        buffer: bytearray,
+        addr: Addr,
+        inbound: bool,
+        path: Path = "direct",
+    ) -> None:
+        self.session = session
+        self.mux: Yamux = session.mux
+        self.addr = addr
+        self.inbound = inbound
+        self.path: Path = path
+        self.since_s = env.now()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.waiting = 0
+        self.suspect = False
+        self.draining = False
+        self.reason: str | None = None
+        """Why it ended; None while it lives."""
+        self.agent = ""
+        """What identify said of its software."""
+        self.remote_protocols: frozenset[str] = frozenset()
+        """What identify said that it serves."""
+        self.opened = trio.Event()
+        """Set when streams flow both ways, or never will."""
+        self.idle = trio.Event()
+        """Set while no stream is live, replaced when one begins."""
+        self.pong = trio.Event()
+        """Set and replaced at every pong."""
+        self.done = trio.Event()
+        """Set when `run` is over."""
+        self._stream = stream
+        self._fast = stream if isinstance(stream, NowaitStream) else None
+        self._owner = owner
+        self._env = env
+        self._config = config
+        self._buffer = buffer
+        self._liveness = Liveness(
+            LivenessTimes(
+                ping_idle_s=config.ping_idle_s,
+                dead_idle_s=config.dead_idle_s,
+                ping_busy_s=config.ping_busy_s,
+                dead_busy_s=config.dead_busy_s,
+                suspect_s=config.suspect_s,
+            ),
+            self.since_s,
+        )
+        self._pending: list[SessionEvent] = []
+        self._streams: dict[int, WireStream] = {}
+        self._negotiating: dict[int, tuple[Listener, float]] = {}
+        self._lingering: dict[int, float] = {}
+        self._senders: dict[int, WireStream] = {}
+        self._unsent: memoryview | None = None
+        self._work = Wakeup()  # wakes the writer
+        self._can_open = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._broken = False  # the transport itself failed: no goodbye
+        self.idle.set()
+
+    # --- facts ---
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end, proven."""
+        peer = self.session.peer
+        assert peer is not None, "the handshake has not finished"
+        return peer
+
+    @property
+    def initiator(self) -> PeerId | None:
+        """The peer that dialled, None if we did."""
+        return self.peer if self.inbound else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.reason is None
+
+    @property
+    def usable(self) -> bool:
+        """Whether new streams may be put here."""
+        return self.alive and not self.draining
+
+    @property
+    def seen_s(self) -> float:
+        """When a byte last arrived."""
+        return self._liveness.seen_s
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._env.now()
+
+    # --- life ---
+
+    async def upgrade(self) -> None:
+        """Run the handshake until the peer is proven. The caller limits the time.
+
+        Raises:
+            PeerError: they broke the protocol, or are somebody else.
+            trio.BrokenResourceError: the transport ended.
+        """
+        session = self.session
+        while session.peer is None:
+            # Flight 2 of an initiator is left to `run`, so that early streams can join it.
+            if session.has_output:
+                await self._stream.send_all(session.to_send(WRITE_BYTES))
+            data = await self._stream.receive_some(READ_BYTES)
+            if not data:
+                raise trio.BrokenResourceError("the peer closed during the handshake")
+            self._heard(len(data))
+            self._pending += session.receive(memoryview(data), self.now())
+
+    async def run(self) -> None:
+        """Carry streams until the connection ends or is cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._writer)
+                nursery.start_soon(self._timer)
+                pending, self._pending = self._pending, []
+                self._dispatch(pending)
+                await self._reader()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._end("the node stopped")
+            with trio.move_on_after(self._config.close_grace_s, shield=True):
+                await self._goodbye()
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
+            self.done.set()
+
+    def abort(self, why: str, *, broken: bool = False) -> None:
+        """End now: every stream breaks. `broken`: without a goodbye."""
+        self._broken = self._broken or broken
+        self._end(why)
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def discard(self) -> None:
+        """Close a connection that was never run."""
+        self._end("it is not wanted any more")
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self._stream)
+        self.done.set()
+
+    def carries(self, stream: Stream) -> bool:
+        """Whether `stream` is one of ours."""
+        return isinstance(stream, WireStream) and self._streams.get(stream.id) is stream
+
+    def blame(self, why: str) -> None:
+        """A part above found that the peer broke a rule."""
+        self._owner.violated(self, why)
+
+    def start_soon(self, fn: Callable[[Connection], Awaitable[None]]) -> None:
+        """Run `fn` beside the streams; it ends with the connection."""
+        if self._nursery is not None:
+            self._nursery.start_soon(fn, self)
+
+    async def close(self, why: str) -> None:
+        """Say goodbye and end. What was sent leaves first, within the grace."""
+        self.abort(why)  # `run` sends what is buffered and the goodbye
+        await self.done.wait()
+
+    async def _goodbye(self) -> None:
+        """Tell the other side, if it can still hear. Time is limited by the caller."""
+        half_sent = self._fast is None and self._unsent is not None
+        if self._broken or half_sent or self.session.phase is not Phase.OPEN:
+            return
+        self.mux.go_away(GoAway.NORMAL)
+        try:
+            if self._unsent:
+                await self._stream.send_all(self._unsent)
+            while self.session.has_output and (data := self.session.to_send(WRITE_BYTES)):
+                await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+
+    def _end(self, why: str) -> None:
+        if self.reason is not None:
+            return
+        self.reason = why
+        for stream in list(self._streams.values()):
+            stream.break_off(f"the connection ended: {why}")
+        self._streams.clear()
+        self._senders.clear()
+        self.opened.set()
+        self.idle.set()
+        self._can_open.set()
+        self.pong.set()
+
+    # --- streams ---
+
+    async def wait_can_open(self) -> None:
+        """Return when a stream may be opened, or the connection ended."""
+        while self.alive and not self.session.can_open:
+            if self._can_open.is_set():
+                self._can_open = trio.Event()
+            await self._can_open.wait()
+
+    def open(self, protocol: str) -> WireStream:
+        """Open a stream; ask `session.can_open` first. The proposal leaves with the first data."""
+        dialer = Dialer(protocol)
+        stream_id = self.session.open_stream(self.now())
+        stream = WireStream(
+            self, stream_id, peer=self.peer, protocol=protocol, path=self.path, dialer=dialer
+        )
+        self._add(stream)
+        self.mux.send(stream_id, dialer.greeting())
+        self._work.wake()
+        return stream
+
+    def wait_for_room(self, stream: WireStream) -> None:
+        """Wake `stream.writable` once its buffer is half empty."""
+        self._senders[stream.id] = stream
+
+    def closed_by_us(self, stream: WireStream) -> None:
+        """Reset `stream` if the other side has not ended it in a while."""
+        if self.mux.alive(stream.id):
+            self._lingering[stream.id] = self.now() + self._config.linger_s
+        self._forget_streams()
+
+    def _add(self, stream: WireStream) -> None:
+        if self.idle.is_set():
+            self.idle = trio.Event()
+        self._streams[stream.id] = stream
+
+    def _forget_streams(self) -> None:
+        forgotten = self.mux.take_forgotten()
+        if not forgotten:
+            return
+        for stream_id in forgotten:
+            self._streams.pop(stream_id, None)
+            self._lingering.pop(stream_id, None)
+            self._negotiating.pop(stream_id, None)
+            self._senders.pop(stream_id, None)
+        if not self.mux.streams:
+            self.idle.set()
+        self._tell_openers()
+
+    def _tell_openers(self) -> None:
+        if not self._can_open.is_set() and self.session.can_open:
+            self._can_open.set()
+
+    # --- sending ---
+
+    def flush(self) -> None:
+        """Send what the transport takes now; the writer task sends the rest. Never blocks."""
+        if self._unsent is not None or not self.alive:
+            return  # the writer is at it, or nothing will leave any more
+        if self._fast is None or not self._flush_fast(self._fast):
+            self._work.wake()
+
+    def _flush_fast(self, fast: NowaitStream) -> bool:
+        """Cut and write until nothing is left (True) or the socket is full (False)."""
+        session = self.session
+        try:
+            while True:
+                if self._unsent is None:
+                    if not session.has_output or not (data := session.to_send(WRITE_BYTES)):
+                        break
+                    unsent = memoryview(data)
+                else:
+                    unsent = self._unsent
+                sent = fast.send_nowait(unsent)
+                self.bytes_out += sent
+                self._unsent = unsent[sent:] if sent < len(unsent) else None
+                if self._unsent is not None:
+                    self._after_cut()
+                    return False
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.abort(str(error), broken=True)
+        self._after_cut()
+        return True
+
+    def _after_cut(self) -> None:
+        self._forget_streams()
+        if self._senders:
+            half = self._config.stream_send_buffer_bytes // 2
+            for stream in list(self._senders.values()):
+                if self.mux.room(stream.id) >= half:
+                    del self._senders[stream.id]
+                    stream.writable.wake()
+
+    async def _writer(self) -> None:
+        fast = self._fast
+        while True:
+            # Let the handlers that were woken by the same read run first: their answers share
+            # the write.
+            await trio.lowlevel.checkpoint()
+            if fast is None:
+                await self._write_slow()
+            else:
+                while not self._flush_fast(fast):
+                    await fast.wait_writable()
+            await self._work.wait()
+
+    async def _write_slow(self) -> None:
+        try:
+            while self.session.has_output and (data := self.session.to_send(WRITE_BYTES)):
+                self._after_cut()
+                # A cancel in here ends the connection, so a half-sent message cannot be followed.
+                self._unsent = memoryview(b"")
+                await self._stream.send_all(data)
+                self._unsent = None
+                self.bytes_out += len(data)
+            self._after_cut()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.abort(str(error), broken=True)
+
+    # --- receiving ---
+
+    async def _reader(self) -> None:
+        try:
+            if self._fast is not None:
+                await self._read_fast(self._fast)
+            else:
+                while data := await self._stream.receive_some(READ_BYTES):
+                    self._take(memoryview(data))
+            self.abort("the peer closed the connection", broken=True)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.abort(f"the transport broke: {error}", broken=True)
+        except PeerError as error:
+            self._owner.violated(self, str(error))
+            self.abort(f"the peer broke the protocol: {error}")
+
+    async def _read_fast(self, fast: NowaitStream) -> None:
+        buffer = self._buffer
+        view = memoryview(buffer)
+        while True:
+            await fast.wait_readable()
+            size = fast.receive_nowait(buffer)
+            if size is None:
+                continue
+            if size == 0:
+                return
+            self._take(view[:size])
+
+    def _take(self, data: memoryview) -> None:
+        self._heard(len(data))
+        now = self._liveness.seen_s
+        self._dispatch(self.session.receive(data, now))
+        self._forget_streams()
+        self._tell_openers()
+        if self.session.has_output and self._unsent is None:
+            self._work.wake()
+
+    def _heard(self, size: int) -> None:
+        self.bytes_in += size
+        self._liveness.seen_s = self._env.now()
+        self.suspect = False
+
+    def _dispatch(self, events: list[SessionEvent]) -> None:
+        for event in events:
+            match event:
+                case StreamData(stream_id, data):
+                    self._deliver(stream_id, data)
+                case StreamEnded(stream_id):
+                    stream = self._streams.get(stream_id)
+                    if stream is not None:
+                        stream.end()
+                    elif stream_id in self._negotiating:
+                        self._reset(stream_id)
+                case StreamReset(stream_id):
+                    stream = self._streams.get(stream_id)
+                    if stream is not None:
+                        stream.break_off("the peer reset the stream")
+                case StreamOpened(stream_id):
+                    limit_s = self.now() + self._config.negotiate_s
+                    self._negotiating[stream_id] = (Listener(self._owner.protocols), limit_s)
+                    if self.idle.is_set():
+                        self.idle = trio.Event()
+                    self._owner.followed(self)
+                case Pong():
+                    self.pong.set()
+                    self.pong = trio.Event()
+                case Opened():
+                    self.opened.set()
+                    self._can_open.set()
+                    self.mux.ping(self.now())  # the round trip is wanted before it is needed
+                    self._owner.opened(self)
+                case WentAway(code):
+                    self.draining = True
+                    if code != GoAway.NORMAL or not self.mux.streams:
+                        self.abort(f"the peer said goodbye, code {code}")
+                case Proven():
+                    pass
+
+    def _deliver(self, stream_id: int, data: bytes) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._negotiate(stream_id, data)
+            return
+        try:
+            stream.feed(data)
+        except PeerError as error:
+            self._reset(stream_id)
+            stream.break_off(str(error))
+
+    def _negotiate(self, stream_id: int, data: bytes) -> None:
+        listener, _ = self._negotiating[stream_id]
+        try:
+            agreed = listener.receive(data)
+        except PeerError as error:
+            self._owner.violated(self, str(error))
+            self._reset(stream_id)
+            return
+        rest = listener.rest() if agreed else b""
+        self.mux.consumed(stream_id, len(data) - len(rest), self.now())
+        self.mux.send(stream_id, listener.to_send())
+        if not agreed:
+            return
+        del self._negotiating[stream_id]
+        assert listener.protocol is not None
+        self._start_stream(stream_id, listener.protocol, rest)
+
+    def _start_stream(self, stream_id: int, protocol: str, rest: bytes) -> None:
+        handler = self._owner.admit_stream(self, protocol)
+        if handler is None or self._nursery is None:
+            self._reset(stream_id)
+            return
+        stream = WireStream(
+            self, stream_id, peer=self.peer, protocol=protocol, path=self.path, dialer=None
+        )
+        self._add(stream)
+        if rest:
+            stream.feed(rest)
+        self._nursery.start_soon(self._serve, handler, stream)
+
+    def _reset(self, stream_id: int) -> None:
+        self.mux.send_reset(stream_id)
+        self._negotiating.pop(stream_id, None)
+
+    async def _serve(self, handler: Handler, stream: WireStream) -> None:
+        """Run a handler: whatever it raises ends its own stream only."""
+        try:
+            await handler(stream)
+        except Exception as error:  # noqa: BLE001 - a supervisor: no peer may stop the node
+            stream.reset()
+            self._explain(stream.protocol, error)
+        except BaseException:
+            stream.reset()
+            raise
+        else:
+            await stream.aclose()
+        finally:
+            self._owner.release_stream(self, stream.protocol)
+
+    def _explain(self, protocol: str, error: Exception) -> None:
+        """Tell whose fault it was."""
+        if isinstance(error, ExceptionGroup):
+            for part in error.exceptions:
+                self._explain(protocol, part)
+        elif isinstance(error, PeerError):
+            self._owner.violated(self, str(error))
+        elif not isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError | TimedOut):
+            self._owner.failed(protocol, error)
+
+    # --- time ---
+
+    async def _timer(self) -> None:
+        config = self._config
+        while True:
+            now = self.now()
+            if self.session.phase is not Phase.OPEN:
+                left_s = self.since_s + config.upgrade_deadline_s - now
+                if left_s <= 0:
+                    self.abort("the muxer was not agreed on in time", broken=True)
+                with trio.move_on_after(max(0.0, left_s)):
+                    await self.opened.wait()
+                continue
+            busy = self.waiting > 0 or self._unsent is not None
+            verdict = self._liveness.check(now, busy=busy, ping_sent_s=self.mux.ping_sent_s)
+            if verdict is Verdict.DEAD:
+                self.abort("the peer went silent", broken=True)
+            elif verdict is Verdict.PING:
+                self.ping()
+            elif verdict is Verdict.SUSPECT and not self.suspect:
+                self.suspect = True
+                self._owner.doubted(self)
+            self._reset_overdue(now)
+            wake_s = self._liveness.next_timer(now, busy=busy, ping_sent_s=self.mux.ping_sent_s)
+            await trio.sleep(wake_s - now)
+
+    def ping(self) -> None:
+        """Ask for a sign of life, unless one is asked for."""
+        if self.mux.ping(self.now()):
+            self.flush()
+
+    def _reset_overdue(self, now: float) -> None:
+        """Reset streams that never named a protocol, or that the other side does not end."""
+        overdue = [i for i, (_, limit_s) in self._negotiating.items() if now >= limit_s]
+        overdue += [i for i, limit_s in self._lingering.items() if now >= limit_s]
+        for stream_id in overdue:
+            self._reset(stream_id)
+        if overdue:
+            self._forget_streams()
+            self.flush()

@@ -1,0 +1,506 @@
+"""The connection manager: accepts, dials, keeps, doubts, refuses.
+
+Everything about *which* connections exist is here or in its parts: `gate` (who may connect),
+`table` (one connection a peer), `dialing` (several addresses), `book` (where peers are). What runs
+*on* a connection is the fabric's (`p2p.net.wire_fabric`), reached through `ConnectionOwner`.
+
+Every connection runs in the manager's nursery, so that cancelling `run` ends them all, each with
+its own short goodbye. Source: docs/specs/wire.md s.7.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2p.errors import AuthError, PeerError, Unreachable, UsageError
+from p2p.identity import peer_text
+from p2p.net.dialing import Race, dial_order
+from p2p.net.driver import READ_BYTES, Connection, ConnectionOwner
+from p2p.net.gate import Gate
+from p2p.net.table import PeerTable
+from p2p.wire.multiaddr import ip_of, split_peer_untrusted
+from p2p.wire.noise import KEY_BYTES
+from p2p.wire.session import Session
+from p2p.wire.yamux_frames import YamuxLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from p2p.config import P2pConfig
+    from p2p.env import Env
+    from p2p.identity import Identity, PeerId
+    from p2p.net.book import Book
+    from p2p.net.gate import Origin
+    from p2p.net.seam import Addr, Transport
+
+log = logging.getLogger("covey.p2p.manager")
+
+
+class _Dial:
+    """A dial under way, shared by everybody who wants that peer."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error = ""
+
+
+class _Pin:
+    """A peer to keep connected."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.kick = trio.Event()
+        """Set when something changed: connected, lost, a new address, resumed."""
+        self.attempt = 0
+
+
+class Manager:
+    """All connections of a node.
+
+    Args:
+        identity: who we are.
+        config: limits and times.
+        env: clocks and random numbers.
+        transports: how to dial.
+        book: where peers are.
+        owner: what runs on the connections.
+        up: called when a peer came.
+        down: called with the reason when a peer went.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: P2pConfig,
+        env: Env,
+        transports: Sequence[Transport],
+        book: Book,
+        owner: ConnectionOwner,
+        *,
+        up: Callable[[PeerId], None],
+        down: Callable[[PeerId, str], None],
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.gate = Gate(config)
+        self.book = book
+        self.paused = False
+        self.is_member: Callable[[PeerId], bool] = lambda _: False
+        self.table = PeerTable(
+            identity.id, config, up=self._peer_up, down=self._peer_down, replaced=self._replaced
+        )
+        self._identity = identity
+        self._config = config
+        self._env = env
+        self._transports = transports
+        self._owner = owner
+        self._up = up
+        self._down = down
+        self._dials: dict[PeerId, _Dial] = {}
+        self._pins: dict[PeerId, _Pin] = {}
+        self._beside: set[PeerId] = set()
+        self._nursery: trio.Nursery | None = None
+        self._buffer = bytearray(READ_BYTES)
+        self._limits = YamuxLimits(
+            stream_send_buffer_bytes=config.stream_send_buffer_bytes,
+            stream_window_bytes_max=config.stream_window_bytes_max,
+            connection_window_bytes_max=config.connection_window_bytes_max,
+            streams_inbound_max=config.streams_inbound_max,
+            control_bytes_max=config.control_bytes_max,
+            unknown_bytes_per_min=config.unknown_bytes_per_min,
+        )
+
+    # --- life ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hold connections until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for peer in self._pins:
+                    self._start_keeping(peer)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def _running(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise UsageError("the fabric is not running: start `run` first")
+        return self._nursery
+
+    # --- inbound ---
+
+    async def accept(self, stream: trio.abc.Stream, addr: Addr) -> None:
+        """Take over an accepted stream, or close it unread."""
+        nursery = self._nursery
+        now = self._env.now()
+        origin = self.gate.origin(ip_of(addr))
+        refusal = "paused" if self.paused or nursery is None else self.gate.begin(origin, now)
+        if refusal is not None or nursery is None:
+            self.counters[f"refused_{refusal}"] += 1
+            await trio.aclose_forcefully(stream)
+            return
+        # The transport's task ends here: a closing door does not cut who is already inside.
+        nursery.start_soon(self._serve_inbound, stream, addr, origin)
+
+    async def _serve_inbound(
+        self, stream: trio.abc.Stream, addr: Addr, origin: Origin | None
+    ) -> None:
+        connection = self._connection(stream, addr, expected=None, inbound=True)
+        try:
+            proven = await self._prove_inbound(connection, origin)
+        finally:
+            self.gate.end_pending(origin)
+            if connection.session.peer is None:
+                with trio.CancelScope(shield=True):
+                    await trio.aclose_forcefully(stream)
+        if not proven:
+            return
+        peer = connection.peer
+        member = self.is_member(peer) or peer in self._pins
+        refusal = (
+            "paused"
+            if self.paused
+            else self.gate.enter(origin, peer, self._env.now(), member=member)
+        )
+        if refusal is not None:
+            self.counters[f"refused_{refusal}"] += 1
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            await self._carry(connection)
+        finally:
+            self.gate.leave(origin, member=member)
+
+    async def _prove_inbound(self, connection: Connection, origin: Origin | None) -> bool:
+        why = "no proof in time"
+        try:
+            with trio.move_on_after(self._config.upgrade_deadline_s):
+                await connection.upgrade()
+                return True
+        except PeerError as error:
+            why = str(error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            why = str(error)
+        self.counters["handshakes_failed"] += 1
+        self.gate.failed_handshake(origin, self._env.now())
+        log.debug("handshake_failed", extra={"f": {"addr": connection.addr, "why": why}})
+        return False
+
+    async def _carry(self, connection: Connection) -> None:
+        """Run a proven connection to its end."""
+        peer = connection.peer
+        self.table.add_fresh(connection)
+        try:
+            await connection.run()
+        finally:
+            self.table.remove(connection)
+            log.info(
+                "connection_closed",
+                extra={
+                    "f": {
+                        "peer": peer_text(peer),
+                        "addr": connection.addr,
+                        "inbound": connection.inbound,
+                        "seconds": round(self._env.now() - connection.since_s, 3),
+                        "bytes_in": connection.bytes_in,
+                        "bytes_out": connection.bytes_out,
+                        "why": connection.reason,
+                    }
+                },
+            )
+
+    def _connection(
+        self, stream: trio.abc.Stream, addr: Addr, *, expected: PeerId | None, inbound: bool
+    ) -> Connection:
+        rng = self._env.rng
+        session = Session(
+            self._identity,
+            initiator=not inbound,
+            static=rng.randbytes(KEY_BYTES),
+            ephemeral=rng.randbytes(KEY_BYTES),
+            expected=expected,
+            limits=self._limits,
+        )
+        return Connection(
+            stream,
+            session,
+            self._owner,
+            self._env,
+            self._config,
+            buffer=self._buffer,
+            addr=addr,
+            inbound=inbound,
+        )
+
+    def opened(self, connection: Connection) -> None:
+        """Both sides agreed on the muxer."""
+        if not connection.inbound:
+            self.book.succeeded(connection.peer, connection.addr, self._env.wall_ms())
+        self.table.add_opened(connection, self._running())
+
+    # --- dialling ---
+
+    async def connect(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> Connection:
+        """A connection on which a stream may be opened, dialling if there is none.
+
+        Raises:
+            Unreachable: nothing answered as that peer, or we work offline.
+        """
+        await trio.lowlevel.checkpoint()
+        nursery = self._running()
+        if peer == self._identity.id:
+            raise UsageError("a node does not connect to itself")
+        error = ""
+        for _ in range(2):  # a dial that others began may not know our addresses
+            connection = self.table.best(peer)
+            if connection is not None:
+                return connection
+            self._check_may_dial(peer)
+            dial = self._dials.get(peer)
+            ours = dial is None
+            if dial is None:
+                dial = self._dials[peer] = _Dial()
+                nursery.start_soon(self._dial, peer, tuple(addrs), dial)
+            await dial.done.wait()
+            error = dial.error
+            if error and (ours or not addrs):
+                break
+        connection = self.table.best(peer)
+        if connection is None:
+            raise Unreachable(f"{peer_text(peer)}: {error or 'the connection ended at once'}")
+        return connection
+
+    def _check_may_dial(self, peer: PeerId) -> None:
+        if self.paused:
+            raise Unreachable("we work offline: resume to reach peers")
+        if self.gate.banned(peer, self._env.now()):
+            raise Unreachable(f"{peer_text(peer)} broke the protocol repeatedly; refused for now")
+
+    async def _dial(self, peer: PeerId, addrs: tuple[Addr, ...], dial: _Dial) -> None:
+        nursery = self._running()
+        try:
+            connection = await self._dial_addrs(peer, addrs)
+        except Unreachable as error:
+            dial.error = str(error)
+        else:
+            nursery.start_soon(self._carry_dialled, connection)
+            # The waiters look for it in the table, where `_carry` puts it first thing.
+            await trio.lowlevel.checkpoint()
+        finally:
+            del self._dials[peer]
+            dial.done.set()
+
+    async def _carry_dialled(self, connection: Connection) -> None:
+        refusal = self.gate.enter(None, connection.peer, self._env.now(), member=True)
+        if refusal is not None or self.paused:
+            self.counters[f"refused_{refusal or 'paused'}"] += 1
+            await connection.discard()
+            return
+        try:
+            await self._carry(connection)
+        finally:
+            self.gate.leave(None, member=True)
+
+    async def _dial_addrs(self, peer: PeerId, addrs: Sequence[Addr]) -> Connection:
+        """A proven connection, not running yet.
+
+        Raises:
+            Unreachable: no address, or none answered as `peer`.
+        """
+        config = self._config
+        wanted = [self._own_part(addr, peer) for addr in addrs]
+        known = [*dial_order(wanted), *dial_order(self.book.addrs(peer))]
+        usable = [a for a in dict.fromkeys(known) if any(t.dials(a) for t in self._transports)]
+        if not usable:
+            raise Unreachable("no address known")
+        self.counters["dials"] += 1
+
+        async def attempt(addr: Addr) -> Connection:
+            return await self._dial_one(peer, addr)
+
+        race = Race(attempt, Connection.discard)
+        with trio.move_on_after(config.dial_all_s):
+            return await race.run(
+                usable[: config.dial_addrs_max],
+                each_s=config.dial_each_s,
+                stagger_s=config.dial_stagger_s,
+            )
+        raise Unreachable(f"no answer in {config.dial_all_s:g} s")
+
+    @staticmethod
+    def _own_part(addr: Addr, peer: PeerId) -> Addr:
+        """`addr` without a trailing `/p2p/` part.
+
+        Raises:
+            UsageError: no multiaddr, or it names another peer.
+        """
+        try:
+            text, named = split_peer_untrusted(addr)
+        except PeerError as error:
+            raise Unreachable(f"{addr}: {error}") from None
+        if named is not None and named != peer:
+            raise UsageError(f"{addr} names another peer")
+        return text
+
+    async def _dial_one(self, peer: PeerId, addr: Addr) -> Connection:
+        transport = next(t for t in self._transports if t.dials(addr))
+        stream = await transport.dial(addr)
+        connection = self._connection(stream, addr, expected=peer, inbound=False)
+        try:
+            await connection.upgrade()
+        except AuthError:
+            # Somebody else lives there now: do not knock again.
+            self.book.forget_addr(peer, addr)
+            await connection.discard()
+            raise
+        except BaseException:
+            await connection.discard()
+            raise
+        return connection
+
+    # --- doubt ---
+
+    def doubted(self, connection: Connection) -> None:
+        """A ping is overdue: dial beside the connection until one of them answers."""
+        peer = connection.peer
+        if peer not in self._beside and connection.usable and self.book.addrs(peer):
+            self._beside.add(peer)
+            self._running().start_soon(self._dial_beside, connection)
+
+    async def _dial_beside(self, connection: Connection) -> None:
+        peer = connection.peer
+        try:
+            while connection.alive and connection.suspect and not self.paused:
+                with trio.move_on_after(self._config.suspect_redial_s):
+                    try:
+                        beside = await self._dial_addrs(peer, ())
+                    except Unreachable:
+                        await connection.done.wait()
+                    else:
+                        self._running().start_soon(self._carry_dialled, beside)
+                        return
+        finally:
+            self._beside.discard(peer)
+
+    # --- keeping connected ---
+
+    def pin(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
+        """Keep `peer` connected."""
+        if peer == self._identity.id:
+            raise UsageError("a node does not connect to itself")
+        self.learn(peer, addrs)
+        if peer not in self._pins:
+            self._pins[peer] = _Pin()
+            if self._nursery is not None:
+                self._start_keeping(peer)
+
+    def unpin(self, peer: PeerId) -> None:
+        """Stop keeping `peer` connected; a live connection stays."""
+        pin = self._pins.pop(peer, None)
+        if pin is not None:
+            pin.scope.cancel()
+
+    def pinned(self) -> list[PeerId]:
+        """Peers we keep connected, ascending."""
+        return sorted(self._pins)
+
+    def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
+        """Remember addresses; a new one is tried at once if the peer is wanted."""
+        own = [self._own_part(addr, peer) for addr in addrs]
+        if self.book.learn(peer, own, self._env.wall_ms()):
+            self._kick(peer, fresh=True)
+
+    def _kick(self, peer: PeerId, *, fresh: bool = False) -> None:
+        pin = self._pins.get(peer)
+        if pin is not None:
+            if fresh:
+                pin.attempt = 0
+            pin.kick.set()
+
+    def _start_keeping(self, peer: PeerId) -> None:
+        pin = self._pins[peer]
+        pin.scope = trio.CancelScope()
+        self._running().start_soon(self._keep, peer, pin)
+
+    async def _keep(self, peer: PeerId, pin: _Pin) -> None:
+        with pin.scope:
+            while True:
+                pin.kick = trio.Event()
+                if self.table.best(peer) is not None or self.paused:
+                    await pin.kick.wait()
+                    continue
+                if pin.attempt:
+                    with trio.move_on_after(self._backoff_s(peer, pin.attempt - 1)):
+                        await pin.kick.wait()
+                    if self.table.best(peer) is not None or self.paused:
+                        continue
+                pin.attempt += 1
+                try:
+                    await self.connect(peer)
+                except Unreachable as error:
+                    log.debug("keep_failed", extra={"f": {"why": str(error)}})
+
+    def _backoff_s(self, peer: PeerId, attempt: int) -> float:
+        wait_s = min(self._config.backoff_max_s, 2.0 ** min(attempt, 30))
+        # The side with the higher id waits longer, so that both do not dial at the same moment.
+        extra_s = self._config.backoff_yield_s if self._identity.id > peer else 0.0
+        return wait_s * self._env.rng.uniform(0.5, 1.0) + extra_s
+
+    def _peer_up(self, peer: PeerId) -> None:
+        self.counters["peers_up"] += 1
+        self._kick(peer)
+        self._up(peer)
+
+    def _peer_down(self, peer: PeerId, why: str) -> None:
+        self._kick(peer)
+        self._down(peer, why)
+
+    def _replaced(self, peer: PeerId, connection: Connection) -> None:
+        log.debug("connection_replaced", extra={"f": {"addr": connection.addr}})
+        self._kick(peer)
+
+    # --- ending ---
+
+    def violated(self, connection: Connection, why: str) -> None:
+        """Count a violation; the third within ten minutes ends and refuses the peer."""
+        self.counters["violations"] += 1
+        log.warning("violation", extra={"f": {"peer": peer_text(connection.peer), "why": why}})
+        if self.gate.violation(connection.peer, self._env.now()):
+            self.counters["bans"] += 1
+            self.end_peer(connection.peer, "the peer broke the protocol repeatedly")
+
+    def end_peer(self, peer: PeerId, why: str) -> list[Connection]:
+        """End every connection of `peer`; which ones."""
+        ended = [c for c in self.table if c.peer == peer]
+        for connection in ended:
+            connection.abort(why)
+        return ended
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """End every connection of `peer` and wait for it."""
+        await trio.lowlevel.checkpoint()
+        for connection in self.end_peer(peer, "we disconnected"):
+            await connection.done.wait()
+
+    def pause(self) -> None:
+        """Work offline."""
+        self.paused = True
+        for connection in list(self.table):
+            connection.abort("we work offline")
+
+    def resume(self) -> None:
+        """End `pause` and reach the pinned peers at once."""
+        self.paused = False
+        for peer in self._pins:
+            self._kick(peer, fresh=True)
+
+    def shed_idlest(self) -> None:
+        """Descriptors ran out: end the connection that has been silent longest."""
+        strangers = [c for c in self.table if not self.is_member(c.peer) and c.mux.streams == 0]
+        if strangers:
+            min(strangers, key=lambda c: c.seen_s).abort("out of file descriptors")
