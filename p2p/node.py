@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from p2p.config import P2pConfig
     from p2p.env import Env
-    from p2p.identity import PeerId, Signer
+    from p2p.identity import Identity, PeerId, Signer
     from p2p.net.seam import Addr, PeerInfo, Transport
 
 UNKNOWN_VERSION: Final = "covey/0"
@@ -103,7 +103,7 @@ class Node:
 
     def __init__(
         self,
-        identity: Signer,
+        identity: Identity,
         config: P2pConfig,
         env: Env,
         transports: Sequence[Transport],
