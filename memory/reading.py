@@ -42,15 +42,16 @@ VERSIONS_MAX: Final = 100
 _Place = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _cursor: Final = msgspec.msgpack.Decoder(tuple[_Place, _Place])
 
-_VISIBLE: Final = (
-    "r.state = 'live' AND m.status NOT IN ('forgotten', 'hidden', 'quarantined')"
-    " AND (m.expires_ms IS NULL OR m.expires_ms > ?)"
-)
+_LIVE: Final = "r.state = 'live' AND (m.expires_ms IS NULL OR m.expires_ms > ?)"
+_SHOWN: Final = " AND m.status NOT IN ('forgotten', 'hidden', 'quarantined')"
+_VISIBLE: Final = _LIVE + _SHOWN
 _LIST: Final = (
     "SELECT m.id, m.hlc FROM memory m JOIN record r ON r.n = m.id WHERE "
-    + _VISIBLE
+    + _LIVE
     + " AND m.scope IN (SELECT value FROM json_each(?)) AND (m.hlc, m.id) < (?, ?)"
 )
+WITHDRAWN: Final = frozenset({"forgotten", "hidden", "quarantined"})
+"""Statuses whose texts only the person may still list."""
 _LIST_TAIL: Final = " ORDER BY m.hlc DESC, m.id DESC LIMIT ?"
 
 
@@ -64,7 +65,8 @@ class Filter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
         author: agent, `agent@device`, or a device's name, peer id or key.
         since: ISO 8601; dated at or after.
         until: ISO 8601; dated at or before.
-        status: `active`, `superseded` or `refuted`.
+        status: by default what recall may show: `active`, `superseded` or `refuted`. The person
+            at the terminal may also list `forgotten`, `hidden` or `quarantined`.
     """
 
     scope: str | list[str] | None = None
@@ -159,9 +161,11 @@ def list_page(
         since=what.since,
         until=what.until,
     )
-    sql, bound = filters
+    sql, bound = filters.sql + _SHOWN, filters.bound
     if what.status is not None:
-        sql, bound = sql + " AND m.status = ?", (*bound, what.status)
+        if what.status in WITHDRAWN and not who.is_owner:
+            raise RefusedError("forbidden", f"only the person may list {what.status} memories")
+        sql, bound = filters.sql + " AND m.status = ?", (*bound, what.status)
     start = (2**63 - 1, 2**63 - 1) if cursor is None else decode_cursor_untrusted(cursor)
     ids = json.dumps([scope.id for scope in scopes])
     values: tuple[Cell, ...] = (now_ms, ids, *start, *bound, limit + 1)

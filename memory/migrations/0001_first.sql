@@ -132,8 +132,9 @@ CREATE VIEW main_chunk AS SELECT c.id, c.scope_tok, c.title, c.text
   FROM chunk c JOIN memory m ON m.id = c.memory WHERE m.tier = 0;
 CREATE VIEW low_chunk AS SELECT c.id, c.scope_tok, c.title, c.text
   FROM chunk c JOIN memory m ON m.id = c.memory WHERE m.tier = 1;
+-- flags bit 0: in the trigram index, for texts of scripts without spaces (a later part fills it).
 CREATE VIEW cjk_chunk AS SELECT c.id, c.scope_tok, c.title, c.text
-  FROM chunk c JOIN memory m ON m.id = c.memory WHERE m.tier < 2;
+  FROM chunk c JOIN memory m ON m.id = c.memory WHERE m.flags & 1 = 1;
 
 -- An index for each trust tier: floods of untrusted text fill their own pool, never the main one.
 CREATE VIRTUAL TABLE main_fts USING fts5(scope_tok, title, text, content='main_chunk',
