@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.replication import ops
+from p2p.replication.fold import Fold
 from p2p.replication.ops import Role
 from tests.helpers.membership import Ledger, grant, invite, join, limit
 from tests.helpers.schedules import Outcome, Schedule, SymmetricFold
