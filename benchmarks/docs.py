@@ -1,0 +1,69 @@
+"""Writes docs/benchmarks.md from a run: `python -m benchmarks.docs [--quick]`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import TypeAlias
+
+from benchmarks.processes import ROOT, python
+
+MEASURED = ("main", "memory", "mesh", "replication")
+
+Row: TypeAlias = "dict[str, str | float | bool | None]"
+
+HEAD = """# Benchmarks
+
+Written by `python -m benchmarks.docs`; do not edit. Each table comes from the command above it.
+
+**Method.** Covey and its yardstick run in the same run on the same machine, in alternating rounds
+(yardstick, Covey, Covey, yardstick). A row's ratio is the median of the rounds' ratios. The two
+yardstick samples of each round are an A/A control: where their ratio leaves .95-1.05 the machine was
+too noisy and the row carries no verdict. CPU time is that of all processes of a stack. Peers live in
+virtual environments of their own, pinned; a peer that cannot be installed is "not measured", never
+filled in from elsewhere. Signatures, encryption and durable commits are always on.
+"""
+
+
+def main() -> int:
+    """Run every benchmark and write the document."""
+    flags = [flag for flag in sys.argv[1:] if flag == "--quick"]
+    parts = [HEAD, _machine()]
+    for name in MEASURED:
+        argv = [python(), "-m", "benchmarks", name, "--json", *flags]
+        done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        rows: list[Row] = [json.loads(line) for line in done.stdout.splitlines()]
+        parts.append(_table(name, flags, rows))
+    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
+    return 0
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("trio", "cryptography", "msgspec"))
+    return f"Python {platform.python_version()}, {platform.machine()}, {packages}.\n"
+
+
+def _table(name: str, flags: list[str], rows: list[Row]) -> str:
+    lines = [
+        f"## {name}\n",
+        f"`python -m benchmarks {' '.join([name, *flags])}`\n",
+        "| figure | value | yardstick, same run | ratio (min-max) | target | holds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = f" ({row['ratio_min']}-{row['ratio_max']})" if "ratio_min" in row else ""
+        ratio = "" if row["ratio"] is None else f"{row['ratio']}{spread}"
+        value = "not measured" if row["value"] is None else f"{row['value']:g} {row['unit']}"
+        holds = {True: "yes", False: "**no**", None: "-"}[row["holds"]]  # type: ignore[index]
+        note = f" {row['note']}" if row.get("note") else ""
+        lines.append(
+            f"| {row['name']} | {value} | {row['yardstick']}{note} | {ratio} | {row['target']} | {holds} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Mesh: what a peer call and a bulk transfer cost, beside the limit and beside py-libp2p."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks.peers import PeerMissing, interpreter, subject
+from benchmarks.processes import Pair, python
+from benchmarks.report import Target, alternate
+
+if TYPE_CHECKING:
+    from benchmarks.report import Options, Report
+
+
+def run(options: Options, report: Report) -> None:
+    """Measure."""
+    calls = 1000 if options.quick else 2000
+    mib = 64 if options.quick else 128
+    with contextlib.ExitStack() as stack:
+        covey = stack.enter_context(_pair(python(), "covey_mesh"))
+        raw = stack.enter_context(_pair(python(), "raw_tcp"))
+        try:
+            libp2p = stack.enter_context(_pair(interpreter("py-libp2p"), "py_libp2p"))
+        except (PeerMissing, RuntimeError) as error:
+            print(error, file=sys.stderr)
+            libp2p = None
+        if options.wants("rpc"):
+            _calls(report, options, calls, covey, raw, libp2p)
+        if options.wants("bulk"):
+            _bulk(report, options, mib, covey, raw, libp2p)
+
+
+def _pair(interpreter_path: str, name: str) -> Pair:
+    argv = [interpreter_path, subject(name)]
+    return Pair([*argv, "serve"], [*argv, "client"])
+
+
+def _calls(
+    report: Report, options: Options, calls: int, covey: Pair, raw: Pair, libp2p: Pair | None
+) -> None:
+    def p50(pair: Pair) -> float:
+        return pair.ask("rr", calls)["p50_us"] / 1e3
+
+    p50(covey), p50(raw)  # warm up
+    name = "peer RPC, 100 B, p50"
+    report.paired(
+        f"{name}, beside the limit",
+        alternate(lambda: p50(covey), lambda: p50(raw), options.rounds),
+        unit="ms",
+        yardstick="raw trio TCP + MessagePack",
+        target=Target("<=", 3),
+    )
+    if libp2p is None:
+        report.missing(f"{name}, beside py-libp2p", "py-libp2p 0.8.1 could not be installed")
+        return
+    report.paired(
+        f"{name}, beside py-libp2p",
+        alternate(lambda: p50(covey), lambda: p50(libp2p), options.rounds),
+        unit="ms",
+        yardstick="py-libp2p 0.8.1",
+        target=Target("<=", 0.5),
+    )
+
+
+def _bulk(
+    report: Report, options: Options, mib: int, covey: Pair, raw: Pair, libp2p: Pair | None
+) -> None:
+    def mb_per_cpu_s(pair: Pair) -> float:
+        return (mib << 20) / 1e6 / pair.ask("bulk", mib)["cpu_s"]
+
+    mb_per_cpu_s(covey)  # warm up
+    name = "bulk upload, MB a CPU second of both"
+    report.paired(
+        f"{name}, beside the limit",
+        alternate(lambda: mb_per_cpu_s(covey), lambda: mb_per_cpu_s(raw), options.rounds),
+        unit="MB/s",
+        yardstick="raw trio TCP",
+        target=None,
+    )
+    if libp2p is None:
+        report.missing(f"{name}, beside py-libp2p", "py-libp2p 0.8.1 could not be installed")
+        return
+    report.paired(
+        f"{name}, beside py-libp2p",
+        alternate(lambda: mb_per_cpu_s(covey), lambda: mb_per_cpu_s(libp2p), options.rounds),
+        unit="MB/s",
+        yardstick="py-libp2p 0.8.1",
+        target=Target(">=", 3),
+    )
