@@ -124,13 +124,13 @@ class Sealer:
         self._cipher = ChaCha20Poly1305(key)
         self._n = 0
 
-    def seal_into(self, out: bytearray, plain: bytes | bytearray | memoryview) -> None:
-        """Append one message; `plain` has at most 65,519 bytes."""
+    def seal(self, plain: bytes | bytearray | memoryview) -> tuple[bytes, bytes]:
+        """One message as (length prefix, ciphertext); `plain` has at most 65,519 bytes."""
         size = len(plain)
         assert 0 < size <= NOISE_PLAINTEXT_BYTES_MAX
-        out += _LENGTH.pack(size + TAG_BYTES)
-        out += self._cipher.encrypt(_NONCE.pack(self._n), plain, None)
+        sealed = self._cipher.encrypt(_NONCE.pack(self._n), plain, None)
         self._n += 1
+        return _LENGTH.pack(size + TAG_BYTES), sealed
 
 
 class Opener:
