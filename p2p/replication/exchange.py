@@ -180,6 +180,8 @@ class AdmitResult:
     missing: tuple[bytes, ...] = ()
     """Cited control records that are not here: to be asked for by id."""
     suspects: tuple[Suspect, ...] = ()
+    throttled: bool = False
+    """The peer is over its rate: ask for nothing more in this session."""
     close: str = ""
     """Not empty: the peer sent too much that it should have refused itself; end the session."""
 
@@ -343,6 +345,7 @@ class Exchange:
         self._done_sent: list[Summary] = []
         self._done_received: list[Done] = []
         self._comparing = False
+        self._throttled = False
 
     # --- state --------------------------------------------------------------------------------
 
@@ -397,7 +400,7 @@ class Exchange:
                 forks=len(self._want.forks),
                 rounds=self._totals.rounds,
                 control_incomplete=self._control_incomplete,
-                withheld=short > 0 and self.state is GroupState.DONE,
+                withheld=short > 0 and self.state is GroupState.DONE and not self._throttled,
                 confirmed=self._confirmed(),
                 gaps_failed=tuple(sorted(self._want.gaps)) if short else (),
             )
@@ -613,7 +616,7 @@ class Exchange:
             want.ends_due += 1
         elif self.state is GroupState.CONTROL:
             self._control_advance()
-        elif want.queue and self._totals.rounds < ROUNDS_MAX:
+        elif want.queue and self._totals.rounds < ROUNDS_MAX and not self._throttled:
             ranges, want.queue = tuple(want.queue[:LIST_MAX]), want.queue[LIST_MAX:]
             self._totals.rounds += 1
             self._port.send(Want(self.tag, ranges))
@@ -638,6 +641,9 @@ class Exchange:
 
     def _on_admitted(self, result: AdmitResult) -> None:
         self._totals.received += result.stored
+        if result.throttled:
+            self._throttled = True
+            self._want.queue.clear()
         for record_id in result.missing:
             if record_id not in self._want.asked_ids:
                 self._want.asked_ids.add(record_id)
@@ -714,6 +720,8 @@ class Exchange:
     def _why_unequal(self) -> str:
         if self._want.forks:
             return "fork"
+        if self._throttled:
+            return "rate"
         return "control_incomplete" if self._control_incomplete else "unequal"
 
     def _search_above_gaps(self) -> None:

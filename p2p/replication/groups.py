@@ -1,241 +1,279 @@
-"""Founding a group, and who owns the devices of a home.
+"""The groups this device is in: their authority, keys, and what waits to be judged.
 
-A genesis and the first epoch are one batch: a group whose key nobody has is never on disk. A `home`
-is one person's devices; founding it makes the owner key as well, seals its seed to the home's
-admins (kind 21) and publishes whose device this is (kind 20). The owner key signs devices only,
-never data. Source: docs/specs/authority.md s.5.
+A `Group` is memory only; all of it follows from the store (`load_group`) and from what arrived
+since. `Groups` answers questions across groups: which ones a peer shares with us, and how near an
+author is to us. Source: docs/specs/sync.md s.7.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from p2p.errors import AuthError
-from p2p.identity import Identity
 from p2p.replication.authority import Authority
-from p2p.replication.epoch import (
-    epoch_id,
-    make_epoch,
-    new_secret,
-    open_owner_seed,
-    seal_owner_seed,
-    tag_commit,
+from p2p.replication.hlc import clock_was_wrong, next_incarnation
+from p2p.replication.ops import Role, decode_payload_untrusted
+from p2p.replication.record import (
+    LANE_CONTROL,
+    LANE_DATA,
+    RecordWire,
+    decode_envelope_untrusted,
+    decode_header_untrusted,
+    decode_wire_untrusted,
+    record_id,
 )
-from p2p.replication.hlc import next_incarnation
-from p2p.replication.keys import exchange_public, generate_exchange
-from p2p.replication.ops import (
-    DOMAIN_OWNER,
-    Genesis,
-    Kind,
-    Owner,
-    OwnerKey,
-    Payload,
-    encode_payload,
-    verify_owner,
-)
-from p2p.replication.record import LANE_CONTROL, Envelope
-from p2p.replication.sealing import ControlDraft, Place, sign_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable
+    from contextlib import AbstractAsyncContextManager
 
-    from p2p.identity import Signer, Verifier
-    from p2p.replication.hlc import Clock
-    from p2p.replication.record import Record
-    from p2p.replication.sealing import SealerEnv
-    from p2p.replication.standing import OwnerKeyRecord, Standing
+    from p2p.identity import Verifier
+    from p2p.replication.config import ReplicationConfig
+    from p2p.replication.ops import Payload
+    from p2p.replication.record import Header
+    from p2p.replication.standing import Standing
+    from p2p.replication.store import LogKey, LogState, RecordStore
 
-SEED_BYTES: Final = 32
+STATE_MEMBER: Final = "member"
+STATE_PENDING: Final = "pending"
+STATE_REFUSED: Final = "refused"
+
+HOLD_SKEW: Final = "skew"
+"""Dated too far ahead; due when our clock gets there."""
+HOLD_FORK: Final = "fork"
+"""A control record beside another at one place: kept because others cite it, served by id."""
+
+HOLD_REJECTED: Final = "rejected"
+"""A join a person turned away here; no record, only its id."""
+
+SECRET_EXCHANGE: Final = "x25519"
+SECRET_OWNER: Final = "owner"
+SECRET_RECOVERY: Final = "recovery"
 
 
-@dataclass(frozen=True, slots=True)
-class Founded:
-    """A new group: records to store in one transaction, and secrets to keep."""
+@dataclass(frozen=True)
+class Waiting:
+    """A record that cites control records which are not here."""
 
-    group: bytes
-    records: Sequence[Record]
-    """Genesis, epoch, and for a home the owner key and owner records."""
+    wire: RecordWire
+    peer: bytes | None
+    missing: tuple[bytes, ...]
+    until_s: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Two headers of one log that contradict each other: material of a fork proof."""
+
+    seq: int
+    header_a: bytes
+    signature_a: bytes
+    header_b: bytes
+    signature_b: bytes
+    first: bool
+    """Whether nothing below differs: both cite the same predecessor."""
+
+
+@dataclass
+class Group:
+    """One group as this device knows it."""
+
+    id: bytes
+    name: str
+    home: bool
+    state: str
     authority: Authority
-    """With all of the records added."""
-    incarnation: int
-    exchange_private: bytes
-    """Our X25519 private key in this group."""
-    epoch: bytes
-    """16-byte id of the first epoch."""
-    secret: bytes
-    """Its secret, 64 bytes."""
-    recovery_seed: bytes | None
-    """Show it once: with it a stolen founder device can be answered."""
-    owner_seed: bytes | None
-    """The owner key's seed; None for a group that is no home."""
+    lock: AbstractAsyncContextManager[None]
+    """Held while records are judged and stored, and while we write control records."""
+    exchange: dict[bytes, bytes] = field(default_factory=dict)
+    """Our X25519 keys: public -> private."""
+    epochs: dict[bytes, bytes] = field(default_factory=dict)
+    """Id of the epoch *record* -> secret."""
+    shares: dict[bytes, list[bytes]] = field(default_factory=dict)
+    """Id of the epoch record -> sealed secrets for us that did not open yet."""
+    waiting: OrderedDict[bytes, Waiting] = field(default_factory=OrderedDict)
+    evidence: dict[LogKey, Evidence] = field(default_factory=dict)
+    known_members: dict[bytes, Role] = field(default_factory=dict)
+    """As last told to subscribers."""
+    void_ops: frozenset[bytes] = frozenset()
+    incarnations: list[int] = field(default_factory=lambda: [1, 1])
+    """In force for control and data."""
+    control_confirmed: bool = False
+    """Whether another member holds our control log, or this start began a new one."""
+    synced_once: bool = False
+    """Whether a session ended equal: until then the sender's rate does not count."""
+    rejected: set[bytes] = field(default_factory=set)
+    """Joins a person turned away on this device."""
+    headers: int = 0
+    """Records here, about."""
+
+    @property
+    def standing(self) -> Standing:
+        """Membership that follows from the control records."""
+        return self.authority.standing()
+
+    @property
+    def founded(self) -> bool:
+        """Whether the genesis is here."""
+        return len(self.authority) > 0
+
+    def role(self, member: bytes) -> Role | None:
+        """The member's role, None for who is none."""
+        return self.standing.role(member) if self.founded else None
 
 
-def found_group(
-    identity: Signer,
-    env: SealerEnv,
-    clock: Clock,
-    *,
-    home: bool,
-    recovery: bool,
-) -> Founded:
-    """Found a group with this device as its founder.
-
-    Args:
-        identity: this device.
-        env: random numbers and the wall clock.
-        clock: the device's clock; it ticks once a record.
-        home: whether it is one person's devices.
-        recovery: whether to make a recovery key; a genesis never changes, so it is now or never.
-    """
-    rng = env.rng
-    exchange_private = generate_exchange(rng)
-    recovery_seed = rng.randbytes(SEED_BYTES) if recovery else None
-    secret = new_secret(rng)
-    genesis = Genesis(
-        exchange_key=exchange_public(exchange_private),
-        recovery_key=None if recovery_seed is None else Identity.from_seed(recovery_seed).id,
-        home=int(home),
-        tag_commit=tag_commit(secret),
-        policy=None,
-        random=rng.randbytes(16),
-    )
-    incarnation = next_incarnation(0, env.wall_ms())
-    chain = _Chain(identity, env, clock, incarnation)
-    first = chain.append(Kind.GENESIS, genesis)
-    group = first.id
-    epoch = chain.append(
-        Kind.EPOCH, make_epoch(group, secret, {identity.id: genesis.exchange_key}, rng)
-    )
-    owner_seed = rng.randbytes(SEED_BYTES) if home else None
-    if owner_seed is not None:
-        key = make_owner_key(
-            group, owner_seed, {identity.id: genesis.exchange_key}, [identity.id], env
-        )
-        chain.append(Kind.OWNER_KEY, key)
-        chain.append(Kind.OWNER, make_owner(owner_seed, identity.id))
-    return Founded(
-        group=group,
-        records=tuple(chain.records),
-        authority=chain.authority(group),
-        incarnation=incarnation,
-        exchange_private=exchange_private,
-        epoch=epoch_id(epoch.id),
-        secret=secret,
-        recovery_seed=recovery_seed,
-        owner_seed=owner_seed,
-    )
-
-
-class _Chain:
-    """The founder's first control log, sealed before any store knows the group."""
-
-    def __init__(self, identity: Signer, env: SealerEnv, clock: Clock, incarnation: int) -> None:
-        self.records: list[Record] = []
-        self._payloads: list[Payload] = []
-        self._identity = identity
-        self._env = env
-        self._clock = clock
-        self._incarnation = incarnation
-
-    def append(self, kind: Kind, payload: Payload) -> Record:
-        """Seal the next record; all after the genesis cite it alone, there being no other A op."""
-        group = self.records[0].id if self.records else None
-        prev = self.records[-1].id if self.records else None
-        log = (group or b"", self._identity.id, self._incarnation, LANE_CONTROL)
-        draft = ControlDraft(kind, encode_payload(payload))
-        record = sign_record(
-            self._identity,
-            group,
-            draft,
-            Place(log, len(self.records) + 1, prev, 0),
-            self._clock.tick(self._env.wall_ms()),
-            () if group is None else (group,),
-            Envelope(self._env.rng.randbytes(16), None, None, draft.body),
-        )
-        self.records.append(record)
-        self._payloads.append(payload)
-        return record
-
-    def authority(self, group: bytes) -> Authority:
-        """An authority that knows these records."""
-        authority = Authority(group)
-        for record, payload in zip(self.records, self._payloads, strict=True):
-            authority.add(record.id, record.head, payload)
-        return authority
-
-
-def make_owner_key(
-    group: bytes,
-    owner_seed: bytes,
-    admins: Mapping[bytes, bytes],
-    devices: Sequence[bytes],
-    env: SealerEnv,
-) -> OwnerKey:
-    """Seal an owner key to a home's admins and vouch for its devices.
+class Groups:
+    """All groups of this device.
 
     Args:
-        group: the home.
-        owner_seed: the owner key's seed.
-        admins: admin -> X25519 key.
-        devices: members with write or more; each will publish its voucher.
-        env: source of the ephemeral keys.
+        me: our key.
     """
-    owner = Identity.from_seed(owner_seed)
-    seeds = {
-        admin: seal_owner_seed(group, owner_seed, key, env.rng) for admin, key in admins.items()
-    }
-    vouchers = {device: owner.sign(DOMAIN_OWNER, device) for device in devices}
-    return OwnerKey(owner.id, tuple(sorted(seeds.items())), tuple(sorted(vouchers.items())))
+
+    def __init__(self, me: bytes) -> None:
+        self.me = me
+        self._groups: dict[bytes, Group] = {}
+
+    def __contains__(self, group: bytes) -> bool:
+        return group in self._groups
+
+    def get(self, group: bytes) -> Group | None:
+        """The group of that id."""
+        return self._groups.get(group)
+
+    def add(self, group: Group) -> None:
+        """Take a group in."""
+        self._groups[group.id] = group
+
+    def all(self) -> list[Group]:
+        """Every group, by id."""
+        return [self._groups[group_id] for group_id in sorted(self._groups)]
+
+    def shared_with(self, peer: bytes) -> list[Group]:
+        """Groups in which both we and the peer are members, as far as we know."""
+        return [
+            group
+            for group in self.all()
+            if group.state == STATE_MEMBER and group.role(peer) is not None
+        ]
+
+    def is_member(self, peer: bytes) -> bool:
+        """Whether the peer shares a group with us."""
+        return any(
+            group.role(peer) is not None for group in self.all() if group.state != STATE_REFUSED
+        )
+
+    def introduces(self, asker: bytes, subject: bytes) -> bool:
+        """Whether both are members of one of our groups, so that we may name addresses."""
+        return any(group.role(subject) is not None for group in self.shared_with(asker))
+
+    def peers(self) -> list[bytes]:
+        """Members of our groups other than us, by key."""
+        found: set[bytes] = set()
+        for group in self.all():
+            if group.founded and group.state != STATE_REFUSED:
+                found.update(group.standing.members())
+        return sorted(found - {self.me})
+
+    def own_devices(self) -> frozenset[bytes]:
+        """Devices of the same person: who may write in a `home` of ours."""
+        found = {self.me}
+        for group in self.all():
+            if group.home and group.founded and group.role(self.me) is not None:
+                members = group.standing.members()
+                found.update(m for m, role in members.items() if role >= Role.WRITE)
+        return frozenset(found)
+
+    def relation(self, group: Group, author: bytes, own: frozenset[bytes] | None = None) -> str:
+        """How near an author of a group is to us."""
+        if author == self.me:
+            return "own"
+        standing = group.standing
+        mine = standing.owner(self.me)
+        if author in (self.own_devices() if own is None else own):
+            return "own_device"
+        if mine != self.me and standing.owner(author) == mine:
+            return "own_device"
+        inviter = standing.invited_by(author)
+        if inviter is not None and inviter in {self.me, standing.invited_by(self.me)}:
+            return "invited"
+        return "other"
+
+    def free_name(self, wanted: str, *, but: bytes | None = None) -> str:
+        """A local name nobody has: the wanted one, or with `-2`, `-3` ... behind it."""
+        taken = {
+            group.name
+            for group in self._groups.values()
+            if group.id != but and group.state != STATE_REFUSED
+        }
+        if wanted not in taken:
+            return wanted
+        n = 2
+        while f"{wanted}-{n}" in taken:
+            n += 1
+        return f"{wanted}-{n}"
 
 
-def make_owner(owner_seed: bytes, device: bytes) -> Owner:
-    """What a device publishes about its owner, by who has the owner key."""
-    owner = Identity.from_seed(owner_seed)
-    return Owner(owner.id, owner.sign(DOMAIN_OWNER, device))
-
-
-def owner_from_voucher(standing: Standing, device: bytes, verify: Verifier) -> Owner | None:
-    """What a device of a home may publish about its owner: from the newest live voucher for it.
-
-    None without one, and for a voucher whose signature does not hold.
-    """
-    for record in standing.owner_keys():
-        for vouched, signature in record.payload.vouchers:
-            if vouched == device:
-                owner = Owner(record.payload.owner_key, signature)
-                return owner if _vouches(owner, device, verify) else None
-    return None
-
-
-def _vouches(owner: Owner, device: bytes, verify: Verifier) -> bool:
-    try:
-        verify_owner(owner, device, verify)
-    except AuthError:
-        return False
-    return True
-
-
-def open_owner_key(
-    record: OwnerKeyRecord, group: bytes, admin: bytes, exchange_private: bytes
-) -> bytes | None:
-    """The owner key's seed from a home's record, as one of its admins; None if not sealed to us.
+def control_payload(header: Header, envelope: bytes | None) -> Payload | None:
+    """The typed payload of a control record in wire form.
 
     Raises:
-        SealError: what is sealed to us does not open.
-        AuthError: it opens to another key than the record names.
+        DecodeError: malformed, or no envelope.
     """
-    for member, sealed in record.payload.seeds:
-        if member == admin:
-            seed = open_owner_seed(group, exchange_private, sealed)
-            if len(seed) != SEED_BYTES or Identity.from_seed(seed).id != record.payload.owner_key:
-                raise AuthError("owner key: the sealed seed is not of the key it names")
-            return seed
-    return None
+    part = decode_envelope_untrusted(b"" if envelope is None else envelope, header.kind)
+    return decode_payload_untrusted(header.kind, part.ct)
 
 
-def unvouched(standing: Standing, devices: Sequence[bytes]) -> list[bytes]:
-    """Those of a home's devices the newest owner key record does not vouch for."""
-    records = standing.owner_keys()
-    vouched = {device for device, _ in records[0].payload.vouchers} if records else set()
-    return [device for device in devices if device not in vouched]
+async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> None:
+    """Fill a new `Authority` from the store: after a start, or after a failed write."""
+    ops: list[tuple[int, bytes, Header, Payload | None]] = []
+    for row in await store.control(group.id):
+        header = decode_header_untrusted(row.header)
+        if row.envelope is None:
+            continue
+        payload = decode_payload_untrusted(header.kind, row.envelope.ct)
+        ops.append((header.hlc, row.id, header, payload))
+    for _, columns in await store.local("hold", group.id):
+        if columns[2] != HOLD_FORK or not isinstance(columns[4], bytes):
+            continue
+        wire = decode_wire_untrusted(columns[4])
+        header = decode_header_untrusted(wire.header)
+        ident = record_id(wire.header)
+        ops.append((header.hlc, ident, header, control_payload(header, wire.envelope)))
+    authority = Authority(group.id, verify)
+    # Whatever an operation cites has a lower hlc, so this order needs no second pass.
+    for _, ident, header, payload in sorted(ops, key=lambda op: op[:2]):
+        authority.add(ident, header, payload)
+    group.authority = authority
+
+
+def choose_incarnations(me: bytes, logs: Iterable[LogState], wall_ms: int) -> tuple[int, int]:
+    """Incarnations to go on with after a start: (control, data).
+
+    A log that ends in a fork, or far in the future of our clock, is not continued.
+    """
+    logs = [log for log in logs if log.key[1] == me]
+    last = max((log.key[2] for log in logs), default=0)
+    chosen = []
+    for lane in (LANE_CONTROL, LANE_DATA):
+        newest = max(
+            (log for log in logs if log.key[3] == lane), key=lambda log: log.key[2], default=None
+        )
+        unusable = newest is None or newest.fork_seq is not None
+        if newest is not None and clock_was_wrong(newest.head_hlc, wall_ms):
+            unusable = True
+        if newest is None or unusable:
+            chosen.append(next_incarnation(last, wall_ms))
+        else:
+            chosen.append(newest.key[2])
+    return chosen[0], chosen[1]
+
+
+def trim_waiting(group: Group, config: ReplicationConfig, now: float) -> None:
+    """Let go of records that waited too long, and of the oldest over the limit."""
+    while group.waiting:
+        oldest = next(iter(group.waiting))
+        over = len(group.waiting) > config.pending_records_max
+        if not over and group.waiting[oldest].until_s > now:
+            return
+        del group.waiting[oldest]

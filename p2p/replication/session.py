@@ -196,6 +196,13 @@ class OwnLogAhead:
 
 
 @dataclass(frozen=True)
+class Unshared:
+    """Groups the peer does not list for us, a member to us: it may lack our admit."""
+
+    groups: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class Close:
     """The session is over: write what is unsent, then end the stream.
 
@@ -206,7 +213,7 @@ class Close:
     error: PeerError | None = None
 
 
-Event: TypeAlias = Query | Admit | Report | OwnLogAhead | Close
+Event: TypeAlias = Query | Admit | Report | OwnLogAhead | Unshared | Close
 T = TypeVar("T")
 
 
@@ -478,6 +485,7 @@ class Session:
         # The responder sent its states along; those of groups we do not share are dropped.
         self._ignored = set(message.tags) - set(common)
         self.send(Groups(tuple(common)))
+        self._note_unshared({tags[tag] for tag in common})
         for tag in common:
             self._begin(tags[tag], tag)
 
@@ -485,7 +493,13 @@ class Session:
         if any(tag not in self._exchanges for tag in message.tags):
             raise ProtocolError("a group was listed that we did not offer")
         kept = set(message.tags)
+        self._note_unshared({self._exchanges[tag].group for tag in kept})
         self._exchanges = {tag: ex for tag, ex in self._exchanges.items() if tag in kept}
+
+    def _note_unshared(self, common: set[bytes]) -> None:
+        unshared = tuple(group for group in self._groups if group not in common)
+        if unshared:
+            self._events.append(Unshared(unshared))
 
     def _begin(self, group: bytes, tag: bytes) -> None:
         gaps = frozenset(log for log in self._skip_gaps if log[0] == group)
@@ -665,6 +679,7 @@ __all__ = [
     "SessionInput",
     "SessionState",
     "TailAsk",
+    "Unshared",
     "records_frames",
     "wire_of",
 ]

@@ -1,0 +1,590 @@
+"""Foreign records on their way in: what is stored, what waits, what is refused.
+
+Checks go from cheap to dear: encoding and group, known ids, signature, cited authority, the
+author's name among it, clock, chain, payload; then the fold says whether the record counts and the body is
+opened. A lasting verdict depends only on the record and on control records, so that replicas cannot
+differ for ever; whatever is local (our clock, our limits) only delays.
+
+| outcome | meaning here |
+|---|---|
+| refused | the sender should have seen it: counted, told as `record.refused`, closed at three |
+| waiting | cites control records that are not here: they are asked for by id |
+| held | dated over ten minutes ahead: kept, retried when due, our clock never moved |
+| suspect | contradicts a record of its log: not stored, its header becomes evidence |
+| void, sealed, live | stored in that state |
+
+The caller holds the group's lock. Source: docs/specs/sync.md s.7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from p2p.errors import AuthError, DecodeError
+from p2p.replication.exchange import AdmitResult, Suspect
+from p2p.replication.groups import (
+    HOLD_FORK,
+    HOLD_SKEW,
+    Evidence,
+    Waiting,
+    control_payload,
+    load_authority,
+    trim_waiting,
+)
+from p2p.replication.hlc import ms_of, too_far_ahead
+from p2p.replication.ops import Kind, Role
+from p2p.replication.record import (
+    LANE_CONTROL,
+    LANE_DATA,
+    STATE_LIVE,
+    STATE_SEALED,
+    STATE_VOID,
+    BodyError,
+    Record,
+    RecordWire,
+    decode_header_untrusted,
+    decode_wire_untrusted,
+    encode_wire,
+    is_authority,
+    lane_of,
+    record_id,
+    verify_record,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from p2p.env import Env
+    from p2p.identity import Verifier
+    from p2p.replication.config import ReplicationConfig
+    from p2p.replication.events import Emit
+    from p2p.replication.groups import Group, Groups
+    from p2p.replication.ops import Payload
+    from p2p.replication.quota import Quota
+    from p2p.replication.record import Header
+    from p2p.replication.sealing import GroupSealer
+    from p2p.replication.store import LocalRow, LogKey, LogState, RecordStore, Stored
+
+VERIFY_BATCH: Final = 16
+"""Signatures between two checkpoints: about 2 ms, and threads gain nothing (the library holds the
+interpreter's lock)."""
+
+_HERE: Final = frozenset({"live", "sealed", "void", "stub", "erased"})
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A record on its way, decoded as far as its header."""
+
+    wire: RecordWire
+    header: Header
+    id: bytes
+    peer: bytes | None
+
+
+@dataclass(frozen=True)
+class _Neighbour:
+    """What stands at a place of a log."""
+
+    id: bytes
+    prev: bytes | None
+    hlc: int
+    header: bytes
+    signature: bytes
+
+
+@dataclass
+class _Outcome:
+    """Running totals of one call."""
+
+    stored: int = 0
+    duplicate: int = 0
+    refused: int = 0
+    held: int = 0
+    missing: dict[bytes, None] = field(default_factory=dict)
+    suspects: list[Suspect] = field(default_factory=list)
+    close: str = ""
+    admitted: list[Record] = field(default_factory=list)
+
+    def result(self, *, throttled: bool) -> AdmitResult:
+        """As the session takes it."""
+        return AdmitResult(
+            stored=self.stored,
+            duplicate=self.duplicate,
+            refused=self.refused,
+            held=self.held,
+            missing=tuple(self.missing),
+            suspects=tuple(self.suspects),
+            close=self.close,
+            throttled=throttled,
+        )
+
+
+@dataclass
+class _Round:
+    """One pass over a batch: what of it is going to be stored."""
+
+    logs: dict[LogKey, LogState]
+    places: dict[tuple[LogKey, int], _Neighbour] = field(default_factory=dict)
+    ready: list[Record] = field(default_factory=list)
+    local: list[LocalRow] = field(default_factory=list)
+
+
+class Admission:
+    """Judges and stores foreign records.
+
+    Args:
+        store: where they go.
+        sealer: opens bodies and observes clocks.
+        verify: signature check.
+        env: clocks.
+        config: limits.
+        groups: relations across groups.
+        quota: what peers may cost.
+        emit: events.
+        checkpoint: lets other tasks run.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RecordStore,
+        sealer: GroupSealer,
+        verify: Verifier,
+        env: Env,
+        config: ReplicationConfig,
+        groups: Groups,
+        quota: Quota,
+        emit: Emit,
+        checkpoint: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._verify = verify
+        self._env = env
+        self._config = config
+        self._groups = groups
+        self._quota = quota
+        self._emit = emit
+        self._checkpoint = checkpoint
+
+    async def admit(
+        self,
+        group: Group,
+        wires: Sequence[RecordWire],
+        peer: bytes | None,
+        *,
+        from_hold: bool = False,
+    ) -> tuple[AdmitResult, list[Record]]:
+        """Judge a batch and store what passes, in one transaction a pass.
+
+        Args:
+            group: whose lock the caller holds.
+            wires: at most a frame's records.
+            peer: who brought them; None for ourselves (retries).
+            from_hold: whether they come from quarantine.
+
+        Returns:
+            What became of them, and the records stored, in order.
+        """
+        outcome = _Outcome()
+        items = self._decode(group, [(wire, peer) for wire in wires], outcome)
+        while items:
+            await self._pass(group, items, outcome, from_hold=from_hold)
+            items = self._decode(group, self._satisfied(group), outcome)
+            from_hold = False
+        trim_waiting(group, self._config, self._env.now())
+        throttled = self._over_rate(group, peer, outcome)
+        return outcome.result(throttled=throttled), outcome.admitted
+
+    def _over_rate(self, group: Group, peer: bytes | None, outcome: _Outcome) -> bool:
+        if peer is None or not group.synced_once or peer in self._groups.own_devices():
+            return False
+        brought = outcome.stored + outcome.held + outcome.refused
+        return not self._quota.spend(peer, brought, self._env.now())
+
+    def _satisfied(self, group: Group) -> list[tuple[RecordWire, bytes | None]]:
+        """Waiting records whose citations are all here now."""
+        authority = group.authority
+        free = [
+            ident
+            for ident, waiting in group.waiting.items()
+            if all(cited in authority for cited in waiting.missing)
+        ]
+        return [(w.wire, w.peer) for w in (group.waiting.pop(ident) for ident in free)]
+
+    # --- cheap checks -------------------------------------------------------------------------
+
+    def _decode(
+        self,
+        group: Group,
+        wires: Sequence[tuple[RecordWire, bytes | None]],
+        outcome: _Outcome,
+    ) -> list[_Item]:
+        items: dict[bytes, _Item] = {}
+        for wire, peer in wires:
+            ident = record_id(wire.header)
+            try:
+                header = decode_header_untrusted(wire.header)
+            except DecodeError:
+                self._refuse(group, peer, "encoding", ident, None, outcome)
+                continue
+            if (header.group or ident) != group.id:
+                self._refuse(group, peer, "group", ident, header, outcome)
+            elif ident in items:
+                outcome.duplicate += 1
+            else:
+                items[ident] = _Item(wire, header, ident, peer)
+        return list(items.values())
+
+    def _refuse(
+        self,
+        group: Group,
+        peer: bytes | None,
+        reason: str,
+        ident: bytes,
+        header: Header | None,
+        outcome: _Outcome,
+    ) -> None:
+        outcome.refused += 1
+        data = {"group": group.id, "peer": peer, "reason": reason, "id": ident}
+        if header is not None:
+            data["author"] = header.author
+        self._emit("record.refused", data)
+        if peer is not None and self._quota.refuse(peer, self._env.now()):
+            outcome.close = f"{self._config.refusals_max} records refused, the last for: {reason}"
+
+    async def _pass(
+        self, group: Group, items: list[_Item], outcome: _Outcome, *, from_hold: bool
+    ) -> None:
+        known = await self._store.known([item.id for item in items])
+        fresh = []
+        for item in items:
+            state = known.get(item.id)
+            if state in _HERE or (state == "held" and not from_hold):
+                outcome.duplicate += 1
+            else:
+                fresh.append(item)
+        if not fresh:
+            return
+        logs = {state.key: state for state in await self._store.logs(group.id)}
+        run = _Round(logs)
+        try:
+            for count, item in enumerate(fresh, 1):
+                await self._judge(group, item, run, outcome)
+                if count % VERIFY_BATCH == 0:
+                    await self._checkpoint()
+            await self._commit(group, run, outcome)
+        except BaseException:
+            # The authority may hold operations that are not on disk: begin it anew from there.
+            await load_authority(group, self._store, self._verify)
+            raise
+
+    # --- one record ---------------------------------------------------------------------------
+
+    async def _judge(self, group: Group, item: _Item, run: _Round, outcome: _Outcome) -> None:
+        record = self._verified(group, item, outcome)
+        if record is None:
+            return
+        missing = group.authority.missing(item.header)
+        if missing:
+            outcome.held += 1
+            outcome.missing.update(dict.fromkeys(missing))
+            until = self._env.now() + self._config.pending_s
+            group.waiting[item.id] = Waiting(item.wire, item.peer, missing, until)
+            return
+        try:
+            group.authority.check(item.header, item.id)
+        except AuthError:
+            self._refuse(group, item.peer, "authority", item.id, item.header, outcome)
+            return
+        if self._stranger(group, item):
+            self._refuse(group, item.peer, "stranger", item.id, item.header, outcome)
+        elif self._over_limits(group, item.header):
+            outcome.held += 1
+        elif too_far_ahead(item.header.hlc, self._env.wall_ms(), int(self._config.skew_s * 1000)):
+            await self._hold(group, item, run, outcome)
+        elif await self._fits(group, record, run, outcome):
+            self._take(group, item, record, run, outcome)
+        elif is_authority(record.kind) and self._cited(group, item.id):
+            self._take_beside(group, item, record, run, outcome)
+
+    def _verified(self, group: Group, item: _Item, outcome: _Outcome) -> Record | None:
+        try:
+            return verify_record(item.wire, self._verify)
+        except BodyError:
+            self._refuse(group, item.peer, "body", item.id, item.header, outcome)
+            if lane_of(item.header.kind) == LANE_CONTROL:
+                return None  # A control record is nothing without its payload.
+            # The header is good; somebody else may have the body.
+            return verify_record(replace_envelope(item.wire, None), self._verify)
+        except AuthError:
+            self._refuse(group, item.peer, "signature", item.id, item.header, outcome)
+        except DecodeError:
+            self._refuse(group, item.peer, "encoding", item.id, item.header, outcome)
+        return None
+
+    def _stranger(self, group: Group, item: _Item) -> bool:
+        """Whether nothing the record cites names its author; a join and a genesis do themselves."""
+        header = item.header
+        if header.kind in {Kind.JOIN, Kind.GENESIS}:
+            return False
+        return not group.authority.named(header.author, header.auth)
+
+    def _over_limits(self, group: Group, header: Header) -> bool:
+        """Local limits: what is over them waits (is asked for again later), never refused."""
+        if is_authority(header.kind):
+            full = len(group.authority) >= self._config.group_ops_max
+            return full and group.role(header.author) != Role.ADMIN
+        if group.headers < self._config.group_headers_max:
+            return False
+        self._emit("quota.reached", {"group": group.id, "author": header.author})
+        return True
+
+    def _cited(self, group: Group, ident: bytes) -> bool:
+        return any(ident in waiting.missing for waiting in group.waiting.values())
+
+    def _take(
+        self, group: Group, item: _Item, record: Record, run: _Round, outcome: _Outcome
+    ) -> None:
+        """Let the authority have it and mark it for the store."""
+        if self._authorise(group, item, record, outcome):
+            log = (record.group, record.author, record.incarnation, record.lane)
+            run.places[log, record.seq] = _neighbour_of(record)
+            run.ready.append(record)
+
+    def _take_beside(
+        self, group: Group, item: _Item, record: Record, run: _Round, outcome: _Outcome
+    ) -> None:
+        """A void operation of a forked log that others cite: kept outside the set, served by id."""
+        if self._authorise(group, item, record, outcome):
+            wire = encode_wire(item.wire)
+            run.local.append(("hold", (record.id, group.id, HOLD_FORK, 0, wire)))
+            outcome.held += 1
+
+    def _authorise(self, group: Group, item: _Item, record: Record, outcome: _Outcome) -> bool:
+        if record.lane == LANE_DATA:
+            return True
+        try:
+            payload: Payload | None = control_payload(item.header, item.wire.envelope)
+            group.authority.add(record.id, record.head, payload)
+        except DecodeError:
+            self._refuse(group, item.peer, "payload", item.id, item.header, outcome)
+            return False
+        except AuthError:
+            self._refuse(group, item.peer, "proof", item.id, item.header, outcome)
+            return False
+        return True
+
+    # --- clock --------------------------------------------------------------------------------
+
+    async def _hold(self, group: Group, item: _Item, run: _Round, outcome: _Outcome) -> None:
+        """Quarantine: keep it for later, without letting it near our clock."""
+        outcome.held += 1
+        wire = encode_wire(item.wire)
+        due_ms = ms_of(item.header.hlc) - int(self._config.skew_s * 1000)
+        rows = [row for row in run.local if row[0] == "hold"]
+        rows += await self._store.local("hold", group.id)
+        held = [held_of(row) for row in rows if row[1][2] == HOLD_SKEW]
+        by_author = sum(1 for other in held if other.author == item.header.author)
+        size = sum(other.size for other in held) + len(wire)
+        full = (
+            len(held) >= self._config.quarantine_records_max
+            or size > self._config.quarantine_bytes_max
+        )
+        self._emit(
+            "clock.skew",
+            {"group": group.id, "author": item.header.author, "id": item.id, "due_ms": due_ms},
+        )
+        if by_author >= self._config.quarantine_author_max:
+            return
+        if full:
+            farthest = max(held, key=lambda other: (other.due_ms, other.id))
+            if farthest.due_ms <= due_ms:
+                return
+            run.local = [row for row in run.local if row[1][0] != farthest.id]
+            run.local.append(("hold-", (farthest.id,)))
+        run.local.append(("hold", (item.id, group.id, HOLD_SKEW, due_ms, wire)))
+
+    async def retry_held(self, group: Group) -> tuple[AdmitResult, list[Record]]:
+        """Judge quarantined records that are due now."""
+        wall_ms = self._env.wall_ms()
+        due = [
+            row
+            for row in await self._store.local("hold", group.id)
+            if row[1][2] == HOLD_SKEW and held_of(row).due_ms <= wall_ms
+        ]
+        if not due:
+            return AdmitResult(), []
+        wires = [decode_wire_untrusted(row[1][4]) for row in due if isinstance(row[1][4], bytes)]
+        result, admitted = await self.admit(group, wires, None, from_hold=True)
+        await self._store.admit(group.id, [], local=[("hold-", (row[1][0],)) for row in due])
+        return result, admitted
+
+    # --- chain --------------------------------------------------------------------------------
+
+    async def _fits(self, group: Group, record: Record, run: _Round, outcome: _Outcome) -> bool:
+        """Whether the record's place is free and its neighbours follow it; else it is evidence."""
+        log = (record.group, record.author, record.incarnation, record.lane)
+        fork = group.authority.fork_seq(record.author, record.incarnation, record.lane)
+        if fork is not None and record.seq >= fork and record.kind != Kind.GENESIS:
+            outcome.duplicate += 1  # The log ended there, everywhere and for ever.
+            return False
+        here = _neighbour_of(record)
+        occupant = await self._at(run, log, record.seq)
+        if occupant is not None:
+            same = occupant.prev == record.prev
+            self._contradiction(group, log, record.seq, occupant, here, outcome, first=same)
+            return False
+        before = await self._at(run, log, record.seq - 1)
+        if before is not None and (record.prev != before.id or record.hlc <= before.hlc):
+            follows = record.prev == before.id
+            self._contradiction(group, log, record.seq - 1, before, here, outcome, first=follows)
+            return False
+        after = await self._at(run, log, record.seq + 1)
+        if after is not None and (after.prev != record.id or after.hlc <= record.hlc):
+            follows = after.prev == record.id
+            self._contradiction(group, log, record.seq, here, after, outcome, first=follows)
+            return False
+        return True
+
+    async def _at(self, run: _Round, log: LogKey, seq: int) -> _Neighbour | None:
+        found = run.places.get((log, seq))
+        state = run.logs.get(log)
+        if found is not None or seq < 1 or state is None or seq > state.max_seq:
+            return found
+        row = await self._store.at(log, seq)
+        if row is None:
+            return None
+        found = run.places[log, seq] = _neighbour_of_stored(row)
+        return found
+
+    def _contradiction(
+        self,
+        group: Group,
+        log: LogKey,
+        seq: int,
+        ours: _Neighbour,
+        theirs: _Neighbour,
+        outcome: _Outcome,
+        *,
+        first: bool,
+    ) -> None:
+        known = group.evidence.get(log)
+        if known is None or seq < known.seq or (seq == known.seq and first and not known.first):
+            group.evidence[log] = Evidence(
+                seq, ours.header, ours.signature, theirs.header, theirs.signature, first
+            )
+        # A break between neighbours says that the lower place differs: look from there downwards.
+        at_one_place = seq == decode_header_untrusted(theirs.header).seq
+        same_seq = at_one_place and seq == decode_header_untrusted(ours.header).seq
+        outcome.suspects.append(Suspect(log, seq if same_seq else seq + 1, first))
+
+    # --- store --------------------------------------------------------------------------------
+
+    async def _commit(self, group: Group, run: _Round, outcome: _Outcome) -> None:
+        if not run.ready and not run.local:
+            return
+        batch = self._dressed(group, run.ready)
+        verdicts = await self._store.admit(group.id, batch, run.local)
+        for record, verdict in zip(batch, verdicts, strict=True):
+            if verdict.outcome in {"stored", "body"}:
+                outcome.stored += 1
+                outcome.admitted.append(record)
+                self._sealer.observe(record.hlc)
+            elif verdict.outcome == "fork":
+                outcome.suspects.append(
+                    Suspect(
+                        (record.group, record.author, record.incarnation, record.lane),
+                        record.seq,
+                        first=False,
+                    )
+                )
+            else:
+                outcome.duplicate += 1
+        group.headers += len(outcome.admitted)
+
+    def _dressed(self, group: Group, records: Sequence[Record]) -> list[Record]:
+        """Add what the store writes beside the record: state, plain body, owner, relation."""
+        if not records:
+            return []
+        standing = group.standing
+        own = self._groups.own_devices()
+        relations: dict[bytes, tuple[bytes, str]] = {}
+        dressed = []
+        for record in records:
+            if record.author not in relations:
+                relations[record.author] = (
+                    standing.owner(record.author),
+                    self._groups.relation(group, record.author, own),
+                )
+            owner, relation = relations[record.author]
+            counts = standing.live(record.head, record.id) and not self._over_policy(group, record)
+            plain, state = self._opened(group, record)
+            dressed.append(
+                replace(
+                    record,
+                    plain=plain,
+                    state=state if counts else STATE_VOID,
+                    owner=owner,
+                    relation=relation,
+                )
+            )
+        return dressed
+
+    def _over_policy(self, group: Group, record: Record) -> bool:
+        limits = group.standing.policy()
+        if record.lane == LANE_DATA:
+            return record.seq > limits.data_records
+        return not is_authority(record.kind) and record.seq > limits.control_records
+
+    def _opened(self, group: Group, record: Record) -> tuple[bytes | None, str]:
+        if record.lane == LANE_CONTROL or record.envelope is None:
+            return None, STATE_LIVE
+        try:
+            plain = self._sealer.open_body(record)
+        except BodyError:
+            # Stored all the same: whoever relays it cannot know. Held against the author.
+            self._emit(
+                "record.unopened", {"group": group.id, "author": record.author, "id": record.id}
+            )
+            return None, STATE_SEALED
+        if plain is None:
+            self._emit("key.missing", {"group": group.id, "id": record.id})
+            return None, STATE_SEALED
+        return plain, STATE_LIVE
+
+
+@dataclass(frozen=True)
+class Held:
+    """A row of quarantine."""
+
+    id: bytes
+    author: bytes
+    due_ms: int
+    size: int
+
+
+def held_of(row: LocalRow) -> Held:
+    """Read a `hold` row of ours."""
+    ident, _, _, due_ms, wire = row[1]
+    assert isinstance(ident, bytes), "we wrote it"
+    assert isinstance(due_ms, int), "we wrote it"
+    assert isinstance(wire, bytes), "we wrote it"
+    header = decode_header_untrusted(decode_wire_untrusted(wire).header)
+    return Held(ident, header.author, due_ms, len(wire))
+
+
+def replace_envelope(wire: RecordWire, envelope: bytes | None) -> RecordWire:
+    """The same header with another envelope."""
+    return RecordWire(wire.header, wire.signature, envelope)
+
+
+def _neighbour_of(record: Record) -> _Neighbour:
+    return _Neighbour(record.id, record.prev, record.hlc, record.header, record.signature)
+
+
+def _neighbour_of_stored(row: Stored) -> _Neighbour:
+    header = decode_header_untrusted(row.header)
+    return _Neighbour(row.id, header.prev, header.hlc, row.header, row.signature)

@@ -1,0 +1,460 @@
+"""What follows from new control records: keys, voids, forks, owners; and what we write ourselves.
+
+After each batch of control records the keeper brings the store in line with what the authority now
+says, tells subscribers, and does this device's duties (hand keys on, vouch for own devices, publish
+the owner). Duties write control records, which are followed up in turn until nothing is left.
+Callers hold the group's lock. Source: docs/specs/sync.md s.7; docs/specs/authority.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from p2p.errors import AuthError
+from p2p.replication.epoch import epoch_id, make_key_share, open_share
+from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group
+from p2p.replication.hlc import next_incarnation
+from p2p.replication.invites import invites_to_close, make_close
+from p2p.replication.keys import SealError
+from p2p.replication.ops import (
+    Epoch,
+    ForkProof,
+    KeyShare,
+    Kind,
+    Role,
+    decode_payload_untrusted,
+    encode_payload,
+    verify_fork_proof,
+)
+from p2p.replication.owners import Owners
+from p2p.replication.record import (
+    LANE_CONTROL,
+    STATE_VOID,
+    BodyError,
+    Envelope,
+    Record,
+    decode_header_untrusted,
+)
+from p2p.replication.sealing import ControlDraft
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from p2p.env import Env
+    from p2p.identity import Signer, Verifier
+    from p2p.replication.events import Emit
+    from p2p.replication.groups import Groups
+    from p2p.replication.ops import Payload
+    from p2p.replication.sealing import GroupSealer
+    from p2p.replication.store import LocalRow, LogKey, RecordStore, Stored
+
+OPEN_BATCH: Final = 256
+"""Sealed records opened between two transactions."""
+
+RESCAN_BYTES: Final = 256 * 1024
+"""Records read at once when liveness is judged anew."""
+
+_UNSETTLING: Final = frozenset({Kind.LIMIT, Kind.INVITE_CLOSE})
+"""Kinds that can take away what stood; data records are judged anew after one."""
+
+
+class Keeper:
+    """Follows up on control records and writes our own.
+
+    Args:
+        signer: this device.
+        store: records.
+        sealer: keys and our logs.
+        verify: signature check.
+        env: clocks and random numbers.
+        groups: all groups.
+        emit: events.
+        checkpoint: lets other tasks run.
+    """
+
+    def __init__(
+        self,
+        *,
+        signer: Signer,
+        store: RecordStore,
+        sealer: GroupSealer,
+        verify: Verifier,
+        env: Env,
+        groups: Groups,
+        emit: Emit,
+        checkpoint: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._me = signer.id
+        self._store = store
+        self._sealer = sealer
+        self._verify = verify
+        self._env = env
+        self._groups = groups
+        self._emit = emit
+        self._checkpoint = checkpoint
+        self._owners = Owners(signer, store, env, groups)
+        self.members_changed: Callable[[Group], None] = lambda group: None  # noqa: ARG005 - a hook
+
+    # --- own control records ------------------------------------------------------------------
+
+    async def write(
+        self, group: Group, payloads: Sequence[tuple[Kind, Payload]], local: Sequence[LocalRow] = ()
+    ) -> list[Record]:
+        """Write control records of ours in one transaction and follow up on them.
+
+        Args:
+            group: whose lock the caller holds.
+            payloads: kind and payload, each citing the operations before it.
+            local: rows written in the same transaction.
+        """
+        records = await self.write_only(group, payloads, local)
+        await self.after(group, records)
+        return records
+
+    async def write_only(
+        self, group: Group, payloads: Sequence[tuple[Kind, Payload]], local: Sequence[LocalRow] = ()
+    ) -> list[Record]:
+        """As `write`, without following up."""
+        await self._begin_control_log(group)
+        log = self._sealer.log(group.id, LANE_CONTROL)
+        seq, prev, hlc = 0, None, 0
+        for state in await self._store.logs(group.id):
+            if state.key == log and state.max_seq:
+                last = await self._store.at(log, state.max_seq)
+                assert last is not None, "our own log has no gap at its end"
+                header = decode_header_untrusted(last.header)
+                seq, prev, hlc = state.max_seq, last.id, header.hlc
+        drafts = [ControlDraft(kind, encode_payload(payload)) for kind, payload in payloads]
+        records = self._sealer.seal_batch(group.id, drafts, seq + 1, prev, hlc)
+        await self._store.admit(group.id, records, local)
+        for record, (_, payload) in zip(records, payloads, strict=True):
+            group.authority.add(record.id, record.head, payload)
+        group.headers += len(records)
+        return records
+
+    async def _begin_control_log(self, group: Group) -> None:
+        """The first control record after a start opens a new log unless a member has the old one.
+
+        If this database is an old copy, going on with the old log would fork it, and a fork of the
+        control log would void the invitations above it.
+        """
+        if group.control_confirmed:
+            return
+        await self.renew(group, control=True, data=False)
+        group.control_confirmed = True
+
+    async def renew(self, group: Group, *, control: bool = True, data: bool = True) -> None:
+        """Begin new incarnations of our logs."""
+        used = [s.key[2] for s in await self._store.logs(group.id) if s.key[1] == self._me]
+        number = next_incarnation(max([*used, 0]), self._env.wall_ms())
+        if used or control:
+            group.incarnations = [
+                number if control and used else group.incarnations[0],
+                number if data and used else group.incarnations[1],
+            ]
+        self.load_sealer(group)
+
+    def load_sealer(self, group: Group) -> None:
+        """Tell the sealer the group's authority, incarnations and keys."""
+        control, data = group.incarnations
+        self._sealer.load_group(
+            group.id, group.authority, incarnation=control, data_incarnation=data
+        )
+        self._use_epochs(group)
+        if group.founded:
+            self._sealer.set_owner(group.id, group.standing.owner(self._me))
+
+    # --- follow up ----------------------------------------------------------------------------
+
+    async def after(self, group: Group, records: Sequence[Record]) -> None:
+        """Bring everything in line with new records of a group, own or foreign."""
+        control = [record for record in records if record.lane == LANE_CONTROL]
+        while control:
+            await self._apply_forks(group, control)
+            await self._take_keys(group, control)
+            await self._judge_anew(group, control)
+            await self._tell_members(group)
+            await self._tell_owners(group)
+            control = await self._duties(group)
+
+    async def _apply_forks(self, group: Group, records: Sequence[Record]) -> None:
+        forks: list[tuple[LogKey, int, bytes, bytes]] = []
+        for record in records:
+            payload = payload_of(record)
+            if not isinstance(payload, ForkProof):
+                continue
+            fork = verify_fork_proof(payload, group.id, self._verify)
+            log = (group.id, fork.author, fork.incarnation, fork.lane)
+            forks.append((log, fork.seq, fork.id_a, fork.id_b))
+            evidence = group.evidence.get(log)
+            if evidence is not None and evidence.seq >= fork.seq:
+                del group.evidence[log]
+            self._emit(
+                "fork.detected",
+                {
+                    "group": group.id,
+                    "author": fork.author,
+                    "incarnation": fork.incarnation,
+                    "lane": fork.lane,
+                    "seq": fork.seq,
+                },
+            )
+        if forks:
+            await self._store.settle(group.id, fork=forks)
+        if any(log[1] == self._me for log, *_ in forks):
+            await self.renew(group)
+            self._emit("own_log.restored", {"group": group.id, "why": "fork"})
+
+    async def prove(self, group: Group, *, all_of_it: bool = False) -> int:
+        """Write fork proofs from the evidence at hand; how many.
+
+        Args:
+            group: whose lock the caller holds.
+            all_of_it: also where the first difference was not found.
+        """
+        ready = []
+        for log in sorted(group.evidence):
+            evidence = group.evidence[log]
+            known = group.authority.fork_seq(log[1], log[2], log[3])
+            if known is not None and known <= evidence.seq:
+                del group.evidence[log]
+            elif evidence.first or all_of_it:
+                ready.append(log)
+        if group.role(self._me) is None or not ready:
+            return 0
+        proofs = [group.evidence.pop(log) for log in ready]
+        await self.write(
+            group,
+            [
+                (
+                    Kind.FORK_PROOF,
+                    ForkProof(e.header_a, e.signature_a, e.header_b, e.signature_b),
+                )
+                for e in proofs
+            ],
+        )
+        return len(proofs)
+
+    async def close_invites(self, group: Group) -> None:
+        """Close own invites that are used up or expired: then no late or backdated admit counts.
+
+        An expired one that somebody waits on stays open for the person who was asked.
+        """
+        if group.role(self._me) != Role.ADMIN:
+            return
+        awaited = {
+            one.invite_id
+            for one in group.standing.pending_joins()
+            if one.join_id not in group.rejected
+        }
+        wall_ms = self._env.wall_ms()
+        due = [i for i in invites_to_close(group.standing, self._me, wall_ms) if i not in awaited]
+        if due:
+            await self.write(group, [(Kind.INVITE_CLOSE, make_close(i)) for i in due])
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def note_shares(self, group: Group, record: Record) -> bool:
+        """Remember sealed secrets for us in an epoch or key share; whether there were any."""
+        payload = payload_of(record)
+        if isinstance(payload, Epoch):
+            found = [(record.id, share) for member, share in payload.shares if member == self._me]
+        elif isinstance(payload, KeyShare) and payload.member == self._me:
+            found = list(payload.shares)
+        else:
+            return isinstance(payload, Epoch)
+        for epoch, share in found:
+            if epoch not in group.epochs:
+                shares = group.shares.setdefault(epoch, [])
+                if share not in shares:
+                    shares.append(share)
+        return True
+
+    async def _take_keys(self, group: Group, records: Sequence[Record]) -> None:
+        noted = [self.note_shares(group, record) for record in records]
+        if any(noted) or group.shares:
+            await self.open_shares(group)
+
+    async def open_shares(self, group: Group) -> None:
+        """Open what was sealed to us and what waited for it."""
+        opened = self.try_shares(group)
+        if opened:
+            rows: list[LocalRow] = [
+                ("epoch", (group.id, epoch_id(epoch), group.epochs[epoch])) for epoch in opened
+            ]
+            await self._store.admit(group.id, [], rows)
+        self._use_epochs(group)
+        for epoch in opened:
+            await self.open_bodies(group, epoch_id(epoch))
+
+    def try_shares(self, group: Group) -> list[bytes]:
+        """Open sealed secrets for us as far as their epochs are here; ids of those opened."""
+        if not group.founded:
+            return []
+        standing = group.standing
+        tag = standing.genesis.tag_commit
+        opened = []
+        for record in standing.epochs():
+            for share in group.shares.get(record.id, ()):
+                secret = None
+                for private in group.exchange.values():
+                    try:
+                        secret = open_share(record, group.id, private, share, tag)
+                    except (SealError, AuthError):
+                        continue
+                if secret is not None:
+                    group.epochs[record.id] = secret
+                    opened.append(record.id)
+                    break
+        for epoch in opened:
+            group.shares.pop(epoch, None)
+        return opened
+
+    def _use_epochs(self, group: Group) -> None:
+        """Give the sealer all secrets, the one to write under last."""
+        best = None
+        if group.founded:
+            order = [record.id for record in group.standing.epochs()]
+            best = next((epoch for epoch in order if epoch in group.epochs), None)
+        for epoch, secret in group.epochs.items():
+            self._sealer.set_epoch(group.id, epoch_id(epoch), secret, current=epoch == best)
+
+    async def open_bodies(self, group: Group, epoch: bytes) -> None:
+        """Open stored bodies whose key has come."""
+        skipped = 0
+        while True:
+            rows = await self._store.sealed(group.id, epoch, skipped + OPEN_BATCH)
+            bodies = []
+            rows = list(rows)[skipped:]
+            for row in rows:
+                plain = self._open(row)
+                if plain is not None:
+                    bodies.append((row.id, plain))
+            if bodies:
+                await self._store.unsealed(group.id, bodies)
+            skipped += len(rows) - len(bodies)
+            if len(rows) < OPEN_BATCH:
+                return
+            await self._checkpoint()
+
+    def _open(self, row: Stored) -> bytes | None:
+        record = record_of(row)
+        try:
+            return self._sealer.open_body(record)
+        except BodyError:
+            return None
+
+    def key_share(self, group: Group, member: bytes, exchange_key: bytes) -> KeyShare:
+        """All epochs we hold, sealed to a newcomer."""
+        return make_key_share(group.id, member, exchange_key, group.epochs, self._env.rng)
+
+    # --- liveness -----------------------------------------------------------------------------
+
+    async def _judge_anew(self, group: Group, records: Sequence[Record]) -> None:
+        """Void what no longer counts and revive what counts again, if that can have changed."""
+        if not group.founded:
+            return
+        standing = group.standing
+        before, now = group.void_ops, standing.void_ops()
+        fresh = {record.id for record in records}
+        lost = any(member not in standing.members() for member in group.known_members)
+        unsettled = any(record.kind in _UNSETTLING for record in records)
+        group.void_ops = now
+        if lost or unsettled or (before - now) or (now - before - fresh):
+            await self.rescan(group)
+        else:
+            void = [record.id for record in records if record.id in now]
+            if void:
+                await self._store.settle(group.id, void=void)
+
+    async def rescan(self, group: Group) -> int:
+        """Judge every record of the group against the standing; how many changed."""
+        standing = group.standing
+        changed = 0
+        for log in await self._store.logs(group.id):
+            first = 1
+            while first <= log.max_seq:
+                rows = await self._store.tail(log.key, first, log.max_seq, RESCAN_BYTES)
+                if not rows:
+                    break
+                void, revive = [], []
+                for row in rows:
+                    header = decode_header_untrusted(row.header)
+                    first = header.seq + 1
+                    live = standing.live(header, row.id)
+                    if live and row.state == STATE_VOID:
+                        revive.append(row.id)
+                    elif not live and row.state != STATE_VOID:
+                        void.append(row.id)
+                if void or revive:
+                    changed += await self._store.settle(group.id, void=void, revive=revive)
+                await self._checkpoint()
+        return changed
+
+    # --- members and owners -------------------------------------------------------------------
+
+    async def _tell_members(self, group: Group) -> None:
+        if not group.founded:
+            return
+        members = dict(group.standing.members())
+        before = group.known_members
+        if members == before:
+            return
+        group.known_members = members
+        for member in sorted(members.keys() - before.keys()):
+            self._emit(
+                "group.member_joined",
+                {"group": group.id, "member": member, "role": int(members[member])},
+            )
+        for member in sorted(before.keys() - members.keys()):
+            self._emit("group.member_removed", {"group": group.id, "member": member})
+        await self._note_own_state(group, members)
+        self._emit("group.changed", {"group": group.id})
+        self.members_changed(group)
+
+    async def _note_own_state(self, group: Group, members: dict[bytes, Role]) -> None:
+        if self._me in members and group.state == STATE_PENDING:
+            group.state = STATE_MEMBER
+            await self._store.admit(
+                group.id, [], [("grp", (group.id, group.name, int(group.home), group.state))]
+            )
+            self._emit("group.joined", {"group": group.id})
+
+    async def _tell_owners(self, group: Group) -> None:
+        """Owners and relations of authors may have changed, here and where a home counts."""
+        touched = self._groups.all() if group.home else [group]
+        for other in touched:
+            changes = self._owners.changes(other)
+            if changes:
+                await self._store.settle(other.id, owners=changes)
+            if other.founded and other.id in self._groups:
+                self._sealer.set_owner(other.id, other.standing.owner(self._me))
+
+    async def do_duties(self, group: Group) -> None:
+        """Do what our position obliges us to now, and follow up on it."""
+        await self.after(group, await self._duties(group))
+
+    async def _duties(self, group: Group) -> list[Record]:
+        """Write what our position obliges us to; the records written."""
+        if group.state != STATE_MEMBER or group.role(self._me) is None:
+            return []
+        payloads, local = await self._owners.duties(group)
+        if not payloads:
+            return []
+        return await self.write_only(group, payloads, local)
+
+
+def payload_of(record: Record) -> Payload | None:
+    """The typed payload of a verified control record; None for data and unknown kinds."""
+    data = record.payload
+    if record.lane != LANE_CONTROL or data is None:
+        return None
+    return decode_payload_untrusted(record.kind, data)
+
+
+def record_of(row: Stored) -> Record:
+    """A stored record with its header decoded; it was verified before it was stored."""
+    header = decode_header_untrusted(row.header)
+    part = row.envelope
+    envelope = None if part is None else Envelope(part.salt, part.epoch, part.wrap, part.ct)
+    return Record(row.id, header, row.header, row.signature, envelope, header.author)

@@ -1,0 +1,155 @@
+"""What one peer may cost us: refusals, rates, bans, promises it did not keep.
+
+Pure bookkeeping with the clock as an argument. A peer's slate is forgotten when nothing on it can
+matter any more, so that a stream of strangers leaves no memory. Source: docs/specs/sync.md s.8.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from p2p.replication.config import ReplicationConfig
+    from p2p.replication.store import LogKey
+
+GAP_RETRY_S: Final = 3600.0
+"""A gap that a peer failed to fill is not asked of it again for so long."""
+
+WITHHELD_MAX: Final = 3
+"""So often a peer may list what it does not deliver before it is asked last."""
+
+WITHHELD_S: Final = 86_400.0
+"""For how long it is asked last then."""
+
+PEERS_MAX: Final = 4096
+"""Slates kept; the one not touched for longest goes first."""
+
+REFUSAL_MEMORY_S: Final = 3600.0
+"""Refused records count together within this time."""
+
+
+@dataclass
+class Slate:
+    """One peer's account."""
+
+    tokens: float
+    refilled_s: float
+    refused: list[float] = field(default_factory=list)
+    banned_until_s: float = 0.0
+    join_refused: list[float] = field(default_factory=list)
+    withheld: int = 0
+    asked_last_until_s: float = 0.0
+    gaps: dict[LogKey, float] = field(default_factory=dict)
+    refused_total: int = 0
+
+
+class Quota:
+    """The slates of all peers.
+
+    Args:
+        config: the limits.
+    """
+
+    def __init__(self, config: ReplicationConfig) -> None:
+        self._config = config
+        self._slates: OrderedDict[bytes, Slate] = OrderedDict()
+
+    def _slate(self, peer: bytes, now: float) -> Slate:
+        slate = self._slates.get(peer)
+        if slate is None:
+            slate = self._slates[peer] = Slate(float(self._config.records_burst), now)
+            if len(self._slates) > PEERS_MAX:
+                self._slates.popitem(last=False)
+        self._slates.move_to_end(peer)
+        return slate
+
+    # --- refused records ----------------------------------------------------------------------
+
+    def refuse(self, peer: bytes, now: float) -> bool:
+        """Note a refused record; whether the peer must be closed now."""
+        slate = self._slate(peer, now)
+        slate.refused = [at for at in slate.refused if at > now - REFUSAL_MEMORY_S]
+        slate.refused.append(now)
+        slate.refused_total += 1
+        if len(slate.refused) < self._config.refusals_max:
+            return False
+        slate.refused.clear()
+        slate.banned_until_s = now + self._config.ban_s
+        return True
+
+    def banned(self, peer: bytes, now: float) -> bool:
+        """Whether we do not speak to the peer for now."""
+        slate = self._slates.get(peer)
+        return slate is not None and now < slate.banned_until_s
+
+    def refused_total(self, peer: bytes) -> int:
+        """Records of this peer refused since the start."""
+        slate = self._slates.get(peer)
+        return 0 if slate is None else slate.refused_total
+
+    # --- rate ---------------------------------------------------------------------------------
+
+    def spend(self, peer: bytes, records: int, now: float) -> bool:
+        """Count records the peer brought; False: it is over its rate, stop asking."""
+        slate = self._slate(peer, now)
+        self._refill(slate, now)
+        slate.tokens -= records
+        return slate.tokens > 0
+
+    def may_ask(self, peer: bytes, now: float) -> bool:
+        """Whether the peer has room to bring records."""
+        slate = self._slates.get(peer)
+        if slate is None:
+            return True
+        self._refill(slate, now)
+        return slate.tokens > 0
+
+    def _refill(self, slate: Slate, now: float) -> None:
+        gained = (now - slate.refilled_s) * self._config.records_per_min / 60
+        slate.tokens = min(float(self._config.records_burst), slate.tokens + gained)
+        slate.refilled_s = now
+
+    # --- the join door ------------------------------------------------------------------------
+
+    def refuse_join(self, peer: bytes, now: float) -> None:
+        """Note a refused ask."""
+        self._slate(peer, now).join_refused.append(now)
+
+    def join_silent(self, peer: bytes, now: float) -> bool:
+        """Whether the peer asked in vain too often: no answer any more for now."""
+        slate = self._slates.get(peer)
+        if slate is None:
+            return False
+        slate.join_refused = [at for at in slate.join_refused if at > now - 3600]
+        return len(slate.join_refused) >= self._config.join_refusals_per_h
+
+    # --- promises -----------------------------------------------------------------------------
+
+    def withheld(self, peer: bytes, now: float) -> bool:
+        """Note a session that listed more than it brought; True when the peer is now asked last."""
+        slate = self._slate(peer, now)
+        slate.withheld += 1
+        if slate.withheld < WITHHELD_MAX:
+            return False
+        slate.withheld = 0
+        slate.asked_last_until_s = now + WITHHELD_S
+        return True
+
+    def asked_last(self, peer: bytes, now: float) -> bool:
+        """Whether others are asked before this peer."""
+        slate = self._slates.get(peer)
+        return slate is not None and now < slate.asked_last_until_s
+
+    def gap_failed(self, peer: bytes, log: LogKey, now: float) -> None:
+        """The peer did not fill this log's gap."""
+        self._slate(peer, now).gaps[log] = now + GAP_RETRY_S
+
+    def skip_gaps(self, peer: bytes, now: float) -> frozenset[LogKey]:
+        """Logs whose gap is not asked of this peer for now."""
+        slate = self._slates.get(peer)
+        if slate is None:
+            return frozenset()
+        slate.gaps = {log: until for log, until in slate.gaps.items() if until > now}
+        return frozenset(slate.gaps)

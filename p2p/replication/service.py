@@ -1,0 +1,501 @@
+"""Groups, invites and sync for the parts above: the public face of `p2p.replication`.
+
+    replication = Replication(node, store, sealer, env, config)
+    await replication.load()                 # before any write
+    await nursery.start(replication.run)     # beside node.run
+
+Requests that cannot be fulfilled raise `GroupError` with a reason and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2p.errors import Unreachable
+from p2p.identity import Identity, PeerId
+from p2p.identity import verify as verify_signature
+from p2p.replication import join as door
+from p2p.replication.admission import Admission
+from p2p.replication.authority import Authority
+from p2p.replication.checkwords import check_words
+from p2p.replication.core import Core
+from p2p.replication.driver import Driver, FramedTalk
+from p2p.replication.events import Events, GroupError
+from p2p.replication.founding import found_group
+from p2p.replication.groups import (
+    HOLD_REJECTED,
+    SECRET_EXCHANGE,
+    STATE_MEMBER,
+    STATE_REFUSED,
+    Group,
+    Groups,
+    choose_incarnations,
+    load_authority,
+)
+from p2p.replication.hlc import ms_of, too_far_ahead
+from p2p.replication.invites import can_admit, invite_identity, make_close, make_invite
+from p2p.replication.keeper import Keeper, record_of
+from p2p.replication.ops import Kind, Role
+from p2p.replication.quota import Quota
+from p2p.replication.ticket import decode_ticket_untrusted, encode_ticket
+from p2p.replication.views import (
+    CreatedGroup,
+    GroupView,
+    Invite,
+    Joined,
+    MemberView,
+    PeerSync,
+    PendingView,
+    SyncResult,
+)
+from p2p.wire.multiaddr import decode_addr_untrusted, encode_addr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from p2p.env import Env
+    from p2p.identity import Verifier
+    from p2p.node import Node
+    from p2p.replication.config import ReplicationConfig
+    from p2p.replication.events import ReplicationEvent
+    from p2p.replication.sealing import GroupSealer
+    from p2p.replication.standing import PendingJoin
+    from p2p.replication.store import RecordStore
+    from p2p.replication.ticket import Ticket
+
+
+class _Signer:
+    """The node's key as a `Signer`."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @property
+    def id(self) -> PeerId:
+        """Our peer id."""
+        return self._node.id
+
+    def sign(self, domain: bytes, body: bytes) -> bytes:
+        """Signature over `domain + body`."""
+        return self._node.sign(domain, body)
+
+
+class Replication:
+    """Replicated groups over a node and a store.
+
+    Args:
+        node: the mesh; not yet running.
+        store: durable records.
+        sealer: the same one the store seals with.
+        env: clocks and random numbers.
+        config: limits and intervals.
+        verify: signature check.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        store: RecordStore,
+        sealer: GroupSealer,
+        env: Env,
+        config: ReplicationConfig,
+        *,
+        verify: Verifier = verify_signature,
+    ) -> None:
+        self._node = node
+        self._events = Events()
+        groups = Groups(node.id)
+        quota = Quota(config)
+        signer = _Signer(node)
+        admission = Admission(
+            store=store,
+            sealer=sealer,
+            verify=verify,
+            env=env,
+            config=config,
+            groups=groups,
+            quota=quota,
+            emit=self._events.emit,
+            checkpoint=trio.lowlevel.checkpoint,
+        )
+        keeper = Keeper(
+            signer=signer,
+            store=store,
+            sealer=sealer,
+            verify=verify,
+            env=env,
+            groups=groups,
+            emit=self._events.emit,
+            checkpoint=trio.lowlevel.checkpoint,
+        )
+        self._core = Core(
+            signer=signer,
+            verify=verify,
+            store=store,
+            sealer=sealer,
+            env=env,
+            config=config,
+            groups=groups,
+            quota=quota,
+            events=self._events,
+            admission=admission,
+            keeper=keeper,
+            new_lock=trio.Lock,
+            checkpoint=trio.lowlevel.checkpoint,
+        )
+        self._driver = Driver(self._core, node)
+        self._loaded = False
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read groups, keys and authority from the store. Call before any write."""
+        core = self._core
+        for _, columns in await core.store.local("grp"):
+            group_id, name, home, state = columns[:4]
+            assert isinstance(group_id, bytes), "we wrote it"
+            group = Group(
+                group_id,
+                str(name),
+                bool(home),
+                str(state),
+                Authority(group_id, core.verify),
+                core.new_lock(),
+            )
+            await self._load_group(group)
+            core.groups.add(group)
+        self._loaded = True
+
+    async def _load_group(self, group: Group) -> None:
+        core = self._core
+        await load_authority(group, core.store, core.verify)
+        for _, columns in await core.store.local("secret", group.id):
+            purpose, public, private = columns[1:4]
+            if purpose == SECRET_EXCHANGE and isinstance(public, bytes):
+                assert isinstance(private, bytes), "we wrote it"
+                group.exchange[public] = private
+        logs = await core.store.logs(group.id)
+        wall_ms = core.env.wall_ms()
+        group.incarnations = list(choose_incarnations(core.me, logs, wall_ms))
+        group.headers = sum(log.max_seq for log in logs)
+        for log in logs:
+            if not too_far_ahead(log.head_hlc, wall_ms):
+                core.sealer.observe(log.head_hlc)
+        if group.founded:
+            group.void_ops = group.standing.void_ops()
+            group.known_members = dict(group.standing.members())
+            group.control_confirmed = len(group.known_members) <= 1 and self._never_left(group)
+        for _, columns in await core.store.local("hold", group.id):
+            if columns[2] == HOLD_REJECTED and isinstance(columns[0], bytes):
+                group.rejected.add(columns[0])
+        await self._load_epochs(group)
+        core.keeper.load_sealer(group)
+
+    @staticmethod
+    def _never_left(group: Group) -> bool:
+        """Whether nobody else can hold an older copy of our logs: a fork needs a second holder."""
+        return not any(view.stands for view in group.standing.invites().values())
+
+    async def _load_epochs(self, group: Group) -> None:
+        """Secrets from their rows; what was sealed to us and never opened is tried again."""
+        core = self._core
+        secrets = {
+            columns[1]: columns[2] for _, columns in await core.store.local("epoch", group.id)
+        }
+        if not group.founded:
+            return
+        for record in group.standing.epochs():
+            secret = secrets.get(record.id[:16])
+            if isinstance(secret, bytes):
+                group.epochs[record.id] = secret
+        for row in await core.store.control(group.id):
+            core.keeper.note_shares(group, record_of(row))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Sync, push and keep house until cancelled."""
+        assert self._loaded, "load() comes before run()"
+        for group in self._core.groups.all():
+            if group.shares and group.founded:
+                async with group.lock:
+                    await self._core.keeper.open_shares(group)
+        await self._driver.run(task_status=task_status)
+
+    def subscribe(self, fn: Callable[[ReplicationEvent], None]) -> None:
+        """Call `fn` for each event; it must not block."""
+        self._events.subscribe(fn)
+
+    # --- groups -------------------------------------------------------------------------------
+
+    async def create_group(
+        self, name: str, *, home: bool = False, recovery: bool = True
+    ) -> CreatedGroup:
+        """Found a group.
+
+        Args:
+            name: local name.
+            home: whether it holds one person's devices.
+            recovery: whether to make a key that outranks the founder, for a lost or stolen device.
+
+        Raises:
+            GroupError: the name is taken.
+        """
+        self._check_name(name)
+        seed = self._core.env.rng.randbytes(32) if recovery else None
+        key = None if seed is None else Identity.from_seed(seed)
+        group = await found_group(self._core, name, home=home, recovery=key, recovery_seed=seed)
+        return CreatedGroup(group=group.id, recovery_seed=seed)
+
+    async def rename_group(self, group: bytes, name: str) -> None:
+        """Change a local name.
+
+        Raises:
+            GroupError: unknown group, or the name is taken.
+        """
+        found = self._group(group)
+        if found.name == name:
+            return
+        self._check_name(name)
+        row = ("grp", (found.id, name, int(found.home), found.state))
+        await self._core.store.admit(found.id, [], [row])
+        found.name = name
+        self._events.emit("group.changed", {"group": group})
+
+    def _check_name(self, name: str) -> None:
+        if self._core.groups.free_name(name) != name:
+            raise GroupError("expect_failed", f"a group named {name} exists: choose another name")
+
+    def _group(self, group: bytes) -> Group:
+        found = self._core.groups.get(group)
+        if found is None or found.state == STATE_REFUSED:
+            raise GroupError("unknown_group", "this device is in no such group")
+        return found
+
+    def groups(self) -> list[GroupView]:
+        """Our groups, by name."""
+        views = []
+        for group in self._core.groups.all():
+            if group.state == STATE_REFUSED or not group.founded:
+                continue
+            standing = group.standing
+            views.append(
+                GroupView(
+                    group=group.id,
+                    name=group.name,
+                    home=group.home,
+                    state=group.state,
+                    role=standing.role(self._core.me),
+                    members=len(standing.members()),
+                    epoch=self._core.sealer.current_epoch(group.id),
+                    upgrade_needed=standing.upgrade_needed,
+                )
+            )
+        return sorted(views, key=lambda view: view.name)
+
+    def members(self, group: bytes) -> list[MemberView]:
+        """Members of a group, by key.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        found = self._group(group)
+        standing = found.standing
+        own = self._core.groups.own_devices()
+        return [
+            MemberView(
+                group=group,
+                member=member,
+                role=role,
+                owner=standing.owner(member),
+                relation=self._core.groups.relation(found, member, own),
+                invited_by=standing.invited_by(member),
+            )
+            for member, role in standing.members().items()
+        ]
+
+    # --- invites and joins --------------------------------------------------------------------
+
+    async def create_invite(
+        self,
+        group: bytes,
+        *,
+        role: Role = Role.WRITE,
+        uses: int = 1,
+        expires_s: int = 600,
+        confirm: bool = False,
+    ) -> Invite:
+        """Make a ticket with which a device joins.
+
+        Args:
+            group: to which group.
+            role: what it may do there.
+            uses: how many devices; more than one always waits for an accept.
+            expires_s: seconds from now.
+            confirm: whether each join waits for an accept.
+
+        Raises:
+            GroupError: unknown group, or we are no admin of it.
+        """
+        found = self._group(group)
+        if found.role(self._core.me) != Role.ADMIN:
+            raise GroupError("not_permitted", "only an admin of the group can invite to it")
+        not_after = self._core.env.wall_ms() // 1000 + expires_s
+        ticket, payload = make_invite(
+            group,
+            self._core.me,
+            role=role,
+            uses=uses,
+            not_after_s=not_after,
+            confirm=confirm,
+            addrs=self._own_addrs(),
+            name=found.name,
+            rng=self._core.env.rng,
+        )
+        async with found.lock:
+            (record,) = await self._core.keeper.write(found, [(Kind.INVITE, payload)])
+        return Invite(ticket=encode_ticket(ticket), invite_id=record.id, not_after=not_after)
+
+    def _own_addrs(self) -> list[bytes]:
+        return [encode_addr(addr) for addr in self._node.fabric.addrs()]
+
+    async def join(self, ticket: str) -> Joined:
+        """Enter a group with a ticket.
+
+        Raises:
+            GroupError: the ticket is damaged, too old or used, or the group refused.
+            Unreachable: the inviter does not answer.
+            PeerError: it broke the protocol.
+        """
+        read = decode_ticket_untrusted(ticket)
+        if read.expired(self._core.env.wall_ms()):
+            raise GroupError("ticket_expired", "the ticket is too old: ask for a new one")
+        if read.inviter == self._core.me:
+            raise GroupError("already_member", "this ticket was made on this device")
+        known = self._core.groups.get(read.group)
+        if known is not None and known.founded and known.role(self._core.me) is not None:
+            raise GroupError("already_member", f"this device is in {known.name} already")
+        inviter = PeerId(read.inviter)
+        self._node.learn(inviter, [decode_addr_untrusted(addr) for addr in read.addrs])
+        group = await self._enter(inviter, read)
+        invite_key = invite_identity(read.seed, read.group).id
+        self._driver.members_changed(group)
+        return Joined(
+            group=group.id,
+            name=group.name,
+            inviter=read.inviter,
+            state=group.state,
+            check_words=tuple(check_words(self._core.me, read.inviter, invite_key)),
+            home=group.home,
+        )
+
+    async def _enter(self, inviter: PeerId, ticket: Ticket) -> Group:
+        try:
+            with trio.fail_after(self._core.config.join_s):
+                stream = await self._node.fabric.open(inviter, door.PROTOCOL)
+                async with stream:
+                    return await door.enter_group(self._core, FramedTalk(stream), ticket)
+        except trio.TooSlowError:
+            raise Unreachable(
+                "the inviting device did not finish in time: see that it runs, and try again"
+            ) from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise Unreachable(
+                "the inviting device ended the exchange: ask there, then try again"
+            ) from None
+
+    def pending(self) -> list[PendingView]:
+        """Devices that wait to be let in, oldest first."""
+        found = []
+        for group in self._core.groups.all():
+            if group.state != STATE_MEMBER or not group.founded:
+                continue
+            found += [
+                self._pending_view(group, one)
+                for one in group.standing.pending_joins()
+                if one.join_id not in group.rejected
+            ]
+        return sorted(found, key=lambda view: (view.at_ms, view.join_id))
+
+    def _pending_view(self, group: Group, one: PendingJoin) -> PendingView:
+        view = group.standing.invites()[one.invite_id]
+        words = check_words(one.member, view.author, view.invite.invite_key)
+        return PendingView(
+            join_id=one.join_id,
+            group=group.id,
+            member=one.member,
+            role=view.invite.role,
+            at_ms=ms_of(one.hlc),
+            check_words=tuple(words),
+        )
+
+    def _find_pending(self, join_id: bytes) -> tuple[Group, PendingJoin]:
+        for group in self._core.groups.all():
+            if group.state == STATE_MEMBER and group.founded:
+                found = door.find_pending(group, join_id)
+                if found is not None:
+                    return group, found
+        raise GroupError("unknown_join", "no such device waits: see `covey peers pending`")
+
+    async def accept(self, join_id: bytes) -> None:
+        """Let a waiting device in.
+
+        Raises:
+            GroupError: nobody waits under that id, or we may not admit.
+        """
+        group, one = self._find_pending(join_id)
+        view = group.standing.invites()[one.invite_id]
+        if not can_admit(group.standing, self._core.me, view.invite):
+            raise GroupError("not_permitted", "only an admin of the group can accept this device")
+        async with group.lock:
+            if door.find_pending(group, join_id) is None:
+                return
+            await door.admit_join(self._core, group, one)
+
+    async def reject(self, join_id: bytes) -> None:
+        """Turn a waiting device away; an invite for one is closed with it.
+
+        Raises:
+            GroupError: nobody waits under that id.
+        """
+        group, one = self._find_pending(join_id)
+        view = group.standing.invites()[one.invite_id]
+        row = ("hold", (join_id, group.id, HOLD_REJECTED, 0, b""))
+        async with group.lock:
+            group.rejected.add(join_id)
+            if view.invite.uses == 1 and group.role(self._core.me) == Role.ADMIN:
+                close = [(Kind.INVITE_CLOSE, make_close(view.id))]
+                await self._core.keeper.write(group, close, [row])
+            else:
+                await self._core.store.admit(group.id, [], [row])
+
+    # --- sync ---------------------------------------------------------------------------------
+
+    async def sync_now(
+        self, group: bytes | None = None, peer: bytes | None = None
+    ) -> list[SyncResult]:
+        """Compare with connected members now.
+
+        Args:
+            group: one group only; its members are asked.
+            peer: one member only; it is dialled if it is not connected.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        asked = None if group is None else self._group(group)
+        if peer is not None:
+            peers: Sequence[bytes] = [peer]
+        else:
+            connected = self._node.fabric.peers()
+            peers = [p for p in self._core.groups.peers() if p in connected]
+        results: list[SyncResult] = []
+        for one in peers:
+            if asked is None or asked.role(one) is not None:
+                found = await self._driver.sync_with(one)
+                results += [r for r in found if group is None or r.group == group]
+        return results
+
+    def status(self) -> list[PeerSync]:
+        """How the last session with each peer ended, per group."""
+        return self._driver.status()
