@@ -316,6 +316,21 @@ class Replication:
 
     # --- invites and joins --------------------------------------------------------------------
 
+    def invite_of(self, group: bytes, member: bytes) -> tuple[bytes, tuple[str, ...]] | None:
+        """By which invite a member came in, and the check words of that join; None without one.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        standing = self._group(group).standing
+        invites = standing.invites()
+        for support in standing.supports(member):
+            view = invites.get(support.op_ids[0])
+            if view is not None:
+                words = check_words(member, view.author, view.invite.invite_key)
+                return view.id, tuple(words)
+        return None
+
     async def create_invite(
         self,
         group: bytes,
