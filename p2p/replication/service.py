@@ -247,19 +247,28 @@ class Replication:
         group = await found_group(self._core, name, home=home, recovery=key, recovery_seed=seed)
         return CreatedGroup(group=group.id, recovery_seed=seed)
 
-    async def rename_group(self, group: bytes, name: str) -> None:
+    async def rename_group(self, group: bytes, name: str, *, home: bool | None = None) -> None:
         """Change a local name.
+
+        Args:
+            group: which.
+            name: the new name.
+            home: False makes a former home an ordinary group here, when another takes its place:
+                its other devices no longer count as ours by it.
 
         Raises:
             GroupError: unknown group, or the name is taken.
         """
         found = self._group(group)
-        if found.name == name:
+        is_home = found.home if home is None else home
+        if (found.name, found.home) == (name, is_home):
             return
-        self._check_name(name)
-        row = ("grp", (found.id, name, int(found.home), found.state))
+        if found.name != name:
+            self._check_name(name)
+        row = ("grp", (found.id, name, int(is_home), found.state))
         await self._core.store.admit(found.id, [], [row])
         found.name = name
+        found.home = is_home
         self._events.emit("group.changed", {"group": group})
 
     def _check_name(self, name: str) -> None:
