@@ -35,6 +35,8 @@ _SIZES_BYTES: Final = {
 _WITH_UNIT: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 # Unit and qualifier stand last in our names; a rate (`_per_s`) is a plain number.
 _UNIT_OF_NAME: Final = re.compile(r"(?<!_per)_(s|ms|bytes)(?:_min|_max)?$")
+# Aliases that the packages import for type checkers alone.
+_ALIASES: Final[dict[str, object]] = {"Addr": str}
 _TRUTH: Final = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
@@ -248,7 +250,7 @@ def _units(key: str) -> str:
 
 def field_types(cls: type) -> dict[str, object]:
     """Types of a dataclass's or struct's fields by name."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, localns=_ALIASES)
     if issubclass(cls, msgspec.Struct):
         return {item.name: hints[item.name] for item in msgspec.structs.fields(cls)}
     if dataclasses.is_dataclass(cls):

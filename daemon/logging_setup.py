@@ -46,9 +46,9 @@ class JsonFormatter(logging.Formatter):
 
     @override
     def format(self, record: logging.LogRecord) -> str:
-        """Time (Unix milliseconds), level, logger, event, fields; the traceback of an exception."""
+        """`at_ms` (Unix milliseconds), level, logger, event, fields; an exception's traceback."""
         line: dict[str, object] = {
-            "ms": int(record.created * 1000),
+            "at_ms": int(record.created * 1000),
             "level": record.levelname.lower(),
             "log": record.name.removeprefix("covey."),
             "event": record.getMessage(),

@@ -31,6 +31,7 @@ from daemon import config as settings
 from daemon.errors import ConfigError
 from daemon.first_start import ensure_groups
 from daemon.health import Check, disk_check
+from daemon.homes import join_details, take_home
 from daemon.instance import (
     AlreadyRunning,
     InstanceLock,
@@ -70,6 +71,7 @@ WATCHDOG_LAG_S: Final = 5.0
 """A loop this late does not serve: let the service manager restart us (daemon.md s.1)."""
 
 PURGE_EVERY_S: Final = 3600.0
+EXPIRE_EVERY_S: Final = 300.0
 PRELOAD_AFTER_S: Final = 1.0
 
 
@@ -91,6 +93,8 @@ class Daemon:
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._signals = 0
+        # Homes are joined by hand, one in a blue moon.
+        self._accepted, self._accepted_here = trio.open_memory_channel[bytes](64)
         self.parts: Parts = build(config, paths, env, self)
 
     def stop(self, *, now: bool) -> None:
@@ -194,6 +198,8 @@ class Daemon:
         services = self.parts.services
         core.start_soon(services.health.sample_lag)
         core.start_soon(self._handle_signals)
+        core.start_soon(self._adopt_homes)
+        core.start_soon(self._expire_notes)
         core.start_soon(self._purge_receipts)
         core.start_soon(self._watchdog)
         core.start_soon(self._preload_mcp)
@@ -236,6 +242,12 @@ class Daemon:
         while True:
             await trio.sleep(PURGE_EVERY_S)
             await self.parts.receipts.purge()
+
+    async def _expire_notes(self) -> None:
+        """Take notes whose time is over out of recall."""
+        while True:
+            await self.parts.memory.expire()
+            await trio.sleep(EXPIRE_EVERY_S)
 
     async def _preload_mcp(self) -> None:
         """Load the MCP library before the first agent comes, if one is expected."""
@@ -316,7 +328,19 @@ class Daemon:
 
     def _on_replication(self, event: ReplicationEvent) -> None:
         topic = event.topic if event.topic in {"group", "sync"} else "sync"
-        self.parts.services.events.publish(event.name, dict(event.data), topic=topic)
+        data: dict[str, object] = dict(event.data)
+        data |= join_details(self.parts.replication, event.name, event.data)
+        group = event.data.get("group")
+        if event.name == "group.joined" and isinstance(group, bytes):
+            self._accepted.send_nowait(group)
+        self.parts.services.events.publish(event.name, data, topic=topic)
+
+    async def _adopt_homes(self) -> None:
+        """A home that somebody just accepted us into takes the place of ours."""
+        async for group in self._accepted_here:
+            views = self.parts.replication.groups()
+            if any(view.group == group and view.home for view in views):
+                await take_home(self.parts.replication, group)
 
     def _on_memory(self, event: MemoryEvent) -> None:
         data: dict[str, object] = {"ids": list(event.ids), "scope": event.scope}

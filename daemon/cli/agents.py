@@ -107,6 +107,19 @@ def run_connect(args: argparse.Namespace) -> int:
 
 
 def covey_command() -> str:
-    """The absolute path of this installation's `covey`."""
-    script = os.path.join(os.path.dirname(sys.executable), "covey")
-    return script if os.access(script, os.X_OK) else os.path.abspath(sys.argv[0])
+    """The absolute path of this installation's `covey`.
+
+    Raises:
+        CliError: it has none (run as `python -m daemon` from a checkout).
+    """
+    import shutil
+
+    beside = os.path.join(os.path.dirname(sys.executable), "covey")
+    found = beside if os.access(beside, os.X_OK) else shutil.which("covey")
+    if found is None:
+        raise CliError(
+            "this installation has no covey command that an agent could start",
+            1,
+            remedy="Install it: uv tool install covey, or pip install -e . in a checkout.",
+        )
+    return os.path.abspath(found)

@@ -99,7 +99,8 @@ def _import_file(
 ) -> None:
     from memory.importing import read_notes
 
-    for batch in _batches(read_notes(path)):
+    # The memory's JSON type is its own: the packages share no module.
+    for batch in _batches(read_notes(path)):  # type: ignore[arg-type]
         notes: list[Json] = []
         for note in batch:
             fields = dict(note)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
 
 _LEVEL = {"warning": out.YELLOW, "error": out.RED, "critical": out.RED}
-_SHOWN = {"ms", "level", "log", "event", "traceback"}
+_SHOWN = {"at_ms", "level", "log", "event", "traceback"}
 
 
 def configure_logs(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,7 @@ def _say_line(line: str, args: argparse.Namespace) -> None:
     if args.json:
         out.say(line)
         return
-    stamp = time.strftime("%m-%d %H:%M:%S", time.localtime(out.number(fields.get("ms")) / 1000))
+    stamp = time.strftime("%m-%d %H:%M:%S", time.localtime(out.number(fields.get("at_ms")) / 1000))
     rest = " ".join(f"{k}={_short(v)}" for k, v in fields.items() if k not in _SHOWN)
     word = out.paint(f"{level:<8}", _LEVEL.get(level, out.DIM))
     event = out.paint(out.text(fields.get("event")), out.BOLD)

@@ -6,6 +6,7 @@ import msgspec
 import trio
 
 from daemon.errors import RpcError
+from daemon.homes import take_home
 from daemon.methods.group import find_group, role_name
 from daemon.rpc.registry import Call, method
 from p2p.identity import peer_text
@@ -73,7 +74,6 @@ class TicketInfo(msgspec.Struct, kw_only=True):
         role: what it lets one do.
         inviter: peer id of the device that made it.
         expired: whether it is too old by our clock.
-        home: None: only the other daemon can tell.
     """
 
     group: str
@@ -162,9 +162,12 @@ async def show(call: Call, p: TicketParams) -> TicketInfo:
 async def join(call: Call, p: TicketParams) -> JoinedInfo:
     """Join the group of a ticket."""
     joined = await call.services.replication.join(p.ticket)
+    name = joined.name
+    if joined.home and joined.state == "member":
+        name = await take_home(call.services.replication, joined.group)
     return JoinedInfo(
         group=joined.group.hex(),
-        name=joined.name,
+        name=name,
         home=joined.home,
         inviter=peer_text(joined.inviter),
         state=joined.state,

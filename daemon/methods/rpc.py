@@ -6,7 +6,6 @@ import msgspec
 
 from daemon.errors import RpcError
 from daemon.events import ADMIN_TOPICS
-from daemon.json_types import Json
 from daemon.rpc.openrpc import describe
 from daemon.rpc.registry import Call, Empty, method
 from daemon.rpc.server import HelloParams, HelloResult
@@ -99,10 +98,10 @@ async def cancel(call: Call, p: CancelParams) -> Cancelled:
 
 
 @method("rpc.discover", scope="", unmetered=True)
-async def discover(call: Call, p: Empty) -> dict[str, Json]:
+async def discover(call: Call, p: Empty) -> dict[str, object]:
     """Describe all methods as an OpenRPC 1.3.2 document."""
     del p
-    return describe(call.services.registry)
+    return dict(describe(call.services.registry))
 
 
 @method("events.subscribe", scope="read", unmetered=True)
