@@ -43,6 +43,9 @@ CONNECT_WAIT_S = 0.02
 CONNECT_TRIES = 400
 """Eight seconds: Codex gives a server ten to start (daemon.md 6)."""
 
+AGAIN_TRIES = 50
+"""One second, after a first search found none: what waits behind it should not wait as long."""
+
 EOF_GRACE_S = 2.0
 """How long answers are waited for after the agent closed its side (daemon.md 6)."""
 
@@ -131,6 +134,8 @@ class Relay:
         self._swallow: int | str | None = None
         self._answered = False
         self._attempts = 0
+        self._tries = CONNECT_TRIES
+        self._first_failure = ""
         self._start_failed = ""
         self._ended = False
         self._over = False
@@ -141,7 +146,7 @@ class Relay:
         reader.start()
         # Connecting before the first line comes hides the daemon's start behind the agent's own.
         with self._sending:
-            self._attach_or_say_why()
+            self._first_failure = self._attach_or_say_why()
         while True:
             line = self._in.readline(LINE_BYTES_MAX)
             if not line:
@@ -168,7 +173,10 @@ class Relay:
         method, request_id, cancelled = read_envelope(line)
         with self._sending:
             # First the daemon, then the notes: attaching repeats what was noted before this line.
-            why = "" if self._socket is not None else self._attach_or_say_why()
+            # The line that waited while we searched in vain is answered with that search.
+            why, self._first_failure = self._first_failure, ""
+            if self._socket is None and not why:
+                why = self._attach_or_say_why()
             if why or self._socket is None:
                 if request_id is not None:
                     self._say_error(request_id, INTERNAL_ERROR, why)
@@ -241,6 +249,7 @@ class Relay:
                 self._say_error(request_id, INTERNAL_ERROR, TOO_MUCH)
         for line in repeat:
             self._send(sock, line)
+        self._tries = CONNECT_TRIES
         with self._state:
             self._socket, self._answers = sock, answers
             self._state.notify_all()
@@ -249,10 +258,11 @@ class Relay:
         """A greeted connection.
 
         Raises:
-            Lost: no daemon within eight seconds.
+            Lost: no daemon within eight seconds, one second when the last search failed too.
             Refused: the daemon does not take us.
         """
-        for attempt in range(CONNECT_TRIES):
+        tries, self._tries = self._tries, AGAIN_TRIES
+        for attempt in range(tries):
             if self._over:
                 break
             for path in self._sockets():

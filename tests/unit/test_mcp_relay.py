@@ -319,12 +319,21 @@ def test_refusal_reaches_the_agent_with_its_remedy(daemon: Daemon, agent: Agent)
             "data": {"remedy": "Use a token that `covey agents add NAME` printed."},
         },
     }
+    # The first request is answered with the refusal of the connection made before it came.
     daemon.accept(encoded(refusal))
     agent.put(call(1))
+    first = cast("dict[str, object]", agent.take()["error"])
+    assert "unknown or was revoked" in cast("str", first["message"])
+    assert "covey agents add" in cast("str", first["message"])
+    agent.put(call(2))
     daemon.accept(encoded(refusal))
-    error = cast("dict[str, object]", agent.take()["error"])
-    assert "unknown or was revoked" in cast("str", error["message"])
-    assert "covey agents add" in cast("str", error["message"])
+    assert agent.take()["error"] == first
+    # And a daemon that takes us is taken.
+    agent.put(call(3))
+    peer = daemon.accept()
+    assert peer.take() == call(3)
+    peer.put(answer(3))
+    assert agent.take() == answer(3)
 
 
 def test_draining_daemon_is_not_taken_for_the_next_one(daemon: Daemon, agent: Agent) -> None:
