@@ -176,7 +176,7 @@ def _value_bytes(protocol: _Protocol, text: str) -> bytes:
                 raise DecodeError(f"multiaddr: not an {protocol.name} address")
             return address.packed
         case "tcp" | "udp":
-            if not _PORT.match(text) or int(text) > 0xFFFF:
+            if not _PORT.fullmatch(text) or int(text) > 0xFFFF:
                 raise DecodeError("multiaddr: port must be 0 to 65535")
             return int(text).to_bytes(2, "big")
         case "p2p":

@@ -44,6 +44,9 @@ def encode_line(text: str) -> bytes:
     return encode_varint(len(raw) + 1) + raw + b"\n"
 
 
+_HEADER_LINE: Final = encode_line(HEADER)
+
+
 class LineReader:
     """Cuts bytes into lines."""
 
@@ -80,6 +83,15 @@ class LineReader:
             return line[:-1].decode()
         except UnicodeDecodeError:
             raise DecodeError("multistream line is not UTF-8") from None
+
+    def check_start(self, expected: bytes) -> None:
+        """Refuse bytes that cannot become `expected`, without waiting for a whole line.
+
+        Raises:
+            DecodeError: they differ.
+        """
+        if not expected.startswith(self._buffer[: len(expected)]):
+            raise DecodeError("the first line is not multistream's header")
 
     def rest(self) -> bytes:
         """Take what came after the lines read so far."""
@@ -137,6 +149,8 @@ class Dialer:
             ProtocolError: refused, or a line out of order.
         """
         self._lines.feed(data)
+        if self.state is DialerState.WAIT_HEADER:
+            self._lines.check_start(_HEADER_LINE)
         while self.state is not DialerState.AGREED:
             line = self._lines.next_line()
             if line is None:
@@ -216,6 +230,8 @@ class Listener:
             ProtocolError: a line out of order, or the ninth proposal.
         """
         self._lines.feed(data)
+        if self.state is ListenerState.WAIT_HEADER:
+            self._lines.check_start(_HEADER_LINE)
         while self.state is not ListenerState.AGREED:
             line = self._lines.next_line()
             if line is None:
