@@ -21,10 +21,10 @@ Written by `python -m benchmarks.docs`; do not edit. Each table comes from the c
 
 **Method.** Covey and its yardstick run in the same run on the same machine, in alternating rounds
 (yardstick, Covey, Covey, yardstick). A row's ratio is the median of the rounds' ratios. The two
-yardstick samples of each round are an A/A control: where their ratio leaves .95-1.05 the machine was
-too noisy and the row carries no verdict. CPU time is that of all processes of a stack. Peers live in
-virtual environments of their own, pinned; a peer that cannot be installed is "not measured", never
-filled in from elsewhere. Signatures, encryption and durable commits are always on.
+yardstick samples of each round are an A/A control: where their ratio leaves .95-1.05 the machine
+was too noisy and the row carries no verdict. CPU time is that of all processes of a stack. Peers
+live in virtual environments of their own, pinned; a peer that cannot be installed is "not
+measured", never filled in from elsewhere. Signatures, encryption and durable commits are on.
 """
 
 
@@ -59,9 +59,8 @@ def _table(name: str, flags: list[str], rows: list[Row]) -> str:
         value = "not measured" if row["value"] is None else f"{row['value']:g} {row['unit']}"
         holds = {True: "yes", False: "**no**", None: "-"}[row["holds"]]  # type: ignore[index]
         note = f" {row['note']}" if row.get("note") else ""
-        lines.append(
-            f"| {row['name']} | {value} | {row['yardstick']}{note} | {ratio} | {row['target']} | {holds} |"
-        )
+        cells = (row["name"], value, f"{row['yardstick']}{note}", ratio, row["target"], holds)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

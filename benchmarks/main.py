@@ -165,7 +165,7 @@ def _first_answer(node: DaemonUnderTest) -> tuple[float, float, float]:
 
 
 def _lattica_rss_mib() -> float:
-    # In a network namespace of its own, without a way out: by default it asks STUN servers of others.
+    # In a network namespace without a way out: by default it asks other people's STUN servers.
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     with tempfile.TemporaryDirectory() as home:
         argv = [*alone, interpreter("lattica"), subject("lattica_idle")]

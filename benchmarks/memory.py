@@ -25,8 +25,11 @@ QUERIES = 100
 BATCH = 250
 
 STOP_WORDS = frozenset(
-    "a an the of to in on at for and or but is are was were be been being am do does did what which"
-    " who whom whose when where why how with from by as about into than then so if not no".split()
+    re.findall(
+        r"\w+",
+        "a an the of to in on at for and or but is are was were be been being am do does did what"
+        " which who whom whose when where why how with from by as about into than then so if not",
+    )
 )
 
 
@@ -43,7 +46,8 @@ def remember(options: Options, report: Report) -> None:
     each = 60 if options.quick else 200
     with DaemonUnderTest() as node:
         rates = [
-            trio.run(_write_rate, node.socket_path, each, number) for number in range(options.rounds)
+            trio.run(_write_rate, node.socket_path, each, number)
+            for number in range(options.rounds)
         ]
     report.value(
         "durable remember, 32 writers over the socket",

@@ -14,8 +14,8 @@ OBJECTS = tuple(
     f"{thing} {part}"
     for thing in (
         "token", "index", "runner", "dialog", "socket", "volume", "tensor", "manual", "invoice",
-        "beacon", "ranker", "sandbox", "column", "calendar", "cluster", "cache", "locale", "licence",
-        "sprite", "sensor",
+        "beacon", "ranker", "sandbox", "column", "calendar", "cluster", "cache", "locale",
+        "licence", "sprite", "sensor",
     )
     for part in ("rotation", "budget", "migration", "checklist", "timeout")
 )  # fmt: skip

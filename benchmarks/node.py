@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from benchmarks.processes import ROOT, python
 
@@ -62,7 +62,7 @@ class DaemonUnderTest:
         self.covey("down", "--now")
         shutil.rmtree(self.home, ignore_errors=True)
 
-    def __enter__(self) -> DaemonUnderTest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

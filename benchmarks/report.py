@@ -77,9 +77,7 @@ class Paired:
         return CONTROL_MIN <= self.control <= CONTROL_MAX
 
 
-def alternate(
-    ours: Callable[[], float], yardstick: Callable[[], float], rounds: int
-) -> Paired:
+def alternate(ours: Callable[[], float], yardstick: Callable[[], float], rounds: int) -> Paired:
     """Measure A B B A a round: the yardstick frames ours, so drift hits both alike.
 
     The two yardstick samples of a round are its A/A control.
@@ -95,7 +93,10 @@ def alternate(
         ratios.append((first + second) / (before + after))
         controls.append(after / before)
     return Paired(
-        statistics.median(mine), statistics.median(theirs), tuple(ratios), statistics.median(controls)
+        statistics.median(mine),
+        statistics.median(theirs),
+        tuple(ratios),
+        statistics.median(controls),
     )
 
 
@@ -144,7 +145,9 @@ class Report:
             name=name,
             value=round(value, 4),
             unit=unit,
-            yardstick=yardstick if yardstick_value is None else f"{yardstick} = {yardstick_value:.4g}",
+            yardstick=yardstick
+            if yardstick_value is None
+            else f"{yardstick} = {yardstick_value:.4g}",
             ratio=round(value / yardstick_value, 3) if yardstick_value else None,
             target=f"{target} {unit}" if target else "reported",
             holds=target.met(value) if target else None,

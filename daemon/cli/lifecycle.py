@@ -178,9 +178,7 @@ def configure_demo(parser: argparse.ArgumentParser) -> None:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Show what Covey does, with three daemons on this machine."""
-    try:
-        from daemon.demo import main as demo
-    except ImportError:
-        raise CliError("this installation has no demo", 1, name="extra_missing") from None
+    from daemon.demo.main import main
+
     sys.stdout.flush()
-    return demo(["--keep"] if args.keep else [])
+    return main(keep=args.keep)

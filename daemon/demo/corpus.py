@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 CHARACTERS_MIN = 60
 """Shorter strings say too little to be worth remembering."""
 
-SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "ensurepip"}
+SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "site-packages",
+    "dist-packages",
+    "idlelib",
+    "lib2to3",
+    "ensurepip",
+}
 
 Documented: TypeAlias = "ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef"
 
