@@ -43,6 +43,7 @@ from daemon.logging_setup import set_level, setup
 from daemon.paths import Paths, PathsError, make_private
 from daemon.wiring import Parts, ProcessEnv, build
 from memory.errors import StoreError
+from p2p.errors import TransientError
 from p2p.identity import KeyFileError
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ WATCHDOG_LAG_S: Final = 5.0
 
 PURGE_EVERY_S: Final = 3600.0
 EXPIRE_EVERY_S: Final = 300.0
+NAME_TRIES: Final = 30
+NAME_WAIT_S: Final = 1.0
 PRELOAD_AFTER_S: Final = 1.0
 
 
@@ -198,7 +201,7 @@ class Daemon:
         services = self.parts.services
         core.start_soon(services.health.sample_lag)
         core.start_soon(self._handle_signals)
-        core.start_soon(self._adopt_homes)
+        core.start_soon(self._settle_in)
         core.start_soon(self._expire_notes)
         core.start_soon(self._purge_receipts)
         core.start_soon(self._watchdog)
@@ -335,12 +338,24 @@ class Daemon:
             self._accepted.send_nowait(group)
         self.parts.services.events.publish(event.name, data, topic=topic)
 
-    async def _adopt_homes(self) -> None:
-        """A home that somebody just accepted us into takes the place of ours."""
+    async def _settle_in(self) -> None:
+        """In a group we just became a member of: take a home as ours, say our name."""
         async for group in self._accepted_here:
             views = self.parts.replication.groups()
             if any(view.group == group and view.home for view in views):
                 await take_home(self.parts.replication, group)
+            await self._say_name(group)
+
+    async def _say_name(self, group: bytes) -> None:
+        for _ in range(NAME_TRIES):
+            try:
+                await self.parts.memory.set_device_name(self._config.node.name, [group])
+            except (TransientError, StoreError) as error:
+                # The group's key may come a moment after our admission.
+                log.info("name_waits", extra={"f": {"why": type(error).__name__}})
+                await trio.sleep(NAME_WAIT_S)
+            else:
+                return
 
     def _on_memory(self, event: MemoryEvent) -> None:
         data: dict[str, object] = {"ids": list(event.ids), "scope": event.scope}

@@ -9,6 +9,7 @@ import time
 from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.memory import connect
+from daemon.cli.options import add_verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 def configure_agents(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey agents`."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    verbs.add_parser("list", help="list them (also without a verb)")
-    sub = verbs.add_parser("add", help="register one and print its token")
+    add_verb(verbs, "list", "list them (also without a verb)")
+    sub = add_verb(verbs, "add", "register one and print its token")
     sub.add_argument("name", help="such as claude-code")
     sub.add_argument("--scope", action="append", default=[], help="such as read:*; repeat for more")
     sub.add_argument("--client", default="", help="its software, for people")
-    sub = verbs.add_parser("revoke", help="end an agent's token")
+    sub = add_verb(verbs, "revoke", "end an agent's token")
     sub.add_argument("name")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from daemon.cli import out
 from daemon.cli.client import CliError
+from daemon.cli.options import add_verb
 from daemon.paths import resolve
 
 TYPE_CHECKING = False
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 def configure_config(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey config`."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    sub = verbs.add_parser("show", help="all settings (also without a verb)")
+    sub = add_verb(verbs, "show", "all settings (also without a verb)")
     sub.add_argument("--origin", action="store_true", help="where each came from")
     sub.add_argument("--changed", action="store_true", help="only those that are set")
-    sub = verbs.add_parser("get", help="one setting")
+    sub = add_verb(verbs, "get", "one setting")
     sub.add_argument("key", help="section.key")
-    sub = verbs.add_parser("set", help="change one in the file")
+    sub = add_verb(verbs, "set", "change one in the file")
     sub.add_argument("key", help="section.key")
     sub.add_argument("value", help="such as 10s or 64MiB")
     parser.epilog = (

@@ -6,6 +6,7 @@ import time
 
 from daemon.cli import out
 from daemon.cli.memory import connect
+from daemon.cli.options import add_verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 def configure_groups(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey groups`."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    verbs.add_parser("list", help="list them (also without a verb)")
-    sub = verbs.add_parser("create", help="found a group to share with others")
+    add_verb(verbs, "list", "list them (also without a verb)")
+    sub = add_verb(verbs, "create", "found a group to share with others")
     sub.add_argument("name")
-    sub = verbs.add_parser("members", help="who is in it")
+    sub = add_verb(verbs, "members", "who is in it")
     sub.add_argument("group", nargs="?", default="home")
 
 
@@ -51,7 +52,7 @@ def run_groups(args: argparse.Namespace) -> int:
         lines = [
             [
                 out.text(g.get("name")),
-                out.text(g.get("role")),
+                out.text(g.get("role")) or out.text(g.get("state")),
                 str(int(out.number(g.get("members")))),
                 out.text(g.get("group"))[:8],
             ]
@@ -68,7 +69,7 @@ def configure_sync(parser: argparse.ArgumentParser) -> None:
         ("status", "how far the machines agree (also without a verb)"),
         ("now", "synchronise at once"),
     ):
-        sub = verbs.add_parser(verb, help=text)
+        sub = add_verb(verbs, verb, text)
         sub.add_argument("--group", help="only this group")
         sub.add_argument("--peer", help="only with this machine")
 

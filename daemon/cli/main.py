@@ -12,6 +12,8 @@ import argparse
 import os
 import sys
 
+from daemon.cli.options import add_shared
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,13 +83,6 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise ValueError
-    return value
-
-
 def base_parser(name: str, text: str) -> argparse.ArgumentParser:
     """A parser with the options that all commands share."""
     parser = argparse.ArgumentParser(
@@ -96,15 +91,7 @@ def base_parser(name: str, text: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    shared = parser.add_argument_group("for every command")
-    shared.add_argument("--json", action="store_true", help="print the result as JSON")
-    shared.add_argument("--quiet", action="store_true", help="print the result alone")
-    shared.add_argument("--yes", action="store_true", help="answer questions with yes")
-    shared.add_argument("--timeout", type=_seconds, metavar="S", help="give up after S seconds")
-    shared.add_argument("--socket", metavar="PATH", help="socket of the daemon to talk to")
-    shared.add_argument(
-        "--no-autostart", action="store_true", help="do not start a daemon that is not running"
-    )
+    add_shared(parser)
     return parser
 
 

@@ -6,6 +6,7 @@ import time
 
 from daemon.cli import out
 from daemon.cli.memory import connect
+from daemon.cli.options import add_verb
 from daemon.cli.status import peer_line
 
 TYPE_CHECKING = False
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
 def configure_peers(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey peers`."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    verbs.add_parser("list", help="list them (also without a verb)")
-    verbs.add_parser("pending", help="who asks to join")
+    add_verb(verbs, "list", "list them (also without a verb)")
+    add_verb(verbs, "pending", "who asks to join")
     for verb, text in (("accept", "let one in"), ("reject", "refuse one")):
-        sub = verbs.add_parser(verb, help=text)
+        sub = add_verb(verbs, verb, text)
         sub.add_argument("join", help="id of the request, or its beginning")
-    sub = verbs.add_parser("rename", help="call one something else on this machine")
+    sub = add_verb(verbs, "rename", "call one something else on this machine")
     sub.add_argument("peer", help="name, id or its ending")
     sub.add_argument("name", help="empty for its own name")
-    sub = verbs.add_parser("ping", help="measure the way to one")
+    sub = add_verb(verbs, "ping", "measure the way to one")
     sub.add_argument("peer", help="name, id or its ending")
-    verbs.add_parser("pause", help="work offline: close all connections")
-    verbs.add_parser("resume", help="connect again")
+    add_verb(verbs, "pause", "work offline: close all connections")
+    add_verb(verbs, "resume", "connect again")
     parser.epilog = (
         "examples:\n  covey peers\n  covey peers rename …7R3pq desk\n  covey peers ping desk"
     )

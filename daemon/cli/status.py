@@ -68,11 +68,12 @@ def _groups(groups: list[dict[str, Json]]) -> None:
     out.say(out.paint("Groups", out.BOLD))
     for group in groups:
         name = out.text(group.get("name"))
+        role = out.text(group.get("role")) or out.text(group.get("state"))
         others = int(out.number(group.get("members"))) - 1
         pending = int(out.number(group.get("pending")))
         what = "this machine alone" if others <= 0 else f"{others} other{'s' if others > 1 else ''}"
         wait = out.paint(f"  {pending} waiting: covey peers pending", out.YELLOW) if pending else ""
-        out.say(f"  {name:<12} {out.text(group.get('role')):<6} {what}{wait}")
+        out.say(f"  {name:<12} {role:<8} {what}{wait}")
 
 
 def _peers(peers: list[dict[str, Json]]) -> None:

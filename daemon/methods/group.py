@@ -23,7 +23,8 @@ class GroupInfo(msgspec.Struct, kw_only=True):
         name: local name.
         group: id, hex.
         home: whether it is the home of your own machines.
-        role: what this device may do in it.
+        role: what this device may do in it; empty while it waits to be accepted.
+        state: member, or pending until somebody accepts us.
         members: how many devices are in it.
         pending: devices that wait to be accepted.
     """
@@ -32,6 +33,7 @@ class GroupInfo(msgspec.Struct, kw_only=True):
     group: str
     home: bool
     role: str
+    state: str
     members: int
     pending: int
 
@@ -86,6 +88,7 @@ def group_infos(services: Services) -> list[GroupInfo]:
             group=view.group.hex(),
             home=view.home,
             role=role_name(view.role),
+            state=view.state,
             members=view.members,
             pending=sum(waiting.group == view.group for waiting in pending),
         )
@@ -141,6 +144,8 @@ async def create(call: Call, p: CreateParams) -> Created:
     made = await call.services.replication.create_group(p.name)
     if made.recovery_seed is not None:
         save_recovery(call.services.paths.recovery, made.group, p.name, made.recovery_seed)
+    services = call.services
+    await services.memory.set_device_name(services.config.node.name, [made.group])
     return Created(name=p.name, group=made.group.hex())
 
 
