@@ -1,8 +1,8 @@
 """Foreign records on their way in: what is stored, what waits, what is refused.
 
 Checks go from cheap to dear: encoding and group, known ids, signature, cited authority, the
-author's name among it, clock, chain, payload; then the fold says whether the record counts and the body is
-opened. A lasting verdict depends only on the record and on control records, so that replicas cannot
+author's name among it, clock, chain, payload; then the fold says whether the record counts and the
+body is opened. A lasting verdict depends only on the record and on control records, so that replicas cannot
 differ for ever; whatever is local (our clock, our limits) only delays.
 
 | outcome | meaning here |

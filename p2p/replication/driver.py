@@ -201,8 +201,8 @@ class Driver:
                     self._set_due(peer, self._core.config.resume_s)
             else:
                 self._up(peer)
-        for peer in [p for p in self._peers if not self._core.groups.is_member(p)]:
-            self._down(peer)
+        for gone in [p for p in self._peers if not self._core.groups.is_member(p)]:
+            self._down(gone)
 
     def _pin_members(self) -> None:
         wanted = set(self._core.groups.peers())
@@ -263,6 +263,7 @@ class Driver:
         async with self._slots:
             if peer in self._peers and self._core.quota.may_ask(peer, self._core.env.now()):
                 await self.sync_with(peer)
+                await self._learn_addrs(peer)
         self._set_next(peer)
 
     # --- sessions -----------------------------------------------------------------------------
@@ -305,7 +306,7 @@ class Driver:
         await self._run_session(stream, outgoing=False)
 
     async def _run_session(self, stream: Stream, *, outgoing: bool) -> list[SyncResult]:
-        peer: bytes = stream.peer
+        peer = stream.peer
         running = _Running(outgoing, trio.CancelScope(), trio.Event())
         self._running[peer] = running
         machine = session.Session(

@@ -22,6 +22,7 @@ from tests.helpers.chains import PlainDraft
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from p2p.identity import PeerId
     from p2p.replication.events import ReplicationEvent
 
 
@@ -47,10 +48,21 @@ class Peer:
     config: ReplicationConfig
     disk: MemDisk = field(default_factory=MemDisk)
     events: list[ReplicationEvent] = field(default_factory=list)
+    addr: str = ""
+    book: dict[PeerId, list[str]] | None = None
 
     def build(self) -> None:
         """Make the parts, as after a start of the process."""
         fabric = self.net.fabric(self.identity.id, self.ip, env=self.env)
+        if self.book is not None:
+            # As the real node: a restart keeps its port and its address book.
+            del self.net.fabrics[fabric.addr]
+            fabric.addr = self.addr
+            self.net.fabrics[self.addr] = fabric
+            for peer, addrs in self.book.items():
+                fabric.learn(peer, addrs)
+        self.addr = fabric.addr
+        self.book = fabric._book
         self.node = Node.over(fabric, self.identity)
         self.sealer = GroupSealer(self.identity, self.env)
         self.store = MemStore(self.sealer, self.disk)
