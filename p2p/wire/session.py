@@ -22,8 +22,9 @@ Source: libp2p specs `connections/README.md`; docs/specs/wire.md s.3.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from p2p.errors import PeerError, ProtocolError
 from p2p.limits import NOISE_PLAINTEXT_BYTES_MAX, YAMUX_EARLY_STREAMS_MAX
@@ -41,13 +42,15 @@ SECURITY: Final = "/noise"
 MUXER: Final = "/yamux/1.0.0"
 
 
-class Proven(NamedTuple):
+@dataclass(slots=True)
+class Proven:
     """The other side proved who it is."""
 
     peer: PeerId
 
 
-class Opened(NamedTuple):
+@dataclass(slots=True)
+class Opened:
     """Both sides agreed on the muxer: streams flow both ways."""
 
 
