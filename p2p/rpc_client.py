@@ -22,7 +22,7 @@ import trio
 from trio.lowlevel import ParkingLot
 
 from p2p.errors import DecodeError, PeerError, ProtocolError, TimedOut, Unreachable
-from p2p.rpc_call import CallMachine, Input, Side, State
+from p2p.rpc_call import CallMachine, Input, Side
 from p2p.rpc_errors import error_of
 from p2p.rpc_frames import (
     ErrorFrame,
@@ -179,11 +179,12 @@ class Client:
     ) -> Answer:
         """CALL out, answer in; whatever happens, the lane is kept, settled or reset."""
         machine = CallMachine(Side.CALLER)
-        sent = dead = False
+        begun = sent = dead = False
         answer: Answer | None = None
         try:
             frame = encode_call(method.name, deadline_ms(), 0, request)
             machine.send(Input.SEND_CALL)
+            begun = True
             await lane.stream.send_all(frame)
             sent = True
             answer = await read_answer(lane, machine)
@@ -195,7 +196,7 @@ class Client:
             error.peer = peer
             raise
         finally:
-            if answer is not None or machine.state is State.IDLE:
+            if answer is not None or not begun:
                 self.keep(peer, lanes, lane)
             elif sent and not dead and self._background is not None:
                 lanes.calls += 1  # kept until the other side has answered, as it counts it too

@@ -215,6 +215,8 @@ class StreamCall(OutboundCall[R], Generic[Q, R]):
 
     def _receive(self, frame: Frame) -> None:
         assert self._items is not None
+        if self._error is not None:
+            return  # already failed: this answer only frees the lane
         if isinstance(frame, ItemFrame):
             self._items.deliver(frame.body)
         elif isinstance(frame, CreditFrame):

@@ -19,6 +19,7 @@ from p2p.env import Env, SeededEnv, SystemEnv
 from p2p.identity import Identity
 from p2p.net.memory import MemNet
 from p2p.net.seam import PeerUp
+from p2p.node import Node
 from tests.helpers.det import run_seeded
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from p2p.identity import PeerId
     from p2p.net.seam import Addr, FabricEvent, PeerDown, Stream
     from p2p.node import ManagedFabric
+    from p2p.rpc import Rpc
 
 MEM: Final = "mem"
 WIRE_MEM: Final = "wire-mem"
@@ -63,6 +65,18 @@ class Member:
         return self.identity.id
 
 
+@dataclass(frozen=True)
+class NodeMember(Member):
+    """A running node."""
+
+    node: Node
+
+    @property
+    def rpc(self) -> Rpc:
+        """Its RPC."""
+        return self.node.rpc
+
+
 class Kit:
     """Makes fabrics of one kind and breaks the network between them.
 
@@ -96,6 +110,27 @@ class Kit:
         first = await self.start(1, config=config)
         second = await self.start(2, config=config)
         await self.connect(first, second)
+        return first, second
+
+    async def node(self, number: int, *, config: P2pConfig | None = None) -> NodeMember:
+        """A running node over a fabric of this kind; everybody is a member of its groups."""
+        who = identity(number)
+        node = Node.over(self._build(number, who, config), who, config)
+        node.set_members(lambda peer: True)  # noqa: ARG005 - everybody
+        scope = trio.CancelScope()
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await node.run(task_status=task_status)
+
+        await self.nursery.start(run)
+        return NodeMember(number, who, node.fabric, scope, node)
+
+    async def nodes(self, *, config: P2pConfig | None = None) -> tuple[NodeMember, NodeMember]:
+        """Two running nodes; the first knows where the second is."""
+        first = await self.node(1, config=config)
+        second = await self.node(2, config=config)
+        first.node.learn(second.id, await self.addrs(first, second))
         return first, second
 
     async def connect(self, first: Member, second: Member) -> None:
