@@ -1,13 +1,19 @@
 """One SQLite database: a writer with group commit, a few readers, all from trio.
 
 Theory of operation. Writing callers put a unit (a function of the connection) on a bounded channel
-and sleep. One task takes what waits, at most 500 units, and runs them in one transaction, a
-savepoint around each, so that a failing unit undoes itself alone. It commits with one fsync, and
-only then wakes the callers: what a caller was told is done survives a power cut. 5.7 k durable
-inserts a second this way against 1.5 k one by one. A cancelled caller's unit is dropped if the
-writer has not taken it yet, else it commits: whoever retries carries an idempotency key. Nobody
-cancels the writer within a transaction. Readers run one short transaction a call; an open reader
-would hold back the checkpoint and with it erasure.
+and sleep. One task takes what waits, at most 500 units, and runs them in one transaction. It
+commits with one fsync, and only then wakes the callers: what a caller was told is done survives a
+power cut. 5.7 k durable inserts a second this way against 1.5 k one by one.
+
+A failing unit undoes itself alone. Most fail before they wrote anything, and then there is nothing
+to undo. If one fails later, the transaction is rolled back and the batch runs once more with a
+savepoint around each unit. Savepoints are not the rule because each makes FTS5 write a segment of
+its own: they took a third of the throughput. So a unit may run twice, and must do nothing but use
+its connection.
+
+A cancelled caller's unit is dropped if the writer has not taken it yet, else it commits: whoever
+retries carries an idempotency key. Nobody cancels the writer within a transaction. Readers run one
+short transaction a call; an open reader would hold back the checkpoint and with it erasure.
 
 Source: docs/decisions/0005-sqlite-through-apsw.md, 0006-group-commit-and-durability.md.
 """
@@ -66,18 +72,27 @@ class _Unit(Generic[T]):
         self.error: BaseException | None = None
         self.value: T | None = None
 
-    def run(self, connection: apsw.Connection) -> None:
-        """Run inside a savepoint; keep the error for the caller."""
-        connection.execute("SAVEPOINT unit")
+    def run(self, connection: apsw.Connection) -> bool:
+        """Run; keep the error for the caller. False if it failed and left something to undo."""
+        before = connection.total_changes()
+        self.value = self.error = None
         try:
             self.value = self.fn(connection)
         except Exception as exc:  # noqa: BLE001 - handed to the caller, whose error it is
             self.error = exc
-            # A full disk makes SQLite roll the whole transaction back by itself.
-            if connection.in_transaction:
-                connection.execute("ROLLBACK TO unit")
-        if connection.in_transaction:
-            connection.execute("RELEASE unit")
+            return connection.in_transaction and connection.total_changes() == before
+        return True
+
+    def run_apart(self, connection: apsw.Connection) -> bool:
+        """Run inside a savepoint. False if SQLite has rolled the whole transaction back."""
+        connection.execute("SAVEPOINT unit")
+        self.run(connection)
+        if not connection.in_transaction:
+            return False  # a full disk does this
+        if self.error is not None:
+            connection.execute("ROLLBACK TO unit")
+        connection.execute("RELEASE unit")
+        return True
 
     def announce(self) -> None:
         """Tell the committed callback; in the loop, before the caller wakes."""
@@ -179,7 +194,8 @@ class Db:
         """Run `fn` as one atomic unit; return its result once it is on disk.
 
         Args:
-            fn: runs in the writer's thread; whatever it raises undoes it, and only it.
+            fn: runs in the writer's thread; whatever it raises undoes it, and only it. It may run
+                twice, the first time undone: it must do nothing but use its connection.
             committed: called in the loop, in commit order, before any caller of the batch wakes,
                 also when the caller was cancelled meanwhile. Must not raise.
 
@@ -319,10 +335,13 @@ class Db:
         """Run the batch in the writer's thread; the error that undid all of it, or None."""
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for unit in batch:
-                unit.run(connection)
-                if not connection.in_transaction:
-                    return _rolled_back(unit.error)
+            if not all(unit.run(connection) for unit in batch):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+                for unit in batch:
+                    if not unit.run_apart(connection):
+                        return _rolled_back(unit.error)
             if self._env.fault("store.commit"):
                 raise apsw.FullError("fault store.commit")
             connection.execute("COMMIT")

@@ -9,12 +9,16 @@ five, not doing so 2-8 %. Source: docs/specs/memory.md, *Recall*.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from memory.trust import MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+
+ChunkRow: TypeAlias = tuple[int, float, int, float, str, bytes]
+"""(memory, BM25 of a chunk, chunks of the memory, E, status, owner key)."""
 
 
 class Candidate:
@@ -34,23 +38,9 @@ class Candidate:
 
     __slots__ = ("bm25", "chunks", "memory", "norm", "owner", "score", "status", "tier", "trust")
 
-    def __init__(
-        self,
-        memory: int,
-        tier: int,
-        bm25: float,
-        chunks: int,
-        trust: float,
-        status: str,
-        owner: bytes,
-    ) -> None:
-        self.memory = memory
+    def __init__(self, tier: int, row: ChunkRow) -> None:
         self.tier = tier
-        self.bm25 = bm25
-        self.chunks = chunks
-        self.trust = trust
-        self.status = status
-        self.owner = owner
+        self.memory, self.bm25, self.chunks, self.trust, self.status, self.owner = row
         self.norm = 0.0
         self.score = 0.0
 
@@ -60,15 +50,20 @@ def length_discount(chunks: int) -> float:
     return max(0.4, 1.0 - 0.2 * math.log(max(chunks, 1)))
 
 
-def best_chunks(found: Iterable[Candidate], memories_max: int) -> list[Candidate]:
+_DISCOUNTS: Final = tuple(length_discount(chunks) for chunks in range(64))
+
+
+def best_chunks(found: Iterable[ChunkRow], tier: int, memories_max: int) -> list[Candidate]:
     """One candidate a memory, its best chunk; the best `memories_max` of them."""
-    best: dict[int, Candidate] = {}
-    for item in found:
-        seen = best.get(item.memory)
-        if seen is None or item.bm25 > seen.bm25:
-            best[item.memory] = item
-    ranked = sorted(best.values(), key=lambda c: (-c.bm25 * length_discount(c.chunks), -c.memory))
-    return ranked[:memories_max]
+    best: dict[int, ChunkRow] = {}
+    for row in found:
+        seen = best.get(row[0])
+        if seen is None or row[1] > seen[1]:
+            best[row[0]] = row
+    ranked = sorted((-row[1] * _DISCOUNTS[min(row[2], 63)], -row[0]) for row in best.values())[
+        :memories_max
+    ]
+    return [Candidate(tier, best[-memory]) for _, memory in ranked]
 
 
 def fuse(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     import apsw
 
     from memory.fts import Frequencies
+    from memory.fuse import ChunkRow
     from memory.model import Caller, Query
     from memory.scopes import ScopeRow
     from memory.seams import Cell
@@ -57,22 +58,32 @@ LIMIT_MAX: Final = 100
 CHAIN_MAX: Final = 16
 """Versions followed from an old memory to its newest."""
 
+# The scope's token weighs nothing, a title twice a text (a weight multiplies tf, so divides k1).
+# `ORDER BY bm25()` instead of `rank`: .75 ms against .98 for 300 of 521 chunks.
 _COLUMNS: Final = "c.memory, -t.b, m.chunks, m.eff_trust, m.status, a.owner"
 _JOINS: Final = (
     " JOIN chunk c ON c.id = t.id JOIN memory m ON m.id = c.memory JOIN author a ON a.id = m.author"
     " WHERE (m.expires_ms IS NULL OR m.expires_ms > ?)"
 )
 _PLAIN: Final = {
-    MAIN: "SELECT " + _COLUMNS + " FROM (SELECT rowid AS id, rank AS b FROM main_fts"
-    " WHERE main_fts MATCH ? ORDER BY rank LIMIT ?) t" + _JOINS,
-    LOW: "SELECT " + _COLUMNS + " FROM (SELECT rowid AS id, rank AS b FROM low_fts"
-    " WHERE low_fts MATCH ? ORDER BY rank LIMIT ?) t" + _JOINS,
+    MAIN: "SELECT "
+    + _COLUMNS
+    + " FROM (SELECT rowid AS id, bm25(main_fts, 0.0, 4.0, 2.0) AS b FROM main_fts"
+    " WHERE main_fts MATCH ? ORDER BY b LIMIT ?) t" + _JOINS,
+    LOW: "SELECT "
+    + _COLUMNS
+    + " FROM (SELECT rowid AS id, bm25(low_fts, 0.0, 4.0, 2.0) AS b FROM low_fts"
+    " WHERE low_fts MATCH ? ORDER BY b LIMIT ?) t" + _JOINS,
 }
 # With filters the best chunks must be looked for among those that pass, so the pool is cut last.
 _FILTERED: Final = {
-    MAIN: "SELECT " + _COLUMNS + " FROM (SELECT rowid AS id, rank AS b FROM main_fts"
+    MAIN: "SELECT "
+    + _COLUMNS
+    + " FROM (SELECT rowid AS id, bm25(main_fts, 0.0, 4.0, 2.0) AS b FROM main_fts"
     " WHERE main_fts MATCH ?) t" + _JOINS,
-    LOW: "SELECT " + _COLUMNS + " FROM (SELECT rowid AS id, rank AS b FROM low_fts"
+    LOW: "SELECT "
+    + _COLUMNS
+    + " FROM (SELECT rowid AS id, bm25(low_fts, 0.0, 4.0, 2.0) AS b FROM low_fts"
     " WHERE low_fts MATCH ?) t" + _JOINS,
 }
 _FILTER_TAIL: Final = " ORDER BY t.b LIMIT ?"
@@ -232,13 +243,7 @@ def _channel(
         rows = connection.execute(sql, (matched, now_ms, *filters.bound, pool))
     else:
         rows = connection.execute(_PLAIN[tier], (matched, pool, now_ms))
-    found = (
-        Candidate(memory, tier, bm25, chunks, trust, status, owner)
-        for memory, bm25, chunks, trust, status, owner in cast(
-            "list[tuple[int, float, int, float, str, bytes]]", rows.fetchall()
-        )
-    )
-    return best_chunks(found, MEMORY_POOL[tier])
+    return best_chunks(cast("list[ChunkRow]", rows.fetchall()), tier, MEMORY_POOL[tier])
 
 
 def _pair(
@@ -287,7 +292,8 @@ def _load_candidate(connection: apsw.Connection, newest: Successor, found: Candi
     """A newest version that the words did not find: it stands where the old one would."""
     row = load_rows(connection, [newest.memory])[newest.memory]
     head = Candidate(
-        newest.memory, found.tier, found.bm25, row.chunks, row.trust, row.status, found.owner
+        found.tier,
+        (newest.memory, found.bm25, row.chunks, row.trust, row.status, found.owner),
     )
     head.norm, head.score = found.norm, found.norm * row.trust
     return head

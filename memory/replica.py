@@ -84,6 +84,7 @@ class Replica:
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
         self._on_event: list[Callable[[MemoryEvent], None]] = []
         self._indexes: dict[tuple[bytes, int], IdIndex] = {}
+        self._commits = 0
         self._receipts_written = 0
         db.after_commit = self._write_mark
         db.before_close = self._mark.close
@@ -138,11 +139,10 @@ class Replica:
         cached = self._indexes.get((group, lane))
         if cached is not None:
             return cached
-        marker = IdIndex(b"")
-        self._indexes[group, lane] = marker
+        commits = self._commits
         found = IdIndex(await self.db.read(lambda c: records.read_index(c, group, lane)))
-        # A commit while we read has taken the marker away: what we read may lack its records.
-        if self._indexes.get((group, lane)) is marker:
+        # A commit while we read: what we read may lack its records, so it is not kept.
+        if self._commits == commits:
             self._indexes[group, lane] = found
         return found
 

@@ -86,10 +86,10 @@ def find_group(connection: apsw.Connection, group_name: str) -> tuple[int, bytes
         row = connection.execute(sql, (group_name,)).fetchone()
     else:
         # A home that we asked to join and are not in yet takes no notes.
-        sql = (
-            "SELECT n, id, name FROM grp WHERE home = 1 AND state = 'member' ORDER BY n DESC LIMIT 1"
-        )
-        row = connection.execute(sql).fetchone()
+        row = connection.execute(
+            "SELECT n, id, name FROM grp WHERE home = 1 AND state = 'member'"
+            " ORDER BY n DESC LIMIT 1"
+        ).fetchone()
     if row is None:
         raise RefusedError(
             "unknown_scope",

@@ -32,6 +32,8 @@ _ENDS: Final = re.compile(
 
 def clean(text: str) -> str:
     """NFC, line feeds only, no control characters but newline and tab."""
+    if text.isascii() and text.isprintable():
+        return text  # nearly every field of nearly every note
     text = _CONTROL.sub("", text.replace("\r\n", "\n"))
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 

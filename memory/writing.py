@@ -336,8 +336,9 @@ def _known(
                 )
             return int(row[1]), bytes(row[2])
     row = connection.execute(
+        # The + keeps the planner off the author's index, which grows with each of its notes.
         "SELECT m.id, r.id FROM memory m JOIN record r ON r.n = m.id WHERE m.content_hash = ?"
-        " AND m.author = ? AND m.status = 'active' AND r.state = 'live'"
+        " AND +m.author = ? AND m.status = 'active' AND r.state = 'live'"
         " AND m.expires_ms IS NULL LIMIT 1",
         (note.content_hash, author[0]),
     ).fetchone()
@@ -361,7 +362,8 @@ def _next_pos(
     if thread is None or author is None:
         return 1
     key = thread_id(author[1], thread)
-    return 1 + number(connection, "SELECT max(pos) FROM memory WHERE thread = ?", (key,))
+    last = "SELECT pos FROM memory WHERE thread = ? ORDER BY pos DESC LIMIT 1"
+    return 1 + number(connection, last, (key,))
 
 
 def _parent(connection: apsw.Connection, written: str) -> bytes:

@@ -149,9 +149,6 @@ CREATE VIRTUAL TABLE low_vocab USING fts5vocab('low_fts', 'row');
 INSERT INTO main_fts(main_fts, rank) VALUES ('secure-delete', 1);
 INSERT INTO low_fts(low_fts, rank) VALUES ('secure-delete', 1);
 INSERT INTO cjk_fts(cjk_fts, rank) VALUES ('secure-delete', 1);
--- Scope tokens weigh nothing, titles twice a text (a weight multiplies tf, so divides k1).
-INSERT INTO main_fts(main_fts, rank) VALUES ('rank', 'bm25(0.0, 4.0, 2.0)');
-INSERT INTO low_fts(low_fts, rank) VALUES ('rank', 'bm25(0.0, 4.0, 2.0)');
 
 CREATE TABLE idem(
   author INTEGER NOT NULL REFERENCES author(id), key TEXT NOT NULL, content_hash BLOB NOT NULL,
