@@ -149,8 +149,10 @@ class RelayProcess:
     def put(self, *messages: object) -> None:
         """Send messages (bytes as they are)."""
         for message in messages:
-            raw = isinstance(message, bytes)
-            self._to.write(message if raw else json.dumps(message).encode() + b"\n")  # type: ignore[operator, arg-type]
+            if isinstance(message, bytes):
+                self._to.write(message)
+            else:
+                self._to.write(json.dumps(message).encode() + b"\n")
         self._to.flush()
 
     def take(self) -> dict[str, object]:

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import trio
 from mcp import Client, StdioServerParameters
+from mcp.types import (
+    CallToolResult,
+    GetPromptResult,
+    ReadResourceResult,
+    TextContent,
+    TextResourceContents,
+)
 
 from tests.helpers.mcp_home import COVEY, Home
 
@@ -48,6 +55,16 @@ def remember(number: int) -> dict[str, object]:
     return call(number, "memory_remember", text=f"numbered note {number}")
 
 
+def text_of(result: CallToolResult | ReadResourceResult | GetPromptResult) -> str:
+    """The first text of a result of the official client."""
+    if isinstance(result, GetPromptResult):
+        part: object = result.messages[0].content
+    else:
+        part = result.contents[0] if isinstance(result, ReadResourceResult) else result.content[0]
+    assert isinstance(part, (TextContent, TextResourceContents))
+    return part.text
+
+
 def structured(answer: dict[str, object]) -> dict[str, object]:
     assert "result" in answer, answer
     result = cast("dict[str, object]", answer["result"])
@@ -79,17 +96,17 @@ async def test_official_client_remembers_recalls_and_forgets(home: Home, mode: s
         (hit,) = found.structured_content["hits"]
         assert hit["author"]["agent"] == "claude-code"
         assert hit["author"]["relation"] == "own"
-        text = found.content[0].text
+        text = text_of(found)
         assert re.search(r"^\[1\] trust \.86 you: claude-code@", text, re.MULTILINE), text
         assert re.search(r"^<(\w{5})> The build needs node 22\. </\1>$", text, re.MULTILINE)
-        assert found.meta["covey/trust"]["foreign"] == 0
+        assert (found.meta or {})["covey/trust"]["foreign"] == 0
         short = hit["id"][:8]
         read = await client.read_resource(f"covey://memory/{short}")
-        assert "node 22" in read.contents[0].text
-        assert "node 22" in (await client.read_resource("covey://recent")).contents[0].text
-        assert (await client.read_resource("covey://status")).contents[0].text
+        assert "node 22" in text_of(read)
+        assert "node 22" in text_of(await client.read_resource("covey://recent"))
+        assert text_of(await client.read_resource("covey://status"))
         prompt = await client.get_prompt("recall_context", {"task": "upgrade node"})
-        assert "upgrade node" in prompt.messages[0].content.text
+        assert "upgrade node" in text_of(prompt)
         gone = await client.call_tool("memory_forget", {"id": short, "reason": "test"})
         assert gone.structured_content["status"] == "forgotten"
         again = await client.call_tool("memory_recall", {"query": "node build"})
@@ -99,7 +116,7 @@ async def test_official_client_remembers_recalls_and_forgets(home: Home, mode: s
         assert not (await client.call_tool("peers_list", {})).is_error
         wrong = await client.call_tool("memory_recall", {"question": "node"})
         assert wrong.is_error
-        assert "question" in wrong.content[0].text
+        assert "question" in text_of(wrong)
 
 
 async def test_two_agents_share_one_memory_under_their_names(home: Home) -> None:

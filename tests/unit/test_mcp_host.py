@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from typing_extensions import override
 
 from daemon.agents import Principal
 from daemon.errors import RpcError
@@ -81,7 +82,7 @@ def a_hit(text: str = "the build needs node 22", **changes: object) -> Hit:
         scope="covey",
         kind="note",
     )
-    return cast("Hit", msgspec.structs.replace(hit, **changes))
+    return msgspec.structs.replace(hit, **changes)
 
 
 @dataclass
@@ -657,6 +658,7 @@ async def test_client_that_vanishes_ends_its_connection_only() -> None:
     world = World()
 
     class Gone(Lines):
+        @override
         async def send_line(self, line: bytes) -> None:
             raise trio.BrokenResourceError(len(line))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-from typing import cast
 
 import msgspec
 import pytest
@@ -49,7 +48,7 @@ FIELDS = ["text", "title", "agent", "device", "id", "flag", "tag", "scope", "sou
 
 def an_author(**changes: object) -> Author:
     author = Author(agent="claude-code", device="laptop", device_id="ab" * 32, relation="own")
-    return cast("Author", msgspec.structs.replace(author, **changes))
+    return msgspec.structs.replace(author, **changes)
 
 
 def a_hit(text: str | None = "the build needs node 22", **changes: object) -> Hit:
@@ -67,7 +66,7 @@ def a_hit(text: str | None = "the build needs node 22", **changes: object) -> Hi
         scope="covey",
         kind="note",
     )
-    return cast("Hit", msgspec.structs.replace(hit, **changes))
+    return msgspec.structs.replace(hit, **changes)
 
 
 def hits_of(*hits: Hit, **withheld: int) -> Hits:
@@ -161,7 +160,7 @@ def hit_with(field: str, payload: str) -> Hit:
         "source": {"source": Source(uri=payload)},
         "thread": {"thread": payload},
     }
-    return a_hit(**changes[field])
+    return msgspec.structs.replace(a_hit(), **changes[field])
 
 
 @pytest.mark.attack

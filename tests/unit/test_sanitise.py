@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.sanitise import sanitise, sanitise_line, sanitise_name, sanitise_tree
+
+if TYPE_CHECKING:
+    from daemon.json_types import Json
 
 FORBIDDEN = {
     *range(0x09),
@@ -166,7 +170,7 @@ def test_names_keep_letters_and_digits(text: str, name: str) -> None:
 
 
 def test_tree_is_sanitised_in_keys_and_values() -> None:
-    tree = {"\x1b[0mk": ["a\u202e", {"n": 1, "b": True, "z": None}], "t": ("<|", 1.5)}
+    tree: Json = {"\x1b[0mk": ["a\u202e", {"n": 1, "b": True, "z": None}], "t": ("<|", 1.5)}
     assert sanitise_tree(tree) == {
         "k": ["a", {"n": 1, "b": True, "z": None}],
         "t": ["< |", 1.5],
