@@ -293,6 +293,7 @@ class Replica:
 
     def _announce(self, done: _Done[T]) -> None:
         txn = done.txn
+        self._commits += 1
         for group in txn.changed | txn.stored.keys():
             self._indexes.pop((group, records.LANE_CONTROL), None)
             self._indexes.pop((group, records.LANE_DATA), None)

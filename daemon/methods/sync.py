@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 
 from daemon.methods.group import find_group
 from daemon.methods.peers import device_names, find_peer, shown_name
 from daemon.rpc.registry import Call, method
 from p2p.identity import peer_text
-from p2p.replication.record import LANE_CONTROL, LANE_DATA
 
 
 class SyncParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -111,9 +108,5 @@ class Digest(msgspec.Struct, kw_only=True):
 async def digest(call: Call, p: DigestParams) -> Digest:
     """Hash what a group holds here, to compare with another machine's."""
     group = find_group(call.services, p.group)
-    hashed, records = hashlib.sha256(), 0
-    for lane in (LANE_CONTROL, LANE_DATA):
-        index = await call.services.replica.index(group, lane)
-        records += len(index)
-        hashed.update(len(index).to_bytes(8, "big") + index.packed)
-    return Digest(group=p.group, records=records, digest=hashed.hexdigest())
+    records, value = await call.services.replication.digest(group)
+    return Digest(group=p.group, records=records, digest=value.hex())

@@ -9,6 +9,7 @@ Requests that cannot be fulfilled raise `GroupError` with a reason and what to d
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import trio
@@ -39,6 +40,7 @@ from p2p.replication.invites import can_admit, invite_identity, make_close, make
 from p2p.replication.keeper import Keeper, record_of
 from p2p.replication.ops import Kind, Role
 from p2p.replication.quota import Quota
+from p2p.replication.record import LANE_CONTROL, LANE_DATA
 from p2p.replication.ticket import decode_ticket_untrusted, encode_ticket
 from p2p.replication.views import (
     CreatedGroup,
@@ -519,6 +521,23 @@ class Replication:
                 found = await self._driver.sync_with(one)
                 results += [r for r in found if group is None or r.group == group]
         return results
+
+    async def digest(self, group: bytes) -> tuple[int, bytes]:
+        """One hash over what a group holds here: equal on two devices, equal sets.
+
+        Returns:
+            How many records count in both lanes, and SHA-256 over their (hlc, id) pairs.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        found = self._group(group)
+        hashed, records = hashlib.sha256(), 0
+        for lane in (LANE_CONTROL, LANE_DATA):
+            index = await self._core.store.index(found.id, lane)
+            records += len(index)
+            hashed.update(len(index).to_bytes(8, "big") + index.packed)
+        return records, hashed.digest()
 
     def status(self) -> list[PeerSync]:
         """How the last session with each peer ended, per group."""
