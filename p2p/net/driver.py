@@ -96,8 +96,8 @@ class ConnectionOwner(Protocol):
     def violated(self, connection: Connection, why: str) -> None:
         """The peer broke a rule."""
 
-    def failed(self, protocol: str, error: Exception) -> None:
-        """A handler of ours raised: a bug here."""
+    def failed(self, where: str, error: Exception) -> None:
+        """Our code raised: a bug here."""
 
 
 class Connection:
@@ -523,6 +523,8 @@ class Connection:
             stream.break_off(str(error))
 
     def _negotiate(self, stream_id: int, data: bytes) -> None:
+        if not self.mux.alive(stream_id):
+            return  # reset by a later frame of the same read
         listener, _ = self._negotiating[stream_id]
         try:
             agreed = listener.receive(data)

@@ -197,6 +197,8 @@ class Manager:
         self.table.add_fresh(connection)
         try:
             await connection.run()
+        except Exception as error:  # noqa: BLE001 - a supervisor: no peer may stop the node
+            self._owner.failed("connection", error)
         finally:
             self.table.remove(connection)
             log.info(

@@ -377,10 +377,10 @@ class WireFabric:
         """The peer broke a rule."""
         self._manager.violated(connection, why)
 
-    def failed(self, protocol: str, error: Exception) -> None:
-        """A handler of ours raised: a bug here, which must not stop the node."""
+    def failed(self, where: str, error: Exception) -> None:
+        """Our code raised: a bug here, which must not stop the node."""
         self._manager.counters["bug"] += 1
-        log.error("handler_failed", extra={"f": {"protocol": protocol}}, exc_info=error)
+        log.error("bug", extra={"f": {"where": where}}, exc_info=error)
 
     def connection_of(self, stream: Stream) -> Connection | None:
         """The connection that carries a stream."""
