@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 
 import msgpack
 import pytest
@@ -11,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2p.errors import AuthError, DecodeError
 from p2p.identity import Identity, verify
-from p2p.replication import ops
+from p2p.replication import ops, record
 from p2p.replication.authority import Authority
 from p2p.replication.checkwords import check_words
 from p2p.replication.epoch import key_commit, key_tag, tag_commit
@@ -242,3 +243,26 @@ def test_check_words_are_the_independent_ones():
     a, b, public = (bytes.fromhex(case[k]) for k in ("a", "b", "invite_public"))
     assert check_words(a, b, public) == check_words(b, a, public) == case["words"]
     assert invite_identity(bytes.fromhex(KEYS["invite_seed"]), GROUP).id == public
+
+
+def test_the_specification_states_the_limits_of_the_code():
+    text = (vectors.FOLDER.parent.parent / "docs" / "specs" / "record.md").read_text()
+    stated = dict(
+        re.findall(r"^\| ([a-z' ]+) \| (\d+)", text.split("## 4. Limits")[1], re.MULTILINE)
+    )
+    assert stated == {
+        "header bytes": str(record.HEADER_BYTES_MAX),
+        "body bytes": str(record.BODY_BYTES_MAX),
+        "envelope bytes": str(record.ENVELOPE_BYTES_MAX),
+        "ids in auth": str(record.AUTH_MAX),
+        "ids in supersedes": str(record.SUPERSEDES_MAX),
+        "members of an epoch": str(ops.MEMBERS_MAX),
+        "logs in a limit's keep": str(ops.KEEP_MAX),
+        "ids in an erase": str(ops.ERASE_MAX),
+    }
+
+
+def test_the_specification_lists_the_kinds_of_the_code():
+    text = (vectors.FOLDER.parent.parent / "docs" / "specs" / "record.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([a-z_]+) \|", text.split("## 6. Kinds")[1], re.MULTILINE)
+    assert {(int(n), name) for n, name in rows} == {(k.value, k.name.lower()) for k in ops.Kind}
