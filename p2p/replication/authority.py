@@ -90,6 +90,8 @@ class Authority:
         self._owner_keys: dict[bytes, OwnerKeyRecord] = {}
         self._epochs: dict[bytes, EpochRecord] = {}
         self._standing: Standing | None = None
+        # Asked for each record we seal.
+        self._heads: dict[bytes | None, tuple[bytes, ...]] = {}
         self._hlc_max = 0
 
     def __contains__(self, record_id: bytes) -> bool:
@@ -160,6 +162,7 @@ class Authority:
         )
         if changed:
             self._standing = None
+            self._heads.clear()
         return changed
 
     def fork_seq(self, author: bytes, incarnation: int, lane: int) -> int | None:
@@ -175,11 +178,14 @@ class Authority:
             member: the author. With more than 8 heads those that reach its own supports come
                 first, or its record would not show why it may write.
         """
-        self._refresh_ancestors()
-        heads = [i for i in range(len(self._ops)) if not self._covered >> i & 1]
-        if len(heads) > AUTH_MAX:
-            heads = self._choose_heads(heads, member)
-        return tuple(sorted(self._ops[i].id for i in heads))
+        found = self._heads.get(member)
+        if found is None:
+            self._refresh_ancestors()
+            heads = [i for i in range(len(self._ops)) if not self._covered >> i & 1]
+            if len(heads) > AUTH_MAX:
+                heads = self._choose_heads(heads, member)
+            found = self._heads[member] = tuple(sorted(self._ops[i].id for i in heads))
+        return found
 
     def standing(self) -> Standing:
         """The membership that follows from the set, folded again if the set has changed.

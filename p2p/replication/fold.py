@@ -370,7 +370,7 @@ class Fold:
         for role, level, bits, limits in self._candidates(member, within):
             # Newest first: who was let in again was let in by somebody who knew of the removal.
             if not limits or any(
-                not limits & ~self.ancestors[self._refs[s]] for s in _positions(bits)
+                not limits & ~self.ancestors[self._refs[s]] for s in positions(bits)
             ):
                 yield role, level
 
@@ -380,7 +380,7 @@ class Fold:
         """As `uncancelled`, with the bits of the supports."""
         for role, level, bits, limits in self._candidates(member, within):
             alive = 0
-            for s in _positions(bits):
+            for s in positions(bits):
                 if not limits & ~self.ancestors[self._refs[s]]:
                     alive |= 1 << s
             if alive:
@@ -530,7 +530,7 @@ class Fold:
         return (support,) if j is None else (self._invite_of_join[j], j, support)
 
 
-def _positions(bits: int) -> Iterator[int]:
+def positions(bits: int) -> Iterator[int]:
     """The positions of set bits, highest first."""
     while bits:
         high = bits.bit_length() - 1

@@ -7,8 +7,10 @@ Source: docs/specs/authority.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from p2p.replication.fold import positions
 from p2p.replication.ops import (
     Genesis,
     Grant,
@@ -139,6 +141,9 @@ class Standing:
         self._fold = fold
         self._book = book
         self._members: dict[bytes, Role] | None = None
+        # Asked for each record of a batch, of few members.
+        self._supports: dict[bytes, list[Support]] = {}
+        self._owners: dict[bytes, bytes] = {}
         # One entry an (author, auth, role needed): a log of thousands of records cites few of them.
         self._judged: dict[tuple[bytes, tuple[bytes, ...], int], tuple[int, tuple[int, ...]]] = {}
 
@@ -198,16 +203,20 @@ class Standing:
 
     def supports(self, member: bytes) -> list[Support]:
         """Why the member has its role: standing supports, the one that counts most first."""
-        found = []
-        for role, level, bits in self._fold.uncancelled_bits(member):
-            for i, op in enumerate(self._book.ops):
-                if bits >> i & 1:
-                    parts = self._fold.parts(i)
-                    by = self._book.ops[parts[0]].head.author
-                    ids = tuple(self._book.ops[p].id for p in parts)
-                    found.append(Support(Role(role), level, by, ids))
-                    assert op.id == ids[-1], "a support is named by its last op"
-        return sorted(found, key=lambda s: (-s.role, s.level, s.op_ids))
+        found = self._supports.get(member)
+        if found is None:
+            found = [
+                self._support(Role(role), level, i)
+                for role, level, bits in self._fold.uncancelled_bits(member)
+                for i in positions(bits)
+            ]
+            found.sort(key=lambda s: (-s.role, s.level, s.op_ids))
+            self._supports[member] = found
+        return list(found)
+
+    def _support(self, role: Role, level: int, i: int) -> Support:
+        parts = [self._book.ops[p] for p in self._fold.parts(i)]
+        return Support(role, level, parts[0].head.author, tuple(op.id for op in parts))
 
     def invited_by(self, member: bytes) -> bytes | None:
         """Who granted or invited the member (by the support that counts most); None: nobody did."""
@@ -289,7 +298,7 @@ class Standing:
             if within >> i & 1 and self._fold.stands[i] and isinstance(op.payload, Limit)
         )
 
-    @property
+    @cached_property
     def upgrade_needed(self) -> bool:
         """Whether an admin used an A op unknown to this version: data must wait for a newer one."""
         return any(
@@ -347,6 +356,10 @@ class Standing:
 
     def policy(self) -> Limits:
         """The group's limits: the newest standing policy's, else the genesis's, else ours."""
+        return self._policy
+
+    @cached_property
+    def _policy(self) -> Limits:
         standing = [
             (op.head.hlc, op.id, op.payload.limits)
             for op, stands in zip(self._book.ops, self._fold.stands, strict=True)
@@ -360,8 +373,11 @@ class Standing:
 
     def owner(self, device: bytes) -> bytes:
         """The owner key a device published here (its newest live owner record), else the device."""
-        live = list(self._live(self._book.owners.get(device, ())))
-        return live[0].owner_key if live else device
+        owner = self._owners.get(device)
+        if owner is None:
+            newest = next(self._live(self._book.owners.get(device, ())), None)
+            owner = self._owners[device] = device if newest is None else newest.owner_key
+        return owner
 
     def owner_keys(self) -> list[OwnerKeyRecord]:
         """Live records that hand a home's owner key to its admins, newest first."""

@@ -180,6 +180,7 @@ def fork(authority: Authority, name: str, incarnation: int, seq: int, lane: int 
     proof = ops.Fork(key(name), incarnation, lane, seq, bytes(32), bytes(32))
     authority._add_fork(proof)
     authority._standing = None
+    authority._heads.clear()
 
 
 def fold_with(authority: Authority, rules: type[Fold]) -> Fold:
