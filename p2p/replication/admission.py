@@ -2,8 +2,8 @@
 
 Checks go from cheap to dear: encoding and group, known ids, signature, cited authority, the
 author's name among it, clock, chain, payload; then the fold says whether the record counts and the
-body is opened. A lasting verdict depends only on the record and on control records, so that replicas cannot
-differ for ever; whatever is local (our clock, our limits) only delays.
+body is opened. A lasting verdict depends only on the record and on control records, so that
+replicas cannot differ for ever; whatever is local (our clock, our limits) only delays.
 
 | outcome | meaning here |
 |---|---|
@@ -53,7 +53,7 @@ from p2p.replication.record import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from p2p.env import Env
     from p2p.identity import Verifier
@@ -259,10 +259,12 @@ class Admission:
         self, group: Group, items: list[_Item], outcome: _Outcome, *, from_hold: bool
     ) -> None:
         known = await self._store.known([item.id for item in items])
+        bodiless = await self._bodiless(items, known)
         fresh = []
         for item in items:
             state = known.get(item.id)
-            if state in _HERE or (state == "held" and not from_hold):
+            here = state in _HERE and item.id not in bodiless
+            if here or (state == "held" and not from_hold):
                 outcome.duplicate += 1
             else:
                 fresh.append(item)
@@ -280,6 +282,16 @@ class Admission:
             # The authority may hold operations that are not on disk: begin it anew from there.
             await load_authority(group, self._store, self._verify)
             raise
+
+    async def _bodiless(self, items: Sequence[_Item], known: Mapping[bytes, str]) -> set[bytes]:
+        """Records of which we have the header only, and the body comes now."""
+        asked = [
+            item.id
+            for item in items
+            if known.get(item.id) == STATE_SEALED and item.wire.envelope is not None
+        ]
+        rows = await self._store.fetch(asked, bodies=True) if asked else ()
+        return {row.id for row in rows if row.envelope is None}
 
     # --- one record ---------------------------------------------------------------------------
 
@@ -433,6 +445,8 @@ class Admission:
             return False
         here = _neighbour_of(record)
         occupant = await self._at(run, log, record.seq)
+        if occupant is not None and occupant.id == record.id:
+            return True  # Its body comes later than its header.
         if occupant is not None:
             same = occupant.prev == record.prev
             self._contradiction(group, log, record.seq, occupant, here, outcome, first=same)
@@ -540,8 +554,10 @@ class Admission:
         return not is_authority(record.kind) and record.seq > limits.control_records
 
     def _opened(self, group: Group, record: Record) -> tuple[bytes | None, str]:
-        if record.lane == LANE_CONTROL or record.envelope is None:
+        if record.lane == LANE_CONTROL:
             return None, STATE_LIVE
+        if record.envelope is None:
+            return None, STATE_SEALED  # It waits for its body as others do for their key.
         try:
             plain = self._sealer.open_body(record)
         except BodyError:

@@ -19,7 +19,7 @@ from p2p.identity import PeerId
 from p2p.net.seam import PeerDown, PeerUp
 from p2p.replication import join, push, session
 from p2p.replication.events import GroupError
-from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, STATE_REFUSED
+from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, STATE_REFUSED, fetch_of
 from p2p.replication.messages import FrameReader, Have, Records, WantBodies, encode_frame
 from p2p.replication.push import Announced, Origins, Outbox
 from p2p.replication.record import STATE_VOID, decode_header_untrusted, record_id
@@ -580,10 +580,8 @@ class Driver:
         state = self._peers.get(peer)
         if state is None:
             return
-        for row in await self._core.store.fetch(ids, bodies=True):
-            header = decode_header_untrusted(row.header)
-            if (header.group or row.id) == group.id:
-                state.outbox.put(group.id, wire_of(row))
+        for row in await fetch_of(self._core.store, group.id, ids):
+            state.outbox.put(group.id, wire_of(row))
         self._wake([peer])
 
     # --- the join door ------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from p2p.replication.ops import Role, decode_payload_untrusted
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
+    STATE_VOID,
+    Envelope,
     RecordWire,
     decode_envelope_untrusted,
     decode_header_untrusted,
@@ -25,7 +27,7 @@ from p2p.replication.record import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from p2p.identity import Verifier
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from p2p.replication.ops import Payload
     from p2p.replication.record import Header
     from p2p.replication.standing import Standing
-    from p2p.replication.store import LogKey, LogState, RecordStore
+    from p2p.replication.store import LogKey, LogState, RecordStore, Stored
 
 STATE_MEMBER: Final = "member"
 STATE_PENDING: Final = "pending"
@@ -233,10 +235,7 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
             continue
         payload = decode_payload_untrusted(header.kind, row.envelope.ct)
         ops.append((header.hlc, row.id, header, payload))
-    for _, columns in await store.local("hold", group.id):
-        if columns[2] != HOLD_FORK or not isinstance(columns[4], bytes):
-            continue
-        wire = decode_wire_untrusted(columns[4])
+    for wire in await held_beside(store, group.id):
         header = decode_header_untrusted(wire.header)
         ident = record_id(wire.header)
         ops.append((header.hlc, ident, header, control_payload(header, wire.envelope)))
@@ -245,6 +244,45 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
     for _, ident, header, payload in sorted(ops, key=lambda op: op[:2]):
         authority.add(ident, header, payload)
     group.authority = authority
+
+
+async def held_beside(store: RecordStore, group: bytes) -> list[RecordWire]:
+    """Operations of forked logs that others cite: kept outside the set and served by id."""
+    return [
+        decode_wire_untrusted(columns[4])
+        for _, columns in await store.local("hold", group)
+        if columns[2] == HOLD_FORK and isinstance(columns[4], bytes)
+    ]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A record of quarantine in the shape of `store.Stored`."""
+
+    id: bytes
+    header: bytes
+    signature: bytes
+    envelope: Envelope | None
+    state: str = STATE_VOID
+    n: int = 0
+
+
+async def fetch_of(store: RecordStore, group: bytes, ids: Sequence[bytes]) -> list[Stored]:
+    """Records of one group by id, those beside a forked log too; ids of other groups find nothing.
+
+    Without the last a member of one group could read another's by knowing ids.
+    """
+    rows = list(await store.fetch(ids, bodies=True))
+    found = [r for r in rows if (decode_header_untrusted(r.header).group or r.id) == group]
+    if len(rows) < len(ids):
+        asked = set(ids)
+        for wire in await held_beside(store, group):
+            ident = record_id(wire.header)
+            if ident in asked and wire.envelope is not None:
+                kind = decode_header_untrusted(wire.header).kind
+                part = decode_envelope_untrusted(wire.envelope, kind)
+                found.append(Beside(ident, wire.header, wire.signature, part))
+    return found
 
 
 def choose_incarnations(me: bytes, logs: Iterable[LogState], wall_ms: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from p2p.replication.groups import (
     Group,
     choose_incarnations,
     control_payload,
+    held_beside,
 )
 from p2p.replication.invites import find_invite, invite_identity, make_admit, make_join, refuse_join
 from p2p.replication.keys import exchange_public, generate_exchange
@@ -341,10 +342,13 @@ def _check_open(core: Core, group: Group, view: InviteView) -> None:
 
 
 async def _send_records(core: Core, talk: Talk, group: Group, *, authority_only: bool) -> None:
-    rows = await core.store.control(group.id)
+    wires = [wire_of(row) for row in await core.store.control(group.id)]
+    wires += await held_beside(core.store, group.id)
     if authority_only:
-        rows = [r for r in rows if is_authority(decode_header_untrusted(r.header).kind)]
-    for message in records_frames(group.id, [wire_of(row) for row in rows]):
+        wires = [w for w in wires if is_authority(decode_header_untrusted(w.header).kind)]
+    # Whatever an operation cites has a lower hlc.
+    wires.sort(key=lambda w: decode_header_untrusted(w.header).hlc)
+    for message in records_frames(group.id, wires):
         await talk.send(message)
     await talk.send(Records(group.id, ()))
 

@@ -29,6 +29,7 @@ from p2p.replication.ops import (
 from p2p.replication.owners import Owners
 from p2p.replication.record import (
     LANE_CONTROL,
+    LANE_DATA,
     STATE_VOID,
     BodyError,
     Envelope,
@@ -53,6 +54,8 @@ OPEN_BATCH: Final = 256
 
 RESCAN_BYTES: Final = 256 * 1024
 """Records read at once when liveness is judged anew."""
+
+MAX_SEQ: Final = 2**63 - 1
 
 _UNSETTLING: Final = frozenset({Kind.LIMIT, Kind.INVITE_CLOSE})
 """Kinds that can take away what stood; data records are judged anew after one."""
@@ -201,9 +204,36 @@ class Keeper:
             )
         if forks:
             await self._store.settle(group.id, fork=forks)
-        if any(log[1] == self._me for log, *_ in forks):
+        own = [(log, seq) for log, seq, *_ in forks if log[1] == self._me]
+        if own:
             await self.renew(group)
             self._emit("own_log.restored", {"group": group.id, "why": "fork"})
+        for log, seq in own:
+            await self._write_again(group, log, seq)
+
+    async def _write_again(self, group: Group, log: LogKey, seq: int) -> None:
+        """What we wrote above a fork of our own log became void: sign it anew in the new log.
+
+        An honest device forks its log when it was restored from an old image; what it wrote since
+        is worth keeping.
+        """
+        if log[3] != LANE_DATA or (group.role(self._me) or Role.RELAY) < Role.WRITE:
+            return
+        while True:
+            rows = await self._store.tail(log, seq, MAX_SEQ, RESCAN_BYTES)
+            drafts = []
+            for row in rows:
+                record = record_of(row)
+                seq = record.seq + 1
+                plain = self._open(row)
+                if plain is not None:
+                    drafts.append(
+                        ControlDraft(record.kind, plain, record.key_tag, record.supersedes)
+                    )
+            if drafts:
+                await self._store.append(group.id, drafts)
+            if not rows:
+                return
 
     async def prove(self, group: Group, *, all_of_it: bool = False) -> int:
         """Write fork proofs from the evidence at hand; how many.
@@ -339,6 +369,8 @@ class Keeper:
 
     def _open(self, row: Stored) -> bytes | None:
         record = record_of(row)
+        if record.envelope is None:
+            return None
         try:
             return self._sealer.open_body(record)
         except BodyError:

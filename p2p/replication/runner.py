@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from p2p.errors import LimitError
 from p2p.replication import heads
 from p2p.replication.exchange import AdmitResult, GroupReport
+from p2p.replication.groups import fetch_of
 from p2p.replication.heads import Summary
 from p2p.replication.session import (
     Admit,
@@ -86,7 +88,7 @@ class SessionRunner:
         self.unshared: list[bytes] = []
         self.reason = "cut"
         self.close_peer = False
-        """Whether the peer broke the protocol and its connection is to end."""
+        """Whether the peer overran a limit and its connection is to end."""
 
     async def run(self) -> None:
         """Run to the end; every way out leaves a report of each group."""
@@ -172,7 +174,7 @@ class SessionRunner:
                 case Close(reason=reason, error=error):
                     self._over = True
                     self.reason = reason
-                    self.close_peer = self.close_peer or error is not None
+                    self.close_peer = self.close_peer or isinstance(error, LimitError)
                 case _:
                     pass
 
@@ -197,7 +199,7 @@ class SessionRunner:
             case TailAsk(log=log, first=first, last=last, bytes_max=bytes_max):
                 return await store.tail(log, first, last, bytes_max)
             case FetchAsk(ids=ids):
-                return await store.fetch(ids, bodies=True)
+                return await fetch_of(store, group, ids)
 
     async def _admit(self, event: Admit) -> AdmitResult:
         group = self._core.groups.get(event.group)
