@@ -141,7 +141,7 @@ class MemFabric:
         self._handlers: dict[str, tuple[Handler, int]] = {}
         self._events: list[trio.MemorySendChannel[FabricEvent]] = []
         self._book: dict[PeerId, list[Addr]] = {}
-        self._pins: dict[PeerId, trio.CancelScope | None] = {}
+        self._pins: dict[PeerId, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._paused = False
         self._changed = ParkingLot()
@@ -224,7 +224,7 @@ class MemFabric:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 for peer in self._pins:
-                    nursery.start_soon(self._keep, peer)
+                    self._start_keeping(peer)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
@@ -238,15 +238,12 @@ class MemFabric:
         """Keep `peer` connected: dial now, and again with backoff."""
         self.learn(peer, addrs)
         if peer not in self._pins and peer != self._id:
-            self._pins[peer] = None
-            if self._nursery is not None:
-                self._nursery.start_soon(self._keep, peer)
+            self._start_keeping(peer)
 
     def unpin(self, peer: PeerId) -> None:
         """Stop keeping `peer` connected; a live connection stays."""
-        scope = self._pins.pop(peer, None)
-        if scope is not None:
-            scope.cancel()
+        if peer in self._pins:
+            self._pins.pop(peer).cancel()
 
     def pinned(self) -> list[PeerId]:
         """Peers we keep connected, ascending."""
@@ -372,10 +369,14 @@ class MemFabric:
         finally:
             side.watched = False
 
-    async def _keep(self, peer: PeerId) -> None:
+    def _start_keeping(self, peer: PeerId) -> None:
+        # The scope exists before its task runs, so that an unpin in between ends it too.
+        scope = self._pins[peer] = trio.CancelScope()
+        self._spawn(self._keep, peer, scope)
+
+    async def _keep(self, peer: PeerId, scope: trio.CancelScope) -> None:
         """Have a connection to a pinned peer whenever possible."""
-        with trio.CancelScope() as scope:
-            self._pins[peer] = scope
+        with scope:
             failures = 0
             while True:
                 while self._paused or peer in self.sides:

@@ -272,7 +272,9 @@ class PipeStream(trio.abc.HalfCloseableStream):
         self._sending = True
         try:
             await self.outgoing.send(data)
-            self._check_usable()
+        except trio.BrokenResourceError:
+            self._check_usable()  # our own closing explains it better
+            raise
         finally:
             self._sending = False
 
