@@ -54,6 +54,8 @@ def sanitise(text: str) -> str:
         The text without control, escape, direction and invisible characters, `<|` broken as `< |`.
         A second pass changes nothing.
     """
+    if text.isascii() and text.isprintable() and "<|" not in text:
+        return text  # nearly every id, name and date
     # Invisible characters go before `<|` is looked for: one between the two would hide it.
     text = _ANSI.sub("", text.replace("\r\n", "\n"))
     return _INVISIBLE.sub("", text).replace("<|", "< |")

@@ -156,10 +156,11 @@ def draw_delimiter(rng: random.Random, texts: Iterable[str]) -> str:
 def quote(text: str, delimiter: str) -> str:
     """Sanitise foreign text and put it between marks it cannot contain."""
     safe = sanitise(text)
-    pattern = re.compile(re.escape(delimiter), re.IGNORECASE)
     # Cutting one out can join another: repeat until none is left. `draw_delimiter` makes this rare.
-    while pattern.search(safe):
-        safe = pattern.sub("", safe)
+    if delimiter in safe.lower():
+        before = ""
+        while before != safe:
+            before, safe = safe, re.sub(re.escape(delimiter), "", safe, flags=re.IGNORECASE)
     if "\n" in safe:
         return f"<{delimiter}>\n{safe}\n</{delimiter}>"
     return f"<{delimiter}> {safe} </{delimiter}>"

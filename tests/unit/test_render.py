@@ -205,12 +205,21 @@ def test_delimiter_differs_from_answer_to_answer() -> None:
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("text", ["abababababcdecdecdecde", "ABCDE abcde", "abcabcdede", "a" * 99])
+@pytest.mark.parametrize(
+    "text", ["abababababcdecdecdecde", "ABCDE abcde", "abcabcdede", "a" * 99, "abcdE\u0130"]
+)
 def test_text_that_holds_every_draw_loses_the_delimiter(text: str) -> None:
     quoted = quote(text, "abcde")
     assert quoted.lower().count("abcde") == 2
     assert quoted.startswith("<abcde>")
     assert quoted.endswith("</abcde>")
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("text", ["xxxx\u0130", "xxxx\u0131", "xxxx\u212a", "\u017fxxxx"])
+def test_letters_with_odd_lower_cases_do_not_hang_the_cutting(text: str) -> None:
+    for delimiter in ("xxxxi", "xxxxk", "sxxxx"):
+        assert quote(text, delimiter).count(delimiter) == 2
 
 
 @pytest.mark.attack
