@@ -54,7 +54,7 @@ class Draft(Protocol):
 
 
 class Envelope(Protocol):
-    """A record's detachable part. For a control record `epoch` and `wrap` are None, `ct` is plain."""
+    """A record's detachable part; of a control record `epoch` and `wrap` are None, `ct` plain."""
 
     @property
     def salt(self) -> bytes:
@@ -81,37 +81,70 @@ class Verified(Protocol):
     """A record whose signature and structure hold, with everything a store writes of it."""
 
     @property
-    def id(self) -> bytes: ...
+    def id(self) -> bytes:
+        """Record id."""
+        ...
+
     @property
     def group(self) -> bytes:
         """The group id; of a genesis its own id."""
         ...
 
     @property
-    def author(self) -> bytes: ...
+    def author(self) -> bytes:
+        """Device key that signed."""
+        ...
+
     @property
-    def incarnation(self) -> int: ...
+    def incarnation(self) -> int:
+        """Which of the author's logs."""
+        ...
+
     @property
-    def lane(self) -> int: ...
+    def lane(self) -> int:
+        """0 control, 1 data."""
+        ...
+
     @property
-    def seq(self) -> int: ...
+    def seq(self) -> int:
+        """Place in the log, from 1."""
+        ...
+
     @property
-    def prev(self) -> bytes | None: ...
+    def prev(self) -> bytes | None:
+        """Id of the record at seq - 1; None at seq 1."""
+        ...
+
     @property
-    def hlc(self) -> int: ...
+    def hlc(self) -> int:
+        """Hybrid logical clock."""
+        ...
+
     @property
-    def kind(self) -> int: ...
+    def kind(self) -> int:
+        """Record kind."""
+        ...
+
     @property
-    def key_tag(self) -> bytes | None: ...
+    def key_tag(self) -> bytes | None:
+        """16 bytes for a state cell, else None."""
+        ...
+
     @property
-    def supersedes(self) -> Sequence[bytes]: ...
+    def supersedes(self) -> Sequence[bytes]:
+        """Ids this record replaces."""
+        ...
+
     @property
     def header(self) -> bytes:
         """Signed bytes, as received."""
         ...
 
     @property
-    def signature(self) -> bytes: ...
+    def signature(self) -> bytes:
+        """64 bytes over the header."""
+        ...
+
     @property
     def envelope(self) -> Envelope | None:
         """None when only the header is known."""
@@ -142,11 +175,20 @@ class Position(Protocol):
     """Where in its chain a draft will stand."""
 
     @property
-    def log(self) -> LogKey: ...
+    def log(self) -> LogKey:
+        """The log."""
+        ...
+
     @property
-    def seq(self) -> int: ...
+    def seq(self) -> int:
+        """The draft's place in it."""
+        ...
+
     @property
-    def prev(self) -> bytes | None: ...
+    def prev(self) -> bytes | None:
+        """Id of the record before it; None at seq 1."""
+        ...
+
     @property
     def hlc_min(self) -> int:
         """The new record's hlc must be greater than this (prev's hlc, 0 for the first)."""
@@ -173,15 +215,30 @@ class Stored(Protocol):
     """A record as the store has it."""
 
     @property
-    def id(self) -> bytes: ...
+    def id(self) -> bytes:
+        """Record id."""
+        ...
+
     @property
-    def header(self) -> bytes: ...
+    def header(self) -> bytes:
+        """Signed bytes, as received."""
+        ...
+
     @property
-    def signature(self) -> bytes: ...
+    def signature(self) -> bytes:
+        """64 bytes over the header."""
+        ...
+
     @property
-    def envelope(self) -> Envelope | None: ...
+    def envelope(self) -> Envelope | None:
+        """None when only the header is here."""
+        ...
+
     @property
-    def state(self) -> str: ...
+    def state(self) -> str:
+        """`live`, `sealed`, `void` or `stub`."""
+        ...
+
     @property
     def n(self) -> int:
         """Order of arrival, increasing; `control(g, after=n)` continues behind it."""
@@ -192,14 +249,20 @@ class LogState(Protocol):
     """Where a log stands here."""
 
     @property
-    def key(self) -> LogKey: ...
+    def key(self) -> LogKey:
+        """Which log."""
+        ...
+
     @property
     def contiguous(self) -> int:
         """Highest seq below which nothing is missing; 0 when seq 1 is."""
         ...
 
     @property
-    def max_seq(self) -> int: ...
+    def max_seq(self) -> int:
+        """Highest seq held, gaps or not."""
+        ...
+
     @property
     def head_id(self) -> bytes:
         """Id of the record at `contiguous`; 32 zero bytes when that is 0."""
@@ -220,7 +283,10 @@ class Verdict(Protocol):
     """What the store did with one record."""
 
     @property
-    def id(self) -> bytes: ...
+    def id(self) -> bytes:
+        """Record id."""
+        ...
+
     @property
     def outcome(self) -> str:
         """`stored`, `duplicate`, `body` (a missing body was added), `erased`, or `fork`."""
@@ -246,7 +312,10 @@ class Receipt(Protocol):
     """Result of a mutating call, stored with its effect, so that a replay finds it."""
 
     @property
-    def key(self) -> bytes: ...
+    def key(self) -> bytes:
+        """What a replay of the call is recognised by."""
+        ...
+
     def encode(self, ids: Sequence[bytes]) -> bytes:
         """The bytes to keep; runs in the writer's transaction."""
         ...
