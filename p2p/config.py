@@ -137,8 +137,9 @@ class P2pConfig:
     """Changes of our addresses or protocols within this time go out as one push."""
     book_peers_max: int = 1000
     """Peers remembered; the longest unseen are forgotten first."""
-    book_save_s: float = 30.0
-    """A changed book is written at most this often, and at the end."""
+    book_save_s: float = 2.0
+    """A changed book is written at most this often, and at the end: after a crash it is how members
+    find each other again."""
     events_max: int = 256
     """Events a subscriber may lag behind before its channel is closed."""
 
