@@ -12,7 +12,7 @@ from mcp import Client, StdioServerParameters
 from daemon.client import CallFailed, LocalClient
 from daemon.demo.corpus import write_notes
 from daemon.demo.hostile import joined_guest
-from p2p.identity import parse_peer_untrusted
+from p2p.identity import PeerId, peer_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -59,8 +59,9 @@ async def start(show: Show, env: Env, machines: list[Machine]) -> None:
         began = env.now()
         await machine.covey("up")
         status = await machine.covey_json("status")
+        peer = peer_text(bytes.fromhex(str(status["node_id"])))
         show.check(
-            f"{machine.name:8} ready, peer {str(status['node_id'])[-8:]}, process {machine.pid}",
+            f"{machine.name:8} ready, peer {peer[:8]}…{peer[-8:]}, process {machine.pid}",
             True,
             began,
         )
@@ -252,8 +253,11 @@ async def part_and_heal(show: Show, env: Env, machines: list[Machine], alone: Ma
     began = env.now()
     await clients[alone.name].call("net.resume")
     healed = await until(lambda: all_equal(list(clients.values())))
-    records, value = await digest(clients[alone.name])
+    held = {name: await digest(client) for name, client in clients.items()}
+    records, value = held[alone.name]
     show.check(f"healed: all three hold {records:,} records ({str(value)[:16]})", healed, began)
+    if not healed:
+        show.note(", ".join(f"{name}: {count:,}" for name, (count, _) in held.items()))
     for client in clients.values():
         await client.aclose()
 
@@ -261,13 +265,15 @@ async def part_and_heal(show: Show, env: Env, machines: list[Machine], alone: Ma
 async def attack(show: Show, env: Env, victim: Machine) -> None:
     """A guest joins properly and then pushes a forged record and a stranger's."""
     show.step("A guest with a real ticket turns hostile")
+    began = env.now()
     invite = await victim.covey_json("invite", "--no-wait", "--role", "read")
     watcher = await victim.connect()
     await watcher.call("events.subscribe", {"topics": ["sync"]})
-    before = await digest(watcher)
     status = await victim.covey_json("status")
-    peer = parse_peer_untrusted(str(status["node_id"]))
+    peer = PeerId(bytes.fromhex(str(status["node_id"])))
     async with joined_guest(env, str(invite["ticket"])) as guest:
+        show.check("it joins, as anybody with a ticket may", guest.group, began)
+        before = await digest(watcher)
         for name, wire in (
             (f"a note in {victim.name}'s name, signed by somebody else", guest.forged(peer)),
             ("a note of a stranger, correctly signed", guest.of_a_stranger()),
@@ -282,7 +288,7 @@ async def attack(show: Show, env: Env, victim: Machine) -> None:
     )
     texts = [str(field(hit, "text")) for hit in cast("list[Json]", field(answer, "hits") or [])]
     show.check("nothing of it can be recalled", not any("evil.example" in text for text in texts))
-    show.check("the set of notes is as before", (await digest(watcher))[1] == before[1])
+    show.check("the set of records is as before the attack", (await digest(watcher))[1] == before[1])
     await watcher.aclose()
 
 
