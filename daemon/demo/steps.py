@@ -288,7 +288,7 @@ async def attack(show: Show, env: Env, victim: Machine) -> None:
     )
     texts = [str(field(hit, "text")) for hit in cast("list[Json]", field(answer, "hits") or [])]
     show.check("nothing of it can be recalled", not any("evil.example" in text for text in texts))
-    show.check("the set of records is as before the attack", (await digest(watcher))[1] == before[1])
+    show.check("the set of records is as before the attack", await digest(watcher) == before)
     await watcher.aclose()
 
 
