@@ -90,7 +90,7 @@ class Health:
     async def report(self) -> HealthReport:
         """Ask all probes."""
         checks = [self._lag_check()]
-        for name, probe in self._probes.items():
+        for name, probe in list(self._probes.items()):
             check: Check | None = None
             with trio.move_on_after(CHECK_LIMIT_S):
                 try:

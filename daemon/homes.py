@@ -39,7 +39,7 @@ async def take_home(replication: Replication, group: bytes) -> str:
             taken.add(name)
             await replication.rename_group(view.group, name, home=False)
             log.info("home_put_aside", extra={"f": {"group": view.group.hex(), "name": name}})
-    await replication.rename_group(group, HOME)
+    await replication.rename_group(group, HOME, home=True)
     return HOME
 
 

@@ -42,7 +42,9 @@ class Receipts:
             ).fetchone()
             return None if row is None else bytes(row[0])
 
-        return await self._db.read(read)
+        # In the writer's order, not beside it: the first attempt of a connection that was cut off
+        # may be in the batch that is being committed just now.
+        return await self._db.write(read)
 
     async def purge(self) -> int:
         """Drop receipts over a day old, and all but the newest 10,000; how many went."""

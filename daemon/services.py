@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from daemon.events import EventHub
     from daemon.health import Health
     from daemon.paths import Paths
+    from daemon.roles import Roles
     from daemon.rpc.registry import Registry
     from memory.db import Db
+    from memory.replica import Replica
     from memory.store import Memory
     from p2p.env import Env
     from p2p.identity import PeerId
@@ -46,6 +48,8 @@ class Services:
         memory: the memory.
         node: the mesh.
         replication: groups, invites and sync.
+        roles: what this device may write where.
+        replica: the records.
         db: the database, for tables of the daemon's own.
         agents: tokens.
         events: what happened, for subscribers.
@@ -64,6 +68,8 @@ class Services:
     memory: Memory
     node: Node
     replication: Replication
+    roles: Roles
+    replica: Replica
     db: Db
     agents: AgentStore
     events: EventHub

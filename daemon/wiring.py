@@ -24,6 +24,7 @@ from daemon.health import Health
 from daemon.mcp.host import McpHost
 from daemon.methods import all_methods
 from daemon.receipts import Receipts
+from daemon.roles import Roles
 from daemon.rpc.dispatch import Dispatcher
 from daemon.rpc.registry import Registry
 from daemon.rpc.server import RpcServer
@@ -142,6 +143,8 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         memory=memory,
         node=node,
         replication=replication,
+        roles=Roles(replication),
+        replica=replica,
         db=db,
         agents=agents,
         events=EventHub(boot_id, env.wall_ms),

@@ -214,6 +214,8 @@ async def remember(call: Call, p: RememberParams) -> list[Remembered]:
     placed = [
         note if note.scope else msgspec.structs.replace(note, scope=default) for note in notes
     ]
+    for scope in {note.scope or default for note in placed}:
+        call.services.roles.check_write(scope)
     return await call.services.memory.remember(call.context.caller(), placed, call.receipt)
 
 

@@ -18,7 +18,7 @@ from daemon.errors import RpcError
 from daemon.events import EventHub
 from daemon.health import Health
 from daemon.methods import rpc as rpc_methods
-from daemon.paths import resolve
+from daemon.paths import make_private, resolve
 from daemon.receipts import Receipts
 from daemon.rpc.dispatch import Dispatcher
 from daemon.rpc.registry import Call, Empty, Registry, method
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from daemon.json_types import Json
+    from daemon.roles import Roles
     from daemon.rpc.session import Dialect
+    from memory.replica import Replica
     from memory.store import Memory
     from p2p.identity import PeerId
     from p2p.node import Node
@@ -248,7 +250,7 @@ async def running_kit(
     """A server in `folder` until the block ends."""
     env = SystemEnv()
     paths = resolve({"COVEY_HOME": str(folder / "h"), "HOME": str(folder)})
-    Path(paths.state).mkdir(parents=True)
+    make_private(paths.state)
     db = Db(Path(paths.db), env)
     settings = config or decode("")
     registry = Registry.of([rpc_methods, sys.modules[__name__]])
@@ -261,6 +263,8 @@ async def running_kit(
         memory=cast("Memory", None),
         node=cast("Node", None),
         replication=cast("Replication", None),
+        roles=cast("Roles", None),
+        replica=cast("Replica", None),
         db=db,
         agents=agents,
         events=EventHub("boot", env.wall_ms),
