@@ -61,8 +61,9 @@ _DF: Final = {
     LOW: "SELECT doc FROM low_vocab WHERE term = ?",
 }
 _WORD: Final = re.compile(r"\w+")
-# Quoted text, paths, dotted names, versions, error codes: worth more as a whole than word by word.
-_PHRASE: Final = re.compile(r'"([^"\n]{2,200})"|((?:[\w.-]*/)?\w+(?:[./:_-]\w+)+)')
+# Quoted text, and what has no space inside but several words: paths, dotted names, versions, error
+# codes. Worth more as a whole than word by word.
+_PHRASE: Final = re.compile(r'"([^"\n]{2,200})"|([^\s"]{3,200})')
 
 ChunkRow = tuple[int, str, str, str]
 """(chunk id, scope token, title, text)."""

@@ -20,6 +20,7 @@ _BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 # libp2p peer id of an Ed25519 key: identity multihash of the key's 36-byte protobuf message.
 _PEER_PREFIX: Final = bytes.fromhex("002408011220")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH: Final = _EPOCH.replace(tzinfo=None)
 _RELATIONS: Final = {"own": "own", "own_device": "own_device"}
 
 
@@ -37,7 +38,8 @@ def peer_text(device: bytes) -> str:
 
 def iso(at_ms: int) -> str:
     """Unix milliseconds as ISO 8601 UTC, to the second."""
-    return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    at = _NAIVE_EPOCH + timedelta(milliseconds=at_ms)
+    return at.isoformat(timespec="seconds") + "Z"
 
 
 def parse_iso(text: str, name: str) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from memory.bodies import NoteBody, encode_body
 from memory.db import Db
 from memory.model import Caller, NoteIn, Query, ScopeSet
 from memory.replica import Replica
@@ -115,6 +116,31 @@ class World:
         await self.db.write(check)
 
 
+def note_body(text: str, **fields: Any) -> bytes:
+    """A note's body as a peer's Covey encodes it."""
+    values: dict[str, Any] = {
+        "agent": "bob",
+        "scope": "main",
+        "kind": "note",
+        "role": "agent",
+        "speaker": None,
+        "text": text,
+        "title": None,
+        "thread": None,
+        "pos": 1,
+        "at_ms": 1_700_000_000_000,
+        "valid_from": None,
+        "valid_to": None,
+        "tags": [],
+        "claim": None,
+        "source": None,
+        "derived_from": [],
+        "ttl_s": None,
+        "idem": None,
+    }
+    return encode_body(NoteBody(**{**values, **fields}))
+
+
 class Peer:
     """Another device that writes records of its own."""
 
@@ -124,10 +150,8 @@ class Peer:
 
     def write(self, group: bytes, body: Body | bytes, relation: str = "other") -> PlainRecord:
         """Seal an entry at the end of the peer's log, as our admission would hand it over."""
-        import msgspec
-
         self.sealer.join(group)
-        data = body if isinstance(body, bytes) else msgspec.msgpack.encode(body)
+        data = body if isinstance(body, bytes) else encode_body(body)
         seq, prev, hlc = self._ends.get(group, (0, None, 0))
         at = _At(self.sealer.log(group, 1), seq + 1, prev, hlc)
         record = self.sealer.seal(Draft(32, data), at)

@@ -176,7 +176,7 @@ async def test_a_really_full_database_is_named_and_serves_on(tmp_path: Path) -> 
 
 
 async def test_a_full_transaction_fails_all_its_units_and_tells_each(tmp_path: Path) -> None:
-    """SQLite rolls the whole transaction back when the disk is full: nobody may be told it is done."""
+    """SQLite undoes the whole transaction on a full disk: nobody may be told it is done."""
     async with open_db(tmp_path, inline=True) as db:
         writer = db._require_writer().connection
         pages = writer.execute("PRAGMA page_count").get
@@ -235,7 +235,7 @@ async def test_whoever_waits_at_shutdown_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_broken_invariant_in_a_unit_ends_the_writer(tmp_path: Path) -> None:
-    def broken(connection: apsw.Connection) -> None:
+    def broken(_: apsw.Connection) -> None:
         raise AssertionError("bug")
 
     with pytest.raises(ExceptionGroup) as caught:
@@ -316,9 +316,8 @@ async def test_checkpoint_empties_the_log(db: Db) -> None:
     assert await db.quick_check() == "ok"
 
 
-async def test_inline_databases_live_under_a_virtual_clock(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.usefixtures("autojump_clock")
+async def test_inline_databases_live_under_a_virtual_clock(tmp_path: Path) -> None:
     """A threaded database would let virtual time run while a query works."""
     async with open_db(tmp_path, inline=True) as db:
         with trio.fail_after(1):

@@ -45,7 +45,8 @@ def test_our_own_migrations_are_numbered_and_hashed() -> None:
     assert all(len(step.sha256) == 32 for step in steps)
 
 
-def test_each_step_is_recorded_and_runs_once(tmp_path: Path, package: Path) -> None:
+@pytest.mark.usefixtures("package")
+def test_each_step_is_recorded_and_runs_once(tmp_path: Path) -> None:
     connection, path = open_at(tmp_path)
     migrate(connection, path, Clock(), "steps_for_test")
     migrate(connection, path, Clock(), "steps_for_test")
@@ -83,7 +84,8 @@ def test_a_step_that_fails_leaves_the_old_schema_whole(tmp_path: Path, package: 
     assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'b'").get == 0
 
 
-def test_a_newer_schema_is_refused_by_name(tmp_path: Path, package: Path) -> None:
+@pytest.mark.usefixtures("package")
+def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
     connection, path = open_at(tmp_path)
     migrate(connection, path, Clock(), "steps_for_test")
     connection.execute("PRAGMA user_version=7")
