@@ -296,6 +296,14 @@ class Relay:
             answers = sock.makefile("rb")
             answer = answers.readline(LINE_BYTES_MAX)
             sock.settimeout(None)
+        except TimeoutError:
+            sock.close()
+            raise Lost(
+                f"the Covey daemon hangs: see {self._log_file}, end it: covey down"
+            ) from None
+        except PermissionError:
+            sock.close()
+            raise Refused(f"the socket {path} belongs to somebody else: set COVEY_HOME") from None
         except OSError:
             sock.close()
             return None
@@ -455,12 +463,25 @@ def main(argv: list[str]) -> int:
         else:
             sys.stderr.write("usage: covey mcp [--socket PATH] [--no-autostart]\n")
             return 2
-    hello = make_hello(os.environ, where, os.getcwd())
+    hello = make_hello(os.environ, where, current_folder())
 
     def sockets() -> list[str]:
         return socket_candidates(where, os.environ, given)
 
     relay = Relay(sys.stdin.buffer, sys.stdout.buffer, sockets, hello, where.log_file, start)
-    relay.run()
+    if sys.stdin.isatty():
+        sys.stderr.write("covey mcp is for agents, see: covey connect. It waits for JSON lines.\n")
+    try:
+        relay.run()
+    except KeyboardInterrupt:
+        os._exit(130)
     # The reader may be blocked in a read that nothing will end; there is nothing left to lose.
     os._exit(0)
+
+
+def current_folder() -> str:
+    """Where the agent works; the root if that folder was removed under it."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import threading
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -343,6 +344,83 @@ def test_draining_daemon_is_not_taken_for_the_next_one(daemon: Daemon, agent: Ag
     assert peer.take() == call(1)
     peer.put(answer(1))
     assert agent.take() == answer(1)
+
+
+@pytest.mark.attack
+def test_daemon_that_never_greets_is_not_waited_for_twice(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "HELLO_S", 0.1)
+    agent = Agent([daemon.path])
+    agent.put(call(1))
+    error = cast("dict[str, object]", agent.take()["error"])
+    assert "hangs" in cast("str", error["message"])
+    agent.close()
+
+
+class Mortal:
+    """Daemons that die at random moments, and one store of writes that outlives them.
+
+    Each call is a write. A receipt is kept with it, as the real daemon does, and a request that
+    `covey/replay` names is answered from there.
+    """
+
+    def __init__(self, daemon: Daemon, rng: random.Random, count: int) -> None:
+        self.writes: list[object] = []
+        self.lives = 0
+        self._daemon = daemon
+        self._rng = rng
+        self._count = count
+
+    def serve(self) -> None:
+        """Live and die until all is written; then live on."""
+        while True:
+            self.lives += 1
+            try:
+                self._live(self._rng.randrange(1, 12))
+            except AssertionError:
+                return  # the relay closed
+            except OSError:
+                continue
+
+    def _live(self, steps: int) -> None:
+        peer = self._daemon.accept()
+        replayed: set[object] = set()
+        try:
+            while steps or len(self.writes) == self._count:
+                message = peer.take()
+                if message["method"] == "covey/replay":
+                    replayed = set(cast("dict[str, list[object]]", message["params"])["ids"])
+                    continue
+                steps = max(0, steps - 1)
+                number = message["id"]
+                if not (number in replayed and number in self.writes):
+                    self.writes.append(number)
+                if len(self.writes) < self._count and self._rng.random() < 0.3:
+                    return  # written, not answered
+                peer.put(answer(cast("int", number)))
+        finally:
+            peer.kill()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_request_is_answered_and_written_once_over_dying_daemons(
+    daemon: Daemon, agent: Agent, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(relay_module, "ATTEMPTS_MAX", 1000)
+    count = 150
+    mortal = Mortal(daemon, random.Random(seed), count)
+    threading.Thread(target=mortal.serve, daemon=True).start()
+    answers: list[int] = []
+    sent = 0
+    while len(answers) < count:
+        while sent < count and sent - len(answers) < 8:
+            agent.put(call(sent))
+            sent += 1
+        answers.append(cast("int", agent.take()["id"]))
+    assert sorted(answers) == list(range(count))
+    assert sorted(cast("list[int]", mortal.writes)) == list(range(count))
+    assert mortal.lives > 10
 
 
 @pytest.mark.attack
