@@ -312,7 +312,7 @@ class MemFabric:
             return True
         return False
 
-    # `accepts`, `joined`, `drop`, `opened` and `later` are for the fabrics of the same network only.
+    # `accepts`, `joined`, `drop`, `opened`, `later` are for the fabrics of the same network only.
 
     def accepts(self, peer: PeerId) -> bool:
         """Whether a handshake that expects `peer` would succeed here now."""
