@@ -121,7 +121,7 @@ class McpHost:
         """Answer every request with what is missing: a client should not wait in vain."""
         refusal = BadLineError(
             INTERNAL_ERROR,
-            "Covey's MCP support cannot be loaded: install Covey again, then `covey down`, `covey up`",
+            "Covey's MCP support cannot be loaded: install Covey again, `covey down`, `covey up`",
         )
         try:
             while (line := await session.receive_line()) is not None:

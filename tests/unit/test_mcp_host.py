@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from typing_extensions import override
 
 from daemon.agents import Principal
 from daemon.errors import RpcError
+from daemon.mcp.connection import Connection
 from daemon.mcp.host import McpHost
 from daemon.rpc.registry import Call, Context, Method, Registry, Tool, method
 from memory.model import Author, Hit, Hits, Page, Query, Remembered, Withheld
 from p2p.env import SeededEnv
+from tests.helpers.cancel import Cut, cancel_at_every_step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -695,3 +698,56 @@ async def test_missing_sdk_is_answered_not_waited_for() -> None:
         nursery.start_soon(host.serve, lines)
         assert error_of(await lines.ask(1, "initialize", dict(INITIALIZE)))["code"] == -32603
         lines.to_host.close()
+
+
+def test_connection_cancelled_at_any_step_leaves_the_host_and_others_working() -> None:
+    async def scenario(cut: Cut) -> None:
+        world = World()
+        host = make_host(world)
+        await host.load()
+        doomed, bystander = Lines(), Lines()
+
+        async def operation() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.serve, doomed)
+                await doomed.put(call(1, "memory_remember", text="x"))
+                await doomed.take()
+                doomed.to_host.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.serve, bystander)
+            await bystander.put(call(1, "memory_recall", query="x"))
+            result_of(await bystander.take())
+            await cut.attempt(operation)
+            await bystander.put(call(2, "memory_recall", query="x"))
+            result_of(await bystander.take())
+            fresh = Lines()
+            nursery.start_soon(host.serve, fresh)
+            await fresh.put(call(3, "memory_recall", query="x"))
+            result_of(await fresh.take())
+            fresh.to_host.close()
+            bystander.to_host.close()
+
+    assert cancel_at_every_step(scenario) > 10
+
+
+@pytest.mark.attack
+def test_two_hundred_connections_that_come_and_go_leave_nothing() -> None:
+    async def main() -> None:
+        world = World()
+        host = make_host(world)
+        await host.load()
+        async with trio.open_nursery() as nursery:
+            before = trio.lowlevel.current_statistics().tasks_living
+            for number in range(200):
+                lines = Lines()
+                nursery.start_soon(host.serve, lines)
+                await lines.put(call(number, "memory_recall", query="x"))
+                await lines.take()
+                lines.to_host.close()
+            await trio.testing.wait_all_tasks_blocked()
+            assert trio.lowlevel.current_statistics().tasks_living == before
+            gc.collect()
+            assert sum(isinstance(thing, Connection) for thing in gc.get_objects()) == 0
+
+    trio.run(main)
