@@ -11,6 +11,8 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
+from p2p import data
+
 DOMAIN_PAIR: Final = b"covey/pair/1\0"
 WORDS: Final = 6
 WORD_BITS: Final = 11
@@ -35,7 +37,7 @@ def check_words(a: bytes, b: bytes, invite_public: bytes) -> list[str]:
 @cache
 def word_list() -> tuple[str, ...]:
     """The 2,048 words, in order."""
-    text = resources.files("p2p.data").joinpath("bip39_english.txt").read_text("ascii")
+    text = resources.files(data).joinpath("bip39_english.txt").read_text("ascii")
     words = tuple(text.split())
     assert len(words) == 1 << WORD_BITS, "the word list was damaged"
     return words

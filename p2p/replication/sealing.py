@@ -284,7 +284,7 @@ class GroupSealer:
         """
         return (group, self._identity.id, self._state(group).incarnations[lane], lane)
 
-    def seal(self, draft: Draft, at: Position) -> Verified:
+    def seal(self, draft: Draft, at: Position) -> Record:
         """Encrypt, sign and date a draft at the place the store gives.
 
         Raises:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from p2p.replication.fold import Fold
+    from p2p.replication.standing import Standing
 
 RECOVERY = "recovery"
 
@@ -162,7 +163,7 @@ class Ledger:
             waiting = later
         return authority
 
-    def standing(self, order: Sequence[int] | None = None):
+    def standing(self, order: Sequence[int] | None = None) -> Standing:
         """Who stands, given all ops."""
         return self.authority(order).standing()
 

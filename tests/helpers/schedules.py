@@ -13,6 +13,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from p2p.replication import ops
 from p2p.replication.fold import LEVEL_VOID, Fold
 from p2p.replication.ops import Role
@@ -20,6 +22,8 @@ from tests.helpers.membership import Ledger, fold_with, fork, grant, invite, joi
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from p2p.replication.authority import Authority
 
 HONEST = ("F", "A", "B", "C")
 HOSTILE = ("X", "Y", "S", "T")
@@ -88,7 +92,7 @@ class Schedule:
             stayed=[m for m in targets if m not in gone],
         )
 
-    def authority(self, order: Iterable[int] | None = None):
+    def authority(self, order: Iterable[int] | None = None) -> Authority:
         """All ops so far, received in an order, and the forks."""
         authority = self.ledger.authority(None if order is None else list(order))
         for name, incarnation, seq in self.forks:
@@ -238,17 +242,21 @@ def role(fold: Fold, name: str) -> int:
 class SymmetricFold(Fold):
     """The rule that fails: any admin removes any admin, concurrent ops both stand. A control."""
 
+    @override
     def rank(self, member: bytes, within: int | None = None) -> int:
         """Nobody is senior where a limit is judged."""
         return super().rank(member) if within is None else LEVEL_VOID
 
-    def reaches(self, lim: int, role: int, level: int) -> bool:  # noqa: ARG002
+    @override
+    def reaches(self, lim: int, role: int, level: int) -> bool:
         """Everybody is reached."""
         return True
 
-    def _reaching(self, limits: int, role: int, level: int) -> int:  # noqa: ARG002
+    @override
+    def _reaching(self, limits: int, role: int, level: int) -> int:
         return limits
 
-    def _limited(self, i: int, phase: int, level: int) -> bool:  # noqa: ARG002
+    @override
+    def _limited(self, i: int, phase: int, level: int) -> bool:
         """Who did not know of its removal acts on: as it claims by what it cites."""
         return False

@@ -111,7 +111,7 @@ class SealedGroup:
         self.founder.identity, self.founder.exchange = founder, exchange
         self.founder.use(self.authority, incarnation=1)
         self.founder.advance(self.genesis)
-        readers = {founder.id: genesis.exchange_key}
+        readers: dict[bytes, bytes] = {founder.id: genesis.exchange_key}
         epoch = make_epoch(self.group, self.secret, readers, self.env.rng)
         self.epoch_record = self.founder.control(ops.Kind.EPOCH, epoch)
         self.epoch = epoch_id(self.epoch_record.id)

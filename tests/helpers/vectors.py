@@ -6,18 +6,23 @@ import importlib.util
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | None"
+Plain: TypeAlias = "dict[str, Plain] | list[Plain] | str | bytes | int | None"
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 
 
 @cache
-def load(name: str = "record_v1.json"):
+def load(name: str = "record_v1.json") -> dict[str, Json]:
     """The vectors of one file."""
-    return json.loads((FOLDER / name).read_text("ascii"))
+    vectors = json.loads((FOLDER / name).read_text("ascii"))
+    assert isinstance(vectors, dict)
+    return vectors
 
 
 def maker() -> ModuleType:
@@ -39,11 +44,12 @@ def unhex(text: str) -> bytes:
     return bytes.fromhex(head) + bytes.fromhex(byte) * int(count)
 
 
-def plain(value):
+def plain(value: Json) -> Plain:
     """A value as msgpack sees it: `{"hex": ...}` becomes bytes."""
     if isinstance(value, dict):
-        if value.keys() == {"hex"}:
-            return unhex(value["hex"])
+        raw = value.get("hex")
+        if isinstance(raw, str) and len(value) == 1:
+            return unhex(raw)
         return {key: plain(v) for key, v in value.items()}
     if isinstance(value, list):
         return [plain(v) for v in value]
