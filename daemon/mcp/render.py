@@ -84,8 +84,12 @@ def show(result: object, rng: random.Random, *, tokens_max: int) -> Shown:
         return Shown(_remembered_text(result), _structured(result), None)
     if isinstance(result, Forgotten):
         return Shown(f"{result.status} id {short_id(result.id)}", _structured(result), None)
-    if isinstance(result, list) and len(result) == 1 and isinstance(result[0], msgspec.Struct):
-        return show(result[0], rng, tokens_max=tokens_max)
+    one = result[0] if isinstance(result, list) and len(result) == 1 else None
+    if isinstance(one, Remembered | Forgotten):
+        # The methods take many notes, the tools one: one answer is shown as itself.
+        return show(one, rng, tokens_max=tokens_max)
+    if result == []:
+        return Shown("Nothing to list.", {"items": []}, None)
     structured = _structured(result)
     body = msgspec.json.encode(structured).decode()
     return Shown(quote(body, draw_delimiter(rng, [body])), structured, None)

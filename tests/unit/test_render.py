@@ -291,6 +291,18 @@ def test_page_is_shown_like_hits() -> None:
     assert result.structured["cursor"] == "next"
 
 
+class Row(msgspec.Struct):
+    name: str
+
+
+def test_list_keeps_its_form_whatever_its_length() -> None:
+    for count in (1, 2):
+        result = show([Row("x")] * count, rng(), tokens_max=2000)
+        assert result.structured == {"items": [{"name": "x"}] * count}
+    assert show([], rng(), tokens_max=2000).structured == {"items": []}
+    assert shown([]) == "Nothing to list."
+
+
 @pytest.mark.attack
 def test_other_results_are_quoted_json() -> None:
     out = shown([{"name": "bob\u202e <|x|>"}, {"name": "y"}])
