@@ -272,6 +272,9 @@ class Authority:
                 rows = self._owners.setdefault(header.author, {})
                 return _put(rows, record_id, OwnerRecord(record_id, header, payload.owner_key))
             case OwnerKey():
+                # A device publishes its voucher as it stands; a false one must not get that far.
+                for device, signature in payload.vouchers:
+                    verify_owner(Owner(payload.owner_key, signature), device, self._verify)
                 row = OwnerKeyRecord(record_id, header, payload)
                 return _put(self._owner_keys, record_id, row)
             case Epoch():

@@ -169,6 +169,16 @@ def test_a_voucher_for_another_device_makes_no_owner():
     assert group.authority.standing().owner(device.id) == device.id
 
 
+@pytest.mark.attack
+def test_an_owner_key_record_with_a_false_voucher_is_refused():
+    group = SealedGroup(home=True)
+    device = group.member()
+    key, signature = _voucher(group)
+    with pytest.raises(AuthError, match="did not sign this device"):
+        group.founder.control(Kind.OWNER_KEY, ops.OwnerKey(key, (), ((device.id, signature),)))
+    assert len(group.authority.standing().owner_keys()) == 1
+
+
 def _voucher(group: SealedGroup) -> tuple[bytes, bytes]:
     record = group.authority.standing().owner_keys()[0]
     return record.payload.owner_key, record.payload.vouchers[0][1]
