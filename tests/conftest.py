@@ -1,10 +1,8 @@
-"""What holds for every test: repeatable scheduling and examples, no leaks, readable hangs."""
+"""What holds for every test: repeatable scheduling, repeatable examples, no leaks."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -12,12 +10,10 @@ import hypothesis.configuration
 import pytest
 
 from tests.helpers.det import seeded_scheduler
-from tests.helpers.hang import task_tree
 from tests.helpers.leaks import Census
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-    from types import FrameType
+    from collections.abc import Iterator
 
 EXAMPLES = 100
 PROFILE_VARIABLE = "COVEY_TEST_PROFILE"
@@ -55,19 +51,3 @@ def no_leaks() -> Iterator[None]:
     before = Census.take()
     yield
     Census.take().assert_nothing_new(since=before)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_timeout_set_timer() -> Generator[None, object, object]:
-    """Print trio's task tree before pytest-timeout ends a hanging test."""
-    result = yield
-    handler = signal.getsignal(signal.SIGALRM)
-    if callable(handler):
-
-        def show_and_end(number: int, frame: FrameType | None) -> None:
-            sys.stderr.write(f"\nThe time limit fired. Tasks of trio:\n{task_tree()}\n")
-            assert callable(handler)
-            handler(number, frame)
-
-        signal.signal(signal.SIGALRM, show_and_end)
-    return result

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from p2p.net.seam import Stream
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(60)]
 
 ECHO = "/covey-test/echo/1"
 COUNT = "/covey-test/count/1"
