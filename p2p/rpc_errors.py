@@ -77,8 +77,8 @@ def is_bug(error: Exception) -> bool:
 
 
 def error_of(frame: ErrorFrame, peer: PeerId) -> P2pError:
-    """What the caller raises for an ERROR frame."""
-    text = frame.message
+    """What the caller raises for an ERROR frame; control characters of the peer are replaced."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in frame.message)
     match frame.code:
         case Code.DENIED:
             return AuthError(f"the peer refused: {text}", peer)

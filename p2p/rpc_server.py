@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 import trio
 from trio.lowlevel import ParkingLot
 
-from p2p.errors import DecodeError, LimitError, PeerError, UsageError
+from p2p.errors import DecodeError, PeerError, UsageError
 from p2p.limits import RPC_BODY_BYTES_MAX, RPC_WINDOW_BYTES
 from p2p.rpc_call import CallMachine, Input, Side
 from p2p.rpc_errors import Failure, failure_of
@@ -209,6 +209,10 @@ class Running:
             self.scope.cancel()
 
 
+class _OverShareError(Exception):
+    """A peer has too much unread: no violation, as its calls may just be slow together."""
+
+
 class Inbound:
     """One inbound stream: reads frames, starts handlers, writes answers."""
 
@@ -244,6 +248,10 @@ class Inbound:
                     writers.cancel_scope.cancel()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     writers.cancel_scope.cancel()  # the caller is gone: nobody wants an answer
+                except _OverShareError:
+                    self._server.counters.refused += 1
+                    self._stream.reset()
+                    writers.cancel_scope.cancel()
                 finally:
                     self._load.charge(-self._partial_bytes)
             # The peer ended its direction and its last call is answered.
@@ -265,7 +273,7 @@ class Inbound:
         self._load.charge(size - self._partial_bytes)
         self._partial_bytes = size
         if grown and self._over_share:
-            raise LimitError("too many unread bytes")
+            raise _OverShareError
 
     @property
     def _over_share(self) -> bool:

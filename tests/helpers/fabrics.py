@@ -20,6 +20,8 @@ from p2p.identity import Identity
 from p2p.net.memory import MemNet
 from p2p.net.seam import PeerUp
 from p2p.node import Node
+from p2p.rpc_frames import CallFrame, FrameBuffer
+from p2p.rpc_server import PROTOCOL
 from tests.helpers.det import run_seeded
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from p2p.net.seam import Addr, FabricEvent, PeerDown, Stream
     from p2p.node import ManagedFabric
     from p2p.rpc import Rpc
+    from p2p.rpc_frames import Frame
 
 MEM: Final = "mem"
 WIRE_MEM: Final = "wire-mem"
@@ -237,6 +240,47 @@ class Throttle:
             await target.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             nursery.cancel_scope.cancel()
+
+
+class RawPeer:
+    """A peer that writes RPC frames by hand, on a stream of its own.
+
+    Args:
+        stream: of the RPC protocol, from either side.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._frames = FrameBuffer()
+        self._ready: list[Frame] = []
+
+    @classmethod
+    async def to(cls, us: Member, them: Member) -> RawPeer:
+        """A new stream from one fabric to another."""
+        return cls(await us.fabric.open(them.id, PROTOCOL))
+
+    async def send(self, *frames: bytes | bytearray) -> None:
+        """Send frames, or what only looks like some."""
+        await self.stream.send_all(b"".join(frames))
+
+    async def receive(self) -> Frame:
+        """The next frame.
+
+        Raises:
+            EOFError: the stream ended.
+        """
+        while not self._ready:
+            data = await self.stream.receive_some()
+            if not data:
+                raise EOFError
+            self._ready += self._frames.feed(data)
+        return self._ready.pop(0)
+
+    async def receive_call(self) -> CallFrame:
+        """The next frame, which must be a CALL."""
+        frame = await self.receive()
+        assert isinstance(frame, CallFrame)
+        return frame
 
 
 def play(kind: str, scenario: Callable[[Kit], Awaitable[None]], *, seed: int = 1) -> None:

@@ -29,10 +29,7 @@ from p2p.errors import (
 )
 from p2p.rpc import Caller, CallStream, Code, Method, anyone
 from p2p.rpc_frames import (
-    CallFrame,
     ErrorFrame,
-    Frame,
-    FrameBuffer,
     ResultFrame,
     encode_call,
     encode_credit,
@@ -42,7 +39,7 @@ from p2p.rpc_frames import (
 )
 from p2p.rpc_server import PROTOCOL
 from tests.helpers.cancel import Cut, cancel_at_every_step
-from tests.helpers.fabrics import MEM, WIRE_MEM, Kit, Member, NodeMember, play
+from tests.helpers.fabrics import MEM, WIRE_MEM, Kit, Member, NodeMember, RawPeer, play
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -96,35 +93,6 @@ class Waiter:
             raise
         self.ended["done"] += 1
         return request
-
-
-class RawPeer:
-    """A peer that writes frames by hand."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self._frames = FrameBuffer()
-        self._ready: list[Frame] = []
-
-    @classmethod
-    async def to(cls, us: Member, them: Member) -> RawPeer:
-        return cls(await us.fabric.open(them.id, PROTOCOL))
-
-    async def send(self, *frames: bytes | bytearray) -> None:
-        await self.stream.send_all(b"".join(frames))
-
-    async def receive(self) -> Frame:
-        while not self._ready:
-            data = await self.stream.receive_some()
-            if not data:
-                raise EOFError
-            self._ready += self._frames.feed(data)
-        return self._ready.pop(0)
-
-    async def receive_call(self) -> CallFrame:
-        frame = await self.receive()
-        assert isinstance(frame, CallFrame)
-        return frame
 
 
 # --- Unary ----------------------------------------------------------------------------------------
