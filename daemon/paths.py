@@ -128,12 +128,16 @@ def _absolute(environ: Mapping[str, str], name: str) -> str | None:
 
 
 def _own_folder(path: str) -> bool:
-    """Whether `path` is a real folder of ours that nobody else may write to."""
+    """Whether `path` is a folder of ours, or a link that we made to one.
+
+    A link of somebody else's in a folder that all may write to could lead us anywhere.
+    """
     try:
-        found = os.lstat(path)
+        here, there = os.lstat(path), os.stat(path)
     except OSError:
         return False
-    return (found.st_mode & 0o170000) == 0o040000 and found.st_uid == os.getuid()
+    is_folder = (there.st_mode & 0o170000) == 0o040000
+    return is_folder and here.st_uid == os.getuid() and there.st_uid == os.getuid()
 
 
 def _runtime_fallback(environ: Mapping[str, str]) -> str:
@@ -202,8 +206,7 @@ def make_private(path: str) -> None:
         ) from None
     if not _own_folder(path):
         raise PathsError(
-            f"{path} belongs to another user or is a link; remove it or set COVEY_HOME to a folder"
-            " of yours"
+            f"{path} is no folder of yours; remove it or set COVEY_HOME to one that is"
         )
-    if os.lstat(path).st_mode & 0o077:
+    if os.stat(path).st_mode & 0o077:
         os.chmod(path, 0o700)

@@ -26,6 +26,9 @@ CONNECT_TRIES = 80
 CONNECT_WAIT_S = 0.1
 """Eight seconds in all for a daemon that is being started by someone else."""
 
+CALL_TRIES = 3
+"""How often a request is sent when its connection breaks."""
+
 # Marks that agents leave in the environment of what they start, and the name we know them by.
 AGENT_MARKS = (("CLAUDECODE", "claude-code"), ("GEMINI_CLI", "gemini"))
 
@@ -136,6 +139,16 @@ def try_connect(candidates: list[str]) -> socket.socket | None:
     return None
 
 
+def wait_for_socket(candidates: list[str]) -> socket.socket | None:
+    """A connection as soon as a socket answers, None if none does in eight seconds."""
+    for _ in range(CONNECT_TRIES):
+        sock = try_connect(candidates)
+        if sock is not None:
+            return sock
+        time.sleep(CONNECT_WAIT_S)
+    return None
+
+
 class Client:
     """One connection to the daemon.
 
@@ -168,15 +181,12 @@ class Client:
         Raises:
             NotRunning: there is none.
             CliError: it refused us.
+            ConnectionLost: it closed the connection at once: full, stopping or dying.
         """
         sock = try_connect(self._candidates)
         if sock is None and self._start is not None:
             self._start()
-            for _ in range(CONNECT_TRIES):
-                sock = try_connect(self._candidates)
-                if sock is not None:
-                    break
-                time.sleep(CONNECT_WAIT_S)
+            sock = wait_for_socket(self._candidates)
         if sock is None:
             raise NotRunning
         sock.settimeout(self._timeout_s)
@@ -197,14 +207,7 @@ class Client:
         if token:
             params["token"] = token
         self._send({"jsonrpc": "2.0", "id": 0, "method": "rpc.hello", "params": params})
-        try:
-            answer = self._answer(0, None)
-        except ConnectionLost:
-            raise CliError(
-                "the daemon closed the connection at once",
-                75,
-                remedy="It may be full or stopping: look at `covey logs`, then repeat.",
-            ) from None
+        answer = self._answer(0, None)
         self.hello = answer if isinstance(answer, dict) else {}
 
     def close(self) -> None:
@@ -227,7 +230,7 @@ class Client:
         """
         number = self._next_id
         self._next_id += 1
-        for attempt in range(2):
+        for attempt in range(CALL_TRIES):
             meta: dict[str, Json] = {}
             if progress is not None:
                 meta["progress"] = True
@@ -246,10 +249,10 @@ class Client:
             except ConnectionLost:
                 self.close()
         raise CliError(
-            "the daemon went away twice during the request",
+            "the daemon closed the connection each time",
             75,
             name="draining",
-            remedy="Look at `covey logs`, then repeat.",
+            remedy="It may be full, stopping or dying: look at `covey logs`, then repeat.",
         )
 
     def notifications(self) -> Iterator[dict[str, Json]]:

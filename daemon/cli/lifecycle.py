@@ -14,6 +14,7 @@ from daemon.cli.client import (
     open_client,
     socket_candidates,
     try_connect,
+    wait_for_socket,
 )
 from daemon.paths import resolve
 
@@ -87,7 +88,13 @@ def _start(paths: Paths, args: argparse.Namespace) -> bool:
     from daemon.cli.start import start_daemon
 
     extra = tuple(word for flag in args.set for word in ("--set", flag))
-    return start_daemon(paths, extra)
+    if start_daemon(paths, extra):
+        return True
+    # Somebody else's start won the race; it is ready when its socket answers.
+    sock = wait_for_socket(socket_candidates(paths, os.environ, args.socket))
+    if sock is not None:
+        sock.close()
+    return False
 
 
 def _client(args: argparse.Namespace) -> Client:
@@ -161,6 +168,7 @@ def _wait_gone(pid: int) -> None:
         except BlockingIOError:
             time.sleep(0.02)
         else:
+            _wait_exit(pid)
             return
         finally:
             os.close(fd)
@@ -169,6 +177,26 @@ def _wait_gone(pid: int) -> None:
         75,
         remedy="Look at `covey logs`; `covey down --now` does not wait for requests.",
     )
+
+
+def _wait_exit(pid: int) -> None:
+    """A moment for the process itself: it lets the lock go as its last step but one."""
+    for _ in range(50):
+        if _exited(pid):
+            return
+        time.sleep(0.02)
+
+
+def _exited(pid: int) -> bool:
+    """Whether a process is gone, or dead and waiting for its parent to notice."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[:1] == ["Z"]
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return not os.path.isdir("/proc/self")
 
 
 def configure_demo(parser: argparse.ArgumentParser) -> None:

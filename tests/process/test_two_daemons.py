@@ -172,7 +172,9 @@ def test_a_confirmed_join_waits_and_readers_cannot_write(pair: tuple[Home, Home]
 def test_machines_agree_again_after_one_was_away(pair: tuple[Home, Home]) -> None:
     laptop, desk = pair
     desk.ok("join", ticket_of(laptop), "--yes")
-    wait_until("connected", lambda: bool(peer_of(laptop)["connected"]))
+    book = desk.folder / "state" / "peers.msgpack"
+    key = bytes.fromhex(str(peer_of(desk)["node_id"]))
+    wait_until("desk remembers where laptop is", lambda: book.exists() and key in book.read_bytes())
     desk.kill()
     laptop.ok("remember", "written while desk was dead")
     desk.up()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,8 +20,6 @@ from daemon.rpc.limits import Bucket
 from tests.helpers.rpc_kit import RawClient, Refused, config_with, running_kit
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from daemon.rpc.session import LineSession
 
 
@@ -372,13 +371,16 @@ async def test_a_fault_inside_reaches_the_client_without_its_text(tmp_path: Path
         assert refused.value.code == 1003
 
 
+def names_in(folder: str) -> list[str]:
+    return [path.name for path in Path(folder).iterdir()]
+
+
 async def test_the_socket_and_its_folder_are_ours_alone(tmp_path: Path) -> None:
     async with running_kit(tmp_path) as kit:
         assert stat.S_IMODE(os.lstat(kit.socket).st_mode) == 0o600
         assert stat.S_IMODE(os.lstat(kit.services.paths.runtime).st_mode) == 0o700
-        listed = os.listdir(kit.services.paths.runtime)
-    assert listed == ["daemon.sock"]
-    assert os.listdir(kit.services.paths.runtime) == []
+        assert names_in(kit.services.paths.runtime) == ["daemon.sock"]
+    assert names_in(kit.services.paths.runtime) == []
 
 
 async def test_a_socket_left_by_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
