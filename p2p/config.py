@@ -77,11 +77,13 @@ class P2pConfig:
     violations_max: int = 3
     """Violations by a proven peer within `violation_window_s` before it is refused."""
     violation_window_s: float = 600.0
+    """Time in which violations are counted together."""
     failed_handshakes_max: int | None = 10
     """Failed handshakes from one address within a minute before it is refused; None: no limit."""
     ban_min_s: float = 60.0
     """First refusal; each further one doubles."""
     ban_max_s: float = 3600.0
+    """Longest refusal."""
 
     # --- liveness ---
     ping_idle_s: float = 15.0
