@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from p2p.identity import Identity
+    from p2p.replication.authority import Authority
     from tests.helpers.mesh import Peer
 
 INCARNATION = 77
@@ -59,9 +60,13 @@ class Pen:
 
     def heads(self) -> tuple[bytes, ...]:
         """What an honest record of the peer would cite now."""
+        return self.authority().heads(self.identity.id)
+
+    def authority(self) -> Authority:
+        """The peer's view of the group."""
         found = self.peer.replication._core.groups.get(self.group)
         assert found is not None
-        return found.authority.heads(self.identity.id)
+        return found.authority
 
     def write(
         self,
@@ -80,7 +85,8 @@ class Pen:
         at = seq if seq is not None else last_seq + 1
         before = prev if prev is not None or seq == 1 else last_id
         log = (self.group, self.identity.id, self.incarnation, lane)
-        time = hlc if hlc is not None else max(last_hlc + 1, self.peer.env.wall_ms() << 16)
+        earliest = max(last_hlc + 1, self.peer.env.wall_ms() << 16, self.authority().hlc_max + 1)
+        time = earliest if hlc is None else hlc
         if lane == 0:
             envelope = Envelope(self.peer.env.rng.randbytes(16), None, None, body)
         else:
