@@ -380,8 +380,12 @@ def _read_unit(connection: apsw.Connection, fn: Callable[[apsw.Connection], T]) 
 
 
 def _last_checkpoint(connection: apsw.Connection) -> None:
-    connection.execute("PRAGMA optimize").fetchall()
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    """Leave one tidy file. If it cannot be done all is still safe in the write-ahead log."""
+    try:
+        connection.execute("PRAGMA optimize").fetchall()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except apsw.Error as exc:
+        log.warning("last_checkpoint_failed", extra={"f": {"error": type(exc).__name__}})
 
 
 def _size(path: str) -> int:

@@ -93,7 +93,7 @@ def read_notes(path: str, *, scope: str | None = None, tags: Sequence[str] = ())
 
 def content_key(note: Note) -> str:
     """An idempotency key that is the same for the same note, wherever and whenever it is read."""
-    parts = [note.get(name) for name in ("scope", "kind", "claim", "title", "text")]
+    parts = [note.get(name) for name in ("kind", "claim", "title", "text")]
     data = json.dumps(parts, ensure_ascii=False, sort_keys=True).encode(errors="replace")
     return "import:" + hashlib.blake2b(data, digest_size=20).hexdigest()
 

@@ -191,7 +191,8 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     if body.idem is not None and entry.relation == "own":
         # The oldest wins: a record of ours that comes back from a peer is no second answer.
         connection.execute(
-            "INSERT OR IGNORE INTO idem VALUES (?, ?, ?, ?)", (author, body.idem, digest, entry.n)
+            "INSERT OR IGNORE INTO idem VALUES (?, ?, ?, ?, ?)",
+            (author, scope, body.idem, digest, entry.n),
         )
     txn.events.append(("stored", entry.id, scope))
     if not entry.fresh:

@@ -9,7 +9,7 @@ The store treats headers as opaque bytes: whoever hands a record over has verifi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from memory.bodies import ENTRY_KIND
 from memory.ingest import Entry, author_row, entry_of, project, resettle
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 LANE_CONTROL: Final = 0
 LANE_DATA: Final = 1
 NO_HEAD: Final = bytes(32)
+
+LOG_PAGE: Final = 64
+"""Records of a log read at once: of the usual size they fill a sync frame."""
 
 
 class Position(NamedTuple):
@@ -159,20 +162,29 @@ def _advance(connection: apsw.Connection, log: LogRow, record: Verified) -> LogR
     if record.seq == contiguous + 1:
         contiguous, head_id, head_hlc = record.seq, record.id, record.hlc
         if log.max_seq > contiguous:
-            later = connection.execute(
-                "SELECT seq, id, hlc FROM record WHERE log = ? AND seq > ? ORDER BY seq",
-                (log.n, contiguous),
-            )
-            for seq, record_id, hlc in later:
-                if seq != contiguous + 1:
-                    break
-                contiguous, head_id, head_hlc = seq, record_id, hlc
+            contiguous, head_id, head_hlc = _end_of_run(connection, log.n, contiguous, record)
     moved = LogRow(log.n, contiguous, max(log.max_seq, record.seq), head_id, head_hlc)
     connection.execute(
         "UPDATE log SET contiguous = ?, max_seq = ?, head_id = ?, head_hlc = ? WHERE n = ?",
         (*moved[1:], moved.n),
     )
     return moved
+
+
+_RUN: Final = """
+WITH RECURSIVE run(seq) AS (
+  SELECT ?2 UNION ALL SELECT r.seq FROM run JOIN record r ON r.log = ?1 AND r.seq = run.seq + 1)
+SELECT r.seq, r.id, r.hlc FROM record r WHERE r.log = ?1 AND r.seq = (SELECT max(seq) FROM run)
+"""
+
+
+def _end_of_run(
+    connection: apsw.Connection, log: int, seq: int, record: Verified
+) -> tuple[int, bytes, int]:
+    """(seq, id, hlc) of the last record that follows `seq` without a gap."""
+    row = connection.execute(_RUN, (log, seq)).fetchone()
+    assert row is not None, f"record {record.seq} of the log was just stored"
+    return row[0], row[1], row[2]
 
 
 def put_body(txn: Txn, grp: int, record: Verified, n: int, *, fresh: bool) -> None:
@@ -324,7 +336,7 @@ _STORED: Final = (
     " LEFT JOIN control c ON c.n = r.n"
 )
 _BY_ID: Final = _STORED + " WHERE r.id = ?"
-_BY_PLACE: Final = _STORED + " WHERE r.log = ? AND r.seq BETWEEN ? AND ? ORDER BY r.seq"
+_BY_PLACE: Final = _STORED + " WHERE r.log = ? AND r.seq BETWEEN ? AND ? ORDER BY r.seq LIMIT ?"
 _CONTROL: Final = (
     _STORED + " WHERE r.grp = (SELECT n FROM grp WHERE id = ?) AND r.kind < 32 AND r.n > ?"
     " ORDER BY r.n"
@@ -406,12 +418,22 @@ def read_log(
         return []
     found: list[Stored] = []
     size = 0
-    for raw in connection.execute(_BY_PLACE, (row[0], first, last)):
-        stored = _stored(raw)
-        size += wire_bytes(stored)
-        if found and size > bytes_max:
-            break
-        found.append(stored)
+    at = first
+    # In pages, each read to its end: a cursor left standing would hold its snapshot.
+    while at <= last:
+        page = cast(
+            "list[_Row]",
+            connection.execute(_BY_PLACE, (row[0], at, last, LOG_PAGE)).fetchall(),
+        )
+        for raw in page:
+            stored = _stored(raw)
+            size += wire_bytes(stored)
+            if found and size > bytes_max:
+                return found
+            found.append(stored)
+        if len(page) < LOG_PAGE:
+            return found
+        at = number(connection, "SELECT seq FROM record WHERE id = ?", (found[-1].id,)) + 1
     return found
 
 

@@ -325,8 +325,8 @@ def _known(
     if note.body.idem is not None:
         row = connection.execute(
             "SELECT i.content_hash, i.memory, r.id FROM idem i JOIN record r ON r.n = i.memory"
-            " WHERE i.author = ? AND i.key = ?",
-            (author[0], note.body.idem),
+            " JOIN scope s ON s.id = i.scope WHERE i.author = ? AND s.name = ? AND i.key = ?",
+            (author[0], note.body.scope, note.body.idem),
         ).fetchone()
         if row is not None:
             if row[0] != note.content_hash:
@@ -351,8 +351,9 @@ def _remember_key(
     """A duplicate by content answers to its new key too."""
     if author is not None and note.body.idem is not None:
         connection.execute(
-            "INSERT OR IGNORE INTO idem VALUES (?, ?, ?, ?)",
-            (author[0], note.body.idem, note.content_hash, memory),
+            "INSERT OR IGNORE INTO idem SELECT ?, scope, ?, content_hash, id FROM memory"
+            " WHERE id = ?",
+            (author[0], note.body.idem, memory),
         )
 
 

@@ -150,9 +150,11 @@ INSERT INTO main_fts(main_fts, rank) VALUES ('secure-delete', 1);
 INSERT INTO low_fts(low_fts, rank) VALUES ('secure-delete', 1);
 INSERT INTO cjk_fts(cjk_fts, rank) VALUES ('secure-delete', 1);
 
+-- A key means one note of one author in one scope: a repeated call names the same scope.
 CREATE TABLE idem(
-  author INTEGER NOT NULL REFERENCES author(id), key TEXT NOT NULL, content_hash BLOB NOT NULL,
-  memory INTEGER NOT NULL REFERENCES memory(id), PRIMARY KEY (author, key)
+  author INTEGER NOT NULL REFERENCES author(id), scope INTEGER NOT NULL REFERENCES scope(id),
+  key TEXT NOT NULL, content_hash BLOB NOT NULL, memory INTEGER NOT NULL REFERENCES memory(id),
+  PRIMARY KEY (author, scope, key)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE claim(
   id INTEGER PRIMARY KEY, scope INTEGER NOT NULL REFERENCES scope(id), subject TEXT NOT NULL,

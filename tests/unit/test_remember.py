@@ -89,10 +89,12 @@ async def test_the_same_key_with_another_text_is_a_conflict_and_stores_nothing(
     assert len(await world.sql("SELECT 1 FROM record")) == 1
 
 
-async def test_keys_belong_to_their_author(world: World) -> None:
+async def test_keys_belong_to_their_author_and_scope(world: World) -> None:
     first = await world.say("one", idempotency_key="k")
     second = await world.say("two", world.agent("cursor"), idempotency_key="k")
-    assert first != second
+    third = await world.say("two", idempotency_key="k", scope="other")
+    fourth = await world.say("two", idempotency_key="k", scope="team/main")
+    assert len({first, second, third, fourth}) == 4
 
 
 async def test_a_key_survives_a_restart(tmp_path: Path) -> None:
