@@ -1,8 +1,8 @@
 """Everything non-deterministic, behind one small object.
 
 Protocol logic never reads a clock, draws a random number or decides to crash by itself: it asks an
-`Env`. The daemon builds the real one (`daemon.wiring`); a simulation builds one from a seed, so that
-the same seed gives the same run. Source: docs/decisions/0003-determinism.md.
+`Env`. The daemon builds the real one (`daemon.wiring`); a simulation builds one from a seed, so
+that the same seed gives the same run. Source: docs/decisions/0003-determinism.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Env(Protocol):
     """The part of the world that differs from run to run."""
 
     rng: random.Random
-    """A CSPRNG (`random.SystemRandom`) in production, seeded in simulation only: keys come from it."""
+    """`random.SystemRandom` in production, seeded in simulation only: keys come from it."""
 
     def now(self) -> float:
         """Monotonic seconds; the origin is arbitrary."""
@@ -52,7 +52,7 @@ class SystemEnv:
 
     def now(self) -> float:
         """Monotonic seconds."""
-        return time.monotonic()
+        return time.monotonic()  # noqa: TID251 - this is what the ban points to
 
     def wall_ms(self) -> int:
         """Unix time in milliseconds."""

@@ -1,9 +1,9 @@
 """The seam between protocols and the network: `Fabric`, `Stream`, `Transport`.
 
 Everything above (peer RPC, replication, later blobs, DHT and tasks) sees only a `Fabric`. Two
-implementations exist: `p2p.net.wire_fabric.WireFabric` (the public libp2p wire over any `Transport`)
-and `p2p.net.memory.MemFabric` (no crypto, for fast simulations). One conformance suite
-(`tests/unit/test_fabric_conformance.py`) holds both to the same contract:
+implementations exist: `p2p.net.wire_fabric.WireFabric` (the public libp2p wire over any
+`Transport`) and `p2p.net.memory_fabric.MemFabric` (no crypto, for fast simulations). One
+conformance suite (`tests/unit/test_fabric_conformance.py`) holds both to the same contract:
 
 1. a cancelled call never harms another stream;
 2. buffers are bounded, and back-pressure has no time-out;
