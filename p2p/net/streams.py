@@ -98,7 +98,11 @@ class WireStream(Stream):
             if not agreed:
                 return
             self._dialer = None
+            if self._fin_sent:
+                self._carrier.mux.send_fin(self.id)
             data = rest
+        if not data:
+            return
         if self._closed:
             # Nobody will read this: say so instead of taking it for ever.
             self.reset()
@@ -267,7 +271,10 @@ class WireStream(Stream):
 
     def _send_fin(self) -> None:
         self._fin_sent = True
-        self._carrier.mux.send_fin(self.id)
+        if self._dialer is None:
+            self._carrier.mux.send_fin(self.id)
+        # Else it waits for the other side's agreement: js never tells its handler of an end that
+        # comes while it negotiates.
         self._carrier.flush()
 
     def _check_sendable(self) -> None:

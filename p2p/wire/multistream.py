@@ -8,8 +8,8 @@ proposal to accept it or answers `na`. After that the stream belongs to the prot
 
 The dialer does not wait: header, proposal and the protocol's first bytes leave together, and the
 answers are checked when they arrive. With one proposal this is safe, because a refused dialer has
-nothing else to try and resets. The listener sends its header together with its first answer: bytes
-that are not multistream get no answer at all, so a port scan learns nothing.
+nothing else to try and resets. The listener answers the header with its own and says nothing
+before: bytes that are not multistream get no answer at all, so a port scan learns nothing.
 
 A hostile peer may send endless or huge lines (a line over 1,024 bytes is refused when its length is
 read), propose for ever (eight proposals), or ask `ls` (answered like any unknown protocol).
@@ -248,7 +248,10 @@ class Listener:
         following = LISTENER_TRANSITIONS.get((self.state, what))
         if following is None:
             raise ProtocolError(f"multistream: {what.name} in {self.state.name}")
-        if what is not ListenerInput.RECV_HEADER:
+        if what is ListenerInput.RECV_HEADER:
+            # At once: py-libp2p waits for it before it proposes.
+            self._out += _HEADER_LINE
+        else:
             self._answer(what, line)
         self.state = following
 
@@ -268,8 +271,6 @@ class Listener:
         return ListenerInput.RECV_KNOWN if line in self._protocols else ListenerInput.RECV_UNKNOWN
 
     def _answer(self, what: ListenerInput, line: str) -> None:
-        if not self._proposals:
-            self._out += encode_line(HEADER)
         self._proposals += 1
         if what is ListenerInput.RECV_KNOWN:
             self.protocol = line
