@@ -318,7 +318,7 @@ def check_database(db: apsw.Connection) -> None:
 def fts5_tables(db: apsw.Connection) -> list[str]:
     """Names of all FTS5 tables."""
     rows = db.execute(
-        "select name from sqlite_schema where type = 'table' and sql like '%using fts5%'"
+        "select name from sqlite_schema where type = 'table' and sql like '%using fts5(%'"
         " order by name"
     )
     return [str(row[0]) for row in rows]
