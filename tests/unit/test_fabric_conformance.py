@@ -157,7 +157,7 @@ def test_4_another_peer_at_the_address_is_refused_and_hears_nothing(kind: str) -
         heard: list[bytes] = []
 
         async def listen(stream: Stream) -> None:
-            heard.append(await stream.receive_some())
+            heard.append(bytes(await stream.receive_some()))
 
         second.fabric.handle(ECHO, listen, per_peer_max=10)
         stranger = identity(99).id
