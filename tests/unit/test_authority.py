@@ -579,3 +579,55 @@ def test_folding_costs_a_part_of_verifying():
         rounds.append((folded - start) / (time.process_time() - folded))
     assert len(ledger.entries) == 501
     assert min(rounds) < 0.5
+
+
+def test_a_join_that_arrives_before_its_invite_is_checked_when_that_comes():
+    # Only a hostile joiner writes one: it cites ops that do not reach its invite.
+    for good in (True, False):
+        ledger = Ledger()
+        v = ledger.write("F", invite(WRITE))
+        j = ledger.write("J", join(ledger.id(v)), auth=[ledger.genesis])
+        authority = Authority(ledger.group, lambda *_, good=good: good)
+        for i in (ledger.genesis, j, v):
+            assert authority.add(*ledger.entries[i])
+        assert authority.standing().pending_joins() == []
+        assert authority.standing().void_ops() == {ledger.id(j)}
+
+
+def test_a_gap_that_closes_can_show_a_join_its_invite():
+    # J's seq 1 cites the invite; its join at seq 2 arrives first and cites the genesis alone.
+    ledger = Ledger()
+    v = ledger.write("F", invite(WRITE))
+    first = ledger.write("J", grant("J", READ), auth=[v])
+    j = ledger.write("J", join(ledger.id(v)), auth=[ledger.genesis])
+    authority = Authority(ledger.group, trusting)
+    for i in (ledger.genesis, j, v):
+        authority.add(*ledger.entries[i])
+    assert authority.standing().pending_joins() == []
+    authority.add(*ledger.entries[first])
+    assert [p.join_id for p in authority.standing().pending_joins()] == [ledger.id(j)]
+
+
+def test_a_fork_found_again_higher_up_changes_nothing():
+    ledger = Ledger()
+    ledger.write("F", grant("W", WRITE))
+    authority = ledger.authority()
+    fork(authority, "W", 1, 3)
+    fork(authority, "W", 1, 5)
+    assert authority.fork_seq(key("W"), 1, 0) == 3
+    fork(authority, "W", 1, 2)
+    assert authority.fork_seq(key("W"), 1, 0) == 2
+
+
+def test_a_control_record_without_its_payload_is_our_mistake():
+    ledger = Ledger()
+    authority = ledger.authority()
+    head = ledger.data("F", [ledger.genesis], kind=ops.Kind.EPOCH)
+    with pytest.raises(UsageError, match="payload"):
+        authority.add(bytes(32), head, None)
+    assert not authority.add(bytes(32), ledger.data("F", [ledger.genesis], kind=30), None)
+    epoch = ops.Epoch(bytes(32), ())
+    assert authority.add(bytes(32), head, epoch)
+    assert not authority.add(bytes(32), head, epoch)
+    assert len(authority) == 1
+    assert ledger.group in authority
