@@ -257,6 +257,7 @@ class Manager:
         nursery = self._running()
         if peer == self._identity.id:
             raise UsageError("a node does not connect to itself")
+        wanted = _own_parts(addrs, peer)
         error = ""
         for _ in range(2):  # a dial that others began may not know our addresses
             connection = self.table.best(peer)
@@ -267,10 +268,10 @@ class Manager:
             ours = dial is None
             if dial is None:
                 dial = self._dials[peer] = _Dial()
-                nursery.start_soon(self._dial, peer, tuple(addrs), dial)
+                nursery.start_soon(self._dial, peer, wanted, dial)
             await dial.done.wait()
             error = dial.error
-            if error and (ours or not addrs):
+            if error and (ours or not wanted):
                 break
         connection = self.table.best(peer)
         if connection is None:
@@ -315,8 +316,7 @@ class Manager:
             Unreachable: no address, or none answered as `peer`.
         """
         config = self._config
-        wanted = [self._own_part(addr, peer) for addr in addrs]
-        known = [*dial_order(wanted), *dial_order(self.book.addrs(peer))]
+        known = [*dial_order(addrs), *dial_order(self.book.addrs(peer))]
         usable = [a for a in dict.fromkeys(known) if any(t.dials(a) for t in self._transports)]
         if not usable:
             raise Unreachable("no address known")
@@ -333,21 +333,6 @@ class Manager:
                 stagger_s=config.dial_stagger_s,
             )
         raise Unreachable(f"no answer in {config.dial_all_s:g} s")
-
-    @staticmethod
-    def _own_part(addr: Addr, peer: PeerId) -> Addr:
-        """`addr` without a trailing `/p2p/` part.
-
-        Raises:
-            UsageError: no multiaddr, or it names another peer.
-        """
-        try:
-            text, named = split_peer_untrusted(addr)
-        except PeerError as error:
-            raise Unreachable(f"{addr}: {error}") from None
-        if named is not None and named != peer:
-            raise UsageError(f"{addr} names another peer")
-        return text
 
     async def _dial_one(self, peer: PeerId, addr: Addr) -> Connection:
         transport = next(t for t in self._transports if t.dials(addr))
@@ -413,8 +398,8 @@ class Manager:
 
     def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
         """Remember addresses; a new one is tried at once if the peer is wanted."""
-        own = [self._own_part(addr, peer) for addr in addrs]
-        if self.book.learn(peer, own, self._env.wall_ms()):
+        own = _own_parts(addrs, peer)
+        if own and self.book.learn(peer, own, self._env.wall_ms()):
             self._kick(peer, fresh=True)
 
     def _kick(self, peer: PeerId, *, fresh: bool = False) -> None:
@@ -506,3 +491,22 @@ class Manager:
         strangers = [c for c in self.table if not self.is_member(c.peer) and c.mux.streams == 0]
         if strangers:
             min(strangers, key=lambda c: c.seen_s).abort("out of file descriptors")
+
+
+def _own_parts(addrs: Sequence[Addr], peer: PeerId) -> tuple[Addr, ...]:
+    """`addrs` without their trailing `/p2p/` parts. What is no multiaddr is left out.
+
+    Raises:
+        UsageError: an address names another peer.
+    """
+    own: list[Addr] = []
+    for addr in addrs:
+        try:
+            text, named = split_peer_untrusted(addr)
+        except PeerError:
+            log.warning("bad_address", extra={"f": {"addr": addr[:256]}})
+            continue
+        if named is not None and named != peer:
+            raise UsageError(f"{addr} names another peer")
+        own.append(text)
+    return tuple(own)

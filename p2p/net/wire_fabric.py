@@ -259,14 +259,21 @@ class WireFabric:
             Busy: another process has our port.
             Unreachable: no address could be listened at.
         """
+        problem: TransientError | None = None
         try:
             async with trio.open_nursery() as inside:
                 await inside.start(self._manager.run)
                 async with trio.open_nursery() as doors:
-                    await self._listen(doors)
-                    doors.start_soon(self._save_book_forever)
-                    doors.start_soon(self._push_changes_forever)
-                    task_status.started()
+                    try:
+                        await self._listen(doors)
+                    except TransientError as error:
+                        # Raised below, outside of the nurseries that would wrap it twice.
+                        problem = error
+                        inside.cancel_scope.cancel()
+                    else:
+                        doors.start_soon(self._save_book_forever)
+                        doors.start_soon(self._push_changes_forever)
+                        task_status.started()
         finally:
             self._listening.clear()
             self._addrs.clear()
@@ -275,6 +282,8 @@ class WireFabric:
             for subscriber in self._subscribers:
                 subscriber.close()
             self._subscribers.clear()
+        if problem is not None:
+            raise problem
 
     async def _listen(self, doors: trio.Nursery) -> None:
         problems: list[TransientError] = []
