@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from textwrap import shorten
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -184,11 +185,11 @@ def _count(hits: Json) -> int:
 
 
 def _row(hit: Json) -> tuple[str, str, str, str]:
-    text = str(field(hit, "text") or field(hit, "title")).replace("\n", " ")
+    text = str(field(hit, "text") or field(hit, "title"))
     trust = cast("float", field(hit, "trust") or 0.0)
     author = str(field(hit, "author", "agent"))
     device = str(field(hit, "author", "device"))
-    return text[:76], author, device, f"{trust:.2f}"
+    return shorten(text, 60, placeholder=" …"), author, device, f"{trust:.2f}"
 
 
 async def _has(client: LocalClient, identifier: str) -> bool:
