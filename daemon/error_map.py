@@ -17,6 +17,8 @@ from daemon.errors import ConfigError, RpcError
 from daemon.paths import PathsError
 from memory import errors as memory_errors
 from p2p import errors as p2p_errors
+from p2p.identity import KeyFileError
+from p2p.replication.sealing import KeyMissing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,6 +91,8 @@ def _from_p2p(error: p2p_errors.P2pError) -> RpcError:
     if isinstance(reason, str) and reason in _REASONS:
         return _with_reason(_REASONS[reason], text, reason)
     match error:
+        case KeyFileError():
+            return RpcError("locked", text, remedy=error.remedy)
         case p2p_errors.RemoteError():
             # The peer's own text is foreign: only the code is passed on.
             name = _REMOTE.get(error.code, "aborted")
@@ -99,6 +103,8 @@ def _from_p2p(error: p2p_errors.P2pError) -> RpcError:
             return RpcError("deadline", text)
         case p2p_errors.Busy():
             return _with_reason("rate_limited", text)
+        case KeyMissing():
+            return _with_reason("invalid_state", text, "key_missing")
         case p2p_errors.TransientError():
             return RpcError("aborted", text)
         case p2p_errors.VersionError():

@@ -28,7 +28,7 @@ def duration(text: str) -> int:
     digits = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text[len(digits) :] or "s"
     if not digits.isdigit() or unit not in _UNITS:
-        raise ValueError
+        raise ValueError(f"{text!r} is no duration such as 90s, 10m, 2h or 7d")
     return int(digits) * _UNITS[unit]
 
 

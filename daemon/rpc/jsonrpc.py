@@ -261,7 +261,8 @@ class JsonRpcSession:
 
         key = None
         if entry.mutates and request_id is not None:
-            key = receipt_key(self._context.session, repr(request_id), raw_params(raw))
+            spelled = msgspec.json.encode(request_id).decode()
+            key = receipt_key(self._context.session, spelled, raw_params(raw))
         answer = encode_error(request_id, RpcError("cancelled", "the request was cancelled"))
         try:
             with scope:

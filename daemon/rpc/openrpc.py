@@ -83,3 +83,19 @@ def _method(
         "x-mutates": entry.mutates,
         "x-since": f"{entry.since[0]}.{entry.since[1]}",
     }
+
+
+def main() -> None:
+    """Print the document: docs/specs/local-rpc.openrpc.json is this output."""
+    import json
+    import sys
+
+    from daemon.methods import all_methods
+    from daemon.rpc.registry import Registry
+
+    json.dump(describe(Registry.of(all_methods())), sys.stdout, indent=1, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()
