@@ -1,7 +1,7 @@
 """What replication tells the parts above: events, and the error of a refused request.
 
 Data holds plain values; 32-byte keys and ids stay bytes, whoever shows them decides the form. No
-event carries a body, a ticket or a key. Source: docs/specs/sync.md s.9.
+event carries a body, a ticket or a key. Source: docs/specs/sync.md s.8.
 """
 
 from __future__ import annotations

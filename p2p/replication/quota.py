@@ -1,7 +1,7 @@
 """What one peer may cost us: refusals, rates, bans, promises it did not keep.
 
 Pure bookkeeping with the clock as an argument. A peer's slate is forgotten when nothing on it can
-matter any more, so that a stream of strangers leaves no memory. Source: docs/specs/sync.md s.8.
+matter any more, so that a stream of strangers leaves no memory. Source: docs/specs/sync.md s.7.
 """
 
 from __future__ import annotations
