@@ -23,8 +23,6 @@ T = TypeVar("T")
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TERM", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
 """The rest of the viewer's environment stays out: an agent's marks there would change who asks."""
 
-READY_S = 30.0
-
 
 class CommandFailed(Exception):
     """A `covey` command did not succeed."""
@@ -91,11 +89,10 @@ class Machine:
 
     async def stop(self) -> None:
         """End the daemon, if there is one."""
-        with trio.move_on_after(READY_S):
-            await trio.run_process(
-                [sys.executable, "-m", "daemon", "down", "--now"],
-                env=self.env,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=False,
-            )
+        await trio.run_process(
+            [sys.executable, "-m", "daemon", "down", "--now"],
+            env=self.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )

@@ -15,6 +15,10 @@ from daemon.demo.show import Show
 from p2p.env import SystemEnv
 
 
+STOP_S = 30.0
+"""Longest wait for the three daemons to end."""
+
+
 def main(*, keep: bool = False) -> int:
     """Show what Covey does, on this machine, in about a minute.
 
@@ -48,8 +52,9 @@ async def _run(keep: bool) -> int:
     except CommandFailed as error:
         show.check(str(error), False)
     finally:
-        for machine in machines:
-            await machine.stop()
+        with trio.move_on_after(STOP_S, shield=True):
+            for machine in machines:
+                await machine.stop()
         if keep:
             show.note(f"the machines' folders stay in {folder}")
         else:
