@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from p2p.identity import PeerId
     from p2p.replication.events import ReplicationEvent
+    from p2p.replication.store import RecordStore
 
 
 class OffsetEnv(SeededEnv):
@@ -51,8 +52,12 @@ class Peer:
     addr: str = ""
     book: dict[PeerId, list[str]] | None = None
 
-    def build(self) -> None:
-        """Make the parts, as after a start of the process."""
+    def build(self, make_store: Callable[[GroupSealer], RecordStore] | None = None) -> None:
+        """Make the parts, as after a start of the process.
+
+        Args:
+            make_store: another store than the one in memory.
+        """
         fabric = self.net.fabric(self.identity.id, self.ip, env=self.env)
         if self.book is not None:
             # As the real node: a restart keeps its port and its address book.
@@ -66,7 +71,8 @@ class Peer:
         self.node = Node.over(fabric, self.identity)
         self.sealer = GroupSealer(self.identity, self.env)
         self.store = MemStore(self.sealer, self.disk)
-        self.replication = Replication(self.node, self.store, self.sealer, self.env, self.config)
+        store = self.store if make_store is None else make_store(self.sealer)
+        self.replication = Replication(self.node, store, self.sealer, self.env, self.config)
         self.replication.subscribe(self.events.append)
 
     @asynccontextmanager
