@@ -14,7 +14,6 @@ from daemon.demo.machine import CommandFailed, Machine
 from daemon.demo.show import Show
 from p2p.env import SystemEnv
 
-
 STOP_S = 30.0
 """Longest wait for the three daemons to end."""
 
