@@ -13,6 +13,7 @@ is written by the writer task alone.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import trio
@@ -48,6 +49,8 @@ READ_BYTES = 262_144
 """One read of the socket; larger ones gain nothing (benchmark: bulk)."""
 WRITE_BYTES = 262_144
 """Frames cut for one write, so that a small message waits behind at most this much."""
+END_DELAY_S = 0.02
+"""How long our end of a stream waits behind the other side's agreement; see `end_soon`."""
 
 
 @runtime_checkable
@@ -175,6 +178,9 @@ class Connection:
         self._negotiating: dict[int, tuple[Listener, float]] = {}
         self._lingering: dict[int, float] = {}
         self._senders: dict[int, WireStream] = {}
+        self._ends: deque[tuple[float, WireStream]] = deque()
+        self.prompt_ends = False
+        """Whether the other side is known to notice an end at any time."""
         self._unsent: memoryview | None = None
         self._work = Wakeup()  # wakes the writer
         self._can_open = trio.Event()
@@ -338,6 +344,26 @@ class Connection:
     def wait_for_room(self, stream: WireStream) -> None:
         """Wake `stream.writable` once its buffer is half empty."""
         self._senders[stream.id] = stream
+
+    def end_soon(self, stream: WireStream) -> None:
+        """Send the end of a stream whose handler over there may not be attached yet.
+
+        js-libp2p never tells its handler of an end that arrives while it still negotiates or
+        between its agreement and the handler's start (seen live, 1 of 20). So an end waits for the
+        first byte of the handler, or 20 ms; not with peers that said they are of our kind.
+        """
+        if self.prompt_ends:
+            stream.end_now()
+        elif self._nursery is not None:
+            if not self._ends:
+                self._nursery.start_soon(self._send_ends)
+            self._ends.append((self.now() + END_DELAY_S, stream))
+
+    async def _send_ends(self) -> None:
+        while self._ends:
+            await trio.sleep(max(0.0, self._ends[0][0] - self.now()))
+            self._ends.popleft()[1].end_now()
+            self.flush()
 
     def closed_by_us(self, stream: WireStream) -> None:
         """Reset `stream` if the other side has not ended it in a while."""

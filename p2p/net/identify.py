@@ -199,6 +199,7 @@ class Identify:
             raise AuthError("identify names another key than the handshake proved", peer)
         if message.agent:
             connection.agent = message.agent
+            connection.prompt_ends = message.agent.startswith("covey/")
         if message.protocols:
             connection.remote_protocols = frozenset(message.protocols)
         addrs = list(message.listen_addrs)

@@ -41,6 +41,9 @@ class StreamCarrier(Protocol):
     def wait_for_room(self, stream: WireStream) -> None:
         """Wake `stream.writable` once its buffer is half empty."""
 
+    def end_soon(self, stream: WireStream) -> None:
+        """Call `stream.end_now`, at once or a little later."""
+
     def closed_by_us(self, stream: WireStream) -> None:
         """The application is done with `stream`; watch that the other side ends it too."""
 
@@ -80,6 +83,8 @@ class WireStream(Stream):
         self._ended = False  # they sent FIN
         self._broken: str | None = None  # why nothing more can be sent
         self._fin_sent = False
+        self._fin_held = False
+        self._heard = False  # a byte of the protocol itself arrived
         self._closed = False
         self._sending = False
 
@@ -98,17 +103,26 @@ class WireStream(Stream):
             if not agreed:
                 return
             self._dialer = None
-            if self._fin_sent:
-                self._carrier.mux.send_fin(self.id)
+            if self._fin_held:
+                self._carrier.end_soon(self)
             data = rest
         if not data:
             return
+        self._heard = True
+        if self._fin_held:
+            self.end_now()
         if self._closed:
             # Nobody will read this: say so instead of taking it for ever.
             self.reset()
             return
         self._inbox.append(data)
         self._readable.wake()
+
+    def end_now(self) -> None:
+        """Send the end that was held back."""
+        if self._fin_held and self._broken is None:
+            self._fin_held = False
+            self._carrier.mux.send_fin(self.id)
 
     def end(self) -> None:
         """They will send no more."""
@@ -271,10 +285,13 @@ class WireStream(Stream):
 
     def _send_fin(self) -> None:
         self._fin_sent = True
-        if self._dialer is None:
+        if self._heard or not self.own:
             self._carrier.mux.send_fin(self.id)
-        # Else it waits for the other side's agreement: js never tells its handler of an end that
-        # comes while it negotiates.
+        else:
+            # Wait for their agreement and perhaps longer; see `Connection.end_soon`.
+            self._fin_held = True
+            if self._dialer is None:
+                self._carrier.end_soon(self)
         self._carrier.flush()
 
     def _check_sendable(self) -> None:
