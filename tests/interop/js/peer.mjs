@@ -54,15 +54,34 @@ async function send (stream, data) {
   }
 }
 
+// The library's own iterator waits for 'remoteCloseWrite', which has already passed when the other
+// side's end arrived before its handler ran; 'end' and `readableEnded` cannot be missed.
+async function read (stream, take) {
+  await new Promise((resolve, reject) => {
+    let taking = Promise.resolve()
+    stream.addEventListener('message', (event) => {
+      const chunk = Uint8Array.from(bytesOf(event.data))
+      taking = taking.then(() => take(chunk))
+      taking.catch(reject)
+    })
+    stream.addEventListener('end', () => taking.then(resolve, reject), { once: true })
+    stream.addEventListener('close', (event) => {
+      if (event.error != null) reject(event.error)
+      else taking.then(resolve, reject)
+    }, { once: true })
+    if (stream.readableEnded) resolve()
+  })
+}
+
 async function readAll (stream) {
   const chunks = []
-  for await (const chunk of stream) chunks.push(Buffer.from(bytesOf(chunk)))
+  await read(stream, (chunk) => { chunks.push(chunk) })
   return Buffer.concat(chunks)
 }
 
 await node.handle(ECHO, async (stream) => {
   try {
-    for await (const chunk of stream) await send(stream, bytesOf(chunk))
+    await read(stream, (chunk) => send(stream, chunk))
     await stream.close()
   } catch (error) {
     stream.abort(error)
