@@ -108,6 +108,8 @@ def format_exception(error: BaseException) -> str:
 class RemoteLimit(logging.Filter):
     """Lets ten lines a minute of each remotely triggered event through.
 
+    The first line of the next minute says in `suppressed` how many were not written.
+
     Args:
         now: monotonic seconds.
     """
@@ -126,6 +128,8 @@ class RemoteLimit(logging.Filter):
         now = self._now()
         start, count = self._seen.get(key, (now, 0))
         if now - start >= 60:
+            if count > REMOTE_PER_MINUTE:
+                record.f = {**_fields(record), "suppressed": count - REMOTE_PER_MINUTE}
             start, count = now, 0
         self._seen[key] = (start, count + 1)
         return count < REMOTE_PER_MINUTE

@@ -333,6 +333,12 @@ class Daemon:
         topic = event.topic if event.topic in {"group", "sync"} else "sync"
         data: dict[str, object] = dict(event.data)
         data |= join_details(self.parts.replication, event.name, event.data)
+        if event.name == "record.refused":
+            refused = {
+                key: value.hex()[:16] if isinstance(value, bytes) else value
+                for key, value in event.data.items()
+            }
+            log.warning("record_refused", extra={"f": refused, "remote": True})
         group = event.data.get("group")
         if event.name == "group.joined" and isinstance(group, bytes):
             self._accepted.send_nowait(group)
@@ -423,7 +429,7 @@ def _run_locked(config: Config, paths: Paths, env: Env, flags: Sequence[str]) ->
 
     try:
         trio.run(main)
-    except BaseException as error:  # noqa: BLE001 - the process's last line: name what ended it
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001 - the process's last line: name what ended it
         return _explain(error, paths, marker)
     marker.clear()
     return EXIT_OK

@@ -93,7 +93,8 @@ def peer_line(peer: dict[str, Json], now_ms: float) -> str:
     rtt = peer.get("rtt_ms")
     way = out.text(peer.get("path")) + (f" {out.number(rtt):.0f} ms" if rtt is not None else "")
     state = way if live else "offline"
-    groups = ", ".join(f"{g} ({out.text(r)})" for g, r in out.mapping(peer.get("groups")).items())
+    shared = out.mapping(peer.get("groups")).items()
+    groups = ", ".join(f"{out.text(group)} ({out.text(role)})" for group, role in shared)
     synced = f"synced {out.ago(out.number(peer.get('synced_ms')), now_ms)}"
     problem = out.text(peer.get("problem"))
     tail = out.paint(f"  {out.one_line(problem, 60)}", out.YELLOW) if problem else ""

@@ -15,7 +15,7 @@ class NetStatus(msgspec.Struct, kw_only=True):
         paused: whether we work offline.
         connected: live connections to other devices.
         pinned: devices we keep connected.
-        counters: counts since the start, such as refused handshakes.
+        counters: counts since the start, such as refused handshakes and records.
     """
 
     listen: list[str]
@@ -32,7 +32,10 @@ def _status(call: Call) -> NetStatus:
         paused=report.paused,
         connected=len(report.peers),
         pinned=len(report.pinned),
-        counters=dict(report.counters),
+        counters={
+            **report.counters,
+            "records_refused": call.services.replication.records_refused,
+        },
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from daemon.agents import AgentStore
-from daemon.config import Config, RpcConfig, decode
+from daemon.config import Config, decode
 from daemon.errors import RpcError
 from daemon.events import EventHub
 from daemon.health import Health
@@ -67,7 +67,7 @@ async def echo(call: Call, p: EchoParams) -> EchoResult:
 async def hang(call: Call, p: Empty) -> Empty:
     """Never answer; reports that it began."""
     await call.progress(0, None, "began")
-    await trio.sleep_forever()
+    await trio.Event().wait()
     return p
 
 
@@ -240,7 +240,7 @@ class RawClient:
 def config_with(**rpc: object) -> Config:
     """Default settings but for `[rpc]`."""
     base = decode("")
-    return replace(base, rpc=cast("RpcConfig", replace(base.rpc, **rpc)))  # type: ignore[arg-type]
+    return replace(base, rpc=replace(base.rpc, **rpc))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
