@@ -364,7 +364,11 @@ class Inbound:
             failure = Failure(Code.TOO_LARGE, str(error))
         if failure.code in {Code.INTERNAL, Code.TOO_LARGE}:
             self._server.counters.bugs += 1
-            log.error("rpc_handler_failed", exc_info=error, extra={"f": {"method": name}})
+            log.error(
+                "rpc_handler_failed",
+                exc_info=error,
+                extra={"f": {"method": name}, "remote": True},
+            )
         return failure
 
     async def _answer(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2p.errors import AuthError, PeerError, Unreachable, UsageError
+from p2p.errors import AuthError, P2pError, PeerError, Unreachable, UsageError
 from p2p.identity import peer_text
 from p2p.net.dialing import Race, dial_order
 from p2p.net.driver import READ_BYTES, Connection, ConnectionOwner
@@ -186,9 +186,14 @@ class Manager:
             why = str(error)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             why = str(error)
+        except Exception as error:  # noqa: BLE001 - a supervisor: no stranger may stop the node
+            self._owner.failed("handshake", error)
+            why = "a fault of ours"
         self.counters["handshakes_failed"] += 1
         self.gate.failed_handshake(origin, self._env.now())
-        log.debug("handshake_failed", extra={"f": {"addr": connection.addr, "why": why}})
+        log.debug(
+            "handshake_failed", extra={"f": {"addr": connection.addr, "why": why}, "remote": True}
+        )
         return False
 
     async def _carry(self, connection: Connection) -> None:
@@ -212,7 +217,8 @@ class Manager:
                         "bytes_in": connection.bytes_in,
                         "bytes_out": connection.bytes_out,
                         "why": connection.reason,
-                    }
+                    },
+                    "remote": True,
                 },
             )
 
@@ -345,6 +351,14 @@ class Manager:
             self.book.forget_addr(peer, addr)
             await connection.discard()
             raise
+        except (P2pError, trio.BrokenResourceError, trio.ClosedResourceError):
+            await connection.discard()
+            raise
+        except Exception as error:
+            # A supervisor: whoever answers at an address may not stop the node.
+            self._owner.failed("handshake", error)
+            await connection.discard()
+            raise Unreachable(f"{addr}: a fault of ours, see the log") from error
         except BaseException:
             await connection.discard()
             raise
@@ -456,7 +470,10 @@ class Manager:
     def violated(self, connection: Connection, why: str) -> None:
         """Count a violation; the third within ten minutes ends and refuses the peer."""
         self.counters["violations"] += 1
-        log.warning("violation", extra={"f": {"peer": peer_text(connection.peer), "why": why}})
+        log.warning(
+            "violation",
+            extra={"f": {"peer": peer_text(connection.peer), "why": why}, "remote": True},
+        )
         if self.gate.violation(connection.peer, self._env.now()):
             self.counters["bans"] += 1
             self.end_peer(connection.peer, "the peer broke the protocol repeatedly")

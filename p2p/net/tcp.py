@@ -225,7 +225,10 @@ class TcpTransport:
                 continue
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    log.warning("accept_exhausted", extra={"f": {"error": _reason(error)}})
+                    log.warning(
+                        "accept_exhausted",
+                        extra={"f": {"error": _reason(error)}, "remote": True},
+                    )
                     if self.on_exhausted is not None:
                         self.on_exhausted()
                     await trio.sleep(EXHAUSTED_PAUSE_S)

@@ -389,7 +389,7 @@ class WireFabric:
     def failed(self, where: str, error: Exception) -> None:
         """Our code raised: a bug here, which must not stop the node."""
         self._manager.counters["bug"] += 1
-        log.error("bug", extra={"f": {"where": where}}, exc_info=error)
+        log.error("bug", extra={"f": {"where": where}, "remote": True}, exc_info=error)
 
     def connection_of(self, stream: Stream) -> Connection | None:
         """The connection that carries a stream."""

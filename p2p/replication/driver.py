@@ -18,6 +18,7 @@ from p2p.errors import P2pError, PeerError, TransientError
 from p2p.identity import PeerId
 from p2p.net.seam import PeerDown, PeerUp
 from p2p.replication import join, push, session
+from p2p.replication.admission import held_logs
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, STATE_REFUSED, fetch_of
 from p2p.replication.messages import FrameReader, Have, Records, WantBodies, encode_frame
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from p2p.replication.groups import Group
     from p2p.replication.messages import Message
     from p2p.replication.record import RecordWire
+    from p2p.replication.store import LogKey
 
 log = logging.getLogger("covey.p2p.replication")
 
@@ -289,7 +291,16 @@ class Driver:
             stream = await self._node.fabric.open(PeerId(peer), session.PROTOCOL)
         except TransientError:
             return []
-        return await self._run_session(stream, outgoing=True)
+        results: list[SyncResult] = []
+        if peer in self._running:
+            stream.reset()  # Theirs came while we opened ours.
+        else:
+            results = await self._run_session(stream, outgoing=True)
+        replaced = self._running.get(peer)
+        if replaced is not None:
+            await replaced.over.wait()
+            results = replaced.results
+        return results
 
     async def _serve_session(self, stream: Stream) -> None:
         peer: bytes = stream.peer
@@ -309,26 +320,37 @@ class Driver:
         peer = stream.peer
         running = _Running(outgoing, trio.CancelScope(), trio.Event())
         self._running[peer] = running
-        machine = session.Session(
+        runner: SessionRunner | None = None
+        try:
+            with running.scope:
+                machine = await self._new_session(peer, outgoing=outgoing)
+                runner = SessionRunner(self._core, machine, stream, self._note_origins)
+                await runner.run()
+        finally:
+            if self._running.get(peer) is running:
+                del self._running[peer]
+            if runner is not None:
+                running.results = self._take_reports(peer, runner)
+            running.over.set()
+        if runner is not None:
+            await self._after_session(peer, runner)
+        return running.results
+
+    async def _new_session(self, peer: bytes, *, outgoing: bool) -> session.Session:
+        groups = self.session_groups(peer)
+        held: dict[LogKey, int] = {}
+        for group_id in groups:
+            held |= await held_logs(self._core.store, group_id)
+        return session.Session(
             me=self._core.me,
-            groups=self.session_groups(peer),
+            groups=groups,
+            held=held,
             initiator=outgoing,
             nonce=self._core.env.rng.randbytes(16),
             config=self._core.config,
             now=self._core.env.now(),
             skip_gaps=self._core.quota.skip_gaps(peer, self._core.env.now()),
         )
-        runner = SessionRunner(self._core, machine, stream, self._note_origins)
-        try:
-            with running.scope:
-                await runner.run()
-        finally:
-            if self._running.get(peer) is running:
-                del self._running[peer]
-            running.results = self._take_reports(peer, runner)
-            running.over.set()
-        await self._after_session(peer, runner)
-        return running.results
 
     def _take_reports(self, peer: bytes, runner: SessionRunner) -> list[SyncResult]:
         size = runner.machine.bytes_in + runner.machine.bytes_out
@@ -342,7 +364,8 @@ class Driver:
                     "groups": len(results),
                     "equal": sum(1 for r in results if r.equal),
                     "bytes": size,
-                }
+                },
+                "remote": True,
             },
         )
         return results
@@ -512,7 +535,8 @@ class Driver:
             stream.reset()
         except PeerError as error:
             log.warning(
-                "push_closed", extra={"f": {"peer": talk.peer.hex()[:16], "why": str(error)}}
+                "push_closed",
+                extra={"f": {"peer": talk.peer.hex()[:16], "why": str(error)}, "remote": True},
             )
             stream.reset()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -594,7 +618,8 @@ class Driver:
                 await stream.send_eof()
         except (PeerError, trio.TooSlowError) as error:
             log.warning(
-                "join_closed", extra={"f": {"peer": talk.peer.hex()[:16], "why": str(error)}}
+                "join_closed",
+                extra={"f": {"peer": talk.peer.hex()[:16], "why": str(error)}, "remote": True},
             )
             stream.reset()
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -55,6 +55,8 @@ class Quota:
     def __init__(self, config: ReplicationConfig) -> None:
         self._config = config
         self._slates: OrderedDict[bytes, Slate] = OrderedDict()
+        self.refused_in_all = 0
+        """Records refused since the start, of peers that are forgotten too."""
 
     def _slate(self, peer: bytes, now: float) -> Slate:
         slate = self._slates.get(peer)
@@ -73,6 +75,7 @@ class Quota:
         slate.refused = [at for at in slate.refused if at > now - REFUSAL_MEMORY_S]
         slate.refused.append(now)
         slate.refused_total += 1
+        self.refused_in_all += 1
         if len(slate.refused) < self._config.refusals_max:
             return False
         slate.refused.clear()

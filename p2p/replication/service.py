@@ -542,3 +542,8 @@ class Replication:
     def status(self) -> list[PeerSync]:
         """How the last session with each peer ended, per group."""
         return self._driver.status()
+
+    @property
+    def records_refused(self) -> int:
+        """Records that peers brought and should have refused themselves, since the start."""
+        return self._core.quota.refused_in_all

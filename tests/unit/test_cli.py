@@ -286,7 +286,7 @@ def test_durations_that_make_no_sense(text: str) -> None:
 
 @pytest.mark.attack
 def test_foreign_text_cannot_drive_the_terminal() -> None:
-    evil = "a\x1b[31mb\x9b2Jc\u202ed\u200be\r\nf\x07\U000e0041"
+    evil = "a\x1b[31mb\x9b2Jc\u202ed\u200be\r\nf\x07\U000e0041\u061c\u2060\ud800"
     shown = out.clean(evil)
     assert shown == "a[31mb2Jcde\nf"
     assert out.one_line(evil, 6) == "a[31m…"

@@ -71,7 +71,9 @@ def test_strangers_cannot_fill_the_log(folder: Path) -> None:
     assert len([1 for line in lines_of(folder) if line["event"] != "own"]) == REMOTE_PER_MINUTE
     now[0] = 61.0
     log.warning("handshake_refused", extra={"remote": True})
-    assert lines_of(folder)[-1]["event"] == "handshake_refused"
+    last = lines_of(folder)[-1]
+    assert last["event"] == "handshake_refused"
+    assert last["suppressed"] == 1000 - REMOTE_PER_MINUTE
 
 
 def test_files_rotate_and_are_bounded(folder: Path) -> None:
