@@ -64,8 +64,8 @@ EXIT_INTERNAL: Final = 70
 EXIT_KEY: Final = 77
 EXIT_CONFIG: Final = 78
 
-MESH_GRACE_S: Final = 3.0
-"""How long the mesh may take to say goodbye (daemon.md s.1)."""
+MESH_RETRY_S: Final = 15.0
+"""Wait before listening is tried again. Guess: a person has freed the port by then."""
 
 WATCHDOG_S: Final = 10.0
 WATCHDOG_LAG_S: Final = 5.0
@@ -96,6 +96,7 @@ class Daemon:
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._signals = 0
+        self._mesh_problem = ""
         # Homes are joined by hand, one in a blue moon.
         self._accepted, self._accepted_here = trio.open_memory_channel[bytes](64)
         self.parts: Parts = build(config, paths, env, self)
@@ -165,6 +166,22 @@ class Daemon:
         notify(f"READY=1\nSTATUS=serving\nMAINPID={os.getpid()}")
 
     async def _run_mesh(self) -> None:
+        """Run the mesh; where it cannot listen, serve on without it and try again.
+
+        A taken port is no fault of ours, and the memory of this machine works without the others.
+        """
+        up = self.parts.services.mesh_up
+        while True:
+            try:
+                await self._run_mesh_once()
+            except* TransientError as problems:
+                if up.is_set():
+                    raise
+                self._mesh_problem = str(_first(problems))
+                log.warning("mesh_down", extra={"f": {"why": self._mesh_problem}})
+            await trio.sleep(MESH_RETRY_S)
+
+    async def _run_mesh_once(self) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.parts.node.run)
             self.parts.services.mesh_up.set()
@@ -324,8 +341,8 @@ class Daemon:
             return Check(
                 name="mesh.listen",
                 status="degraded",
-                message="not listening",
-                remedy="Another program may use the port: see `covey logs`, set [p2p] listen.",
+                message=self._mesh_problem or "not listening yet",
+                remedy=f"It is tried again each {MESH_RETRY_S:.0f} s; see also `covey logs`.",
             )
         return Check(name="mesh.listen", status="ok", message=", ".join(report.listen))
 
@@ -435,17 +452,24 @@ def _run_locked(config: Config, paths: Paths, env: Env, flags: Sequence[str]) ->
     return EXIT_OK
 
 
-def _explain(error: BaseException, paths: Paths, marker: RunningMarker) -> int:
-    """Say what ended the daemon and choose the exit code."""
+def _first(error: BaseException) -> BaseException:
+    """The first exception that is no group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _explain(error: BaseException, paths: Paths, marker: RunningMarker) -> int:
+    """Say what ended the daemon and choose the exit code."""
+    error = _first(error)
     if isinstance(error, KeyboardInterrupt):
         marker.clear()
         return EXIT_OK
     if isinstance(error, KeyFileError):
         marker.clear()
         return _complain(f"{error}. {error.remedy}", EXIT_KEY)
-    if isinstance(error, StoreError) and error.reason == "too_new":
+    too_new = isinstance(error, StoreError) and error.reason == "too_new"
+    if too_new or isinstance(error, ConfigError):
         marker.clear()
         return _complain(str(error), EXIT_CONFIG)
     log.critical("crashed", exc_info=error)

@@ -121,6 +121,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         control: the process.
 
     Raises:
+        ConfigError: a setting that only its part can judge.
         KeyFileError: the device key cannot be used.
     """
     state = Path(paths.state)
@@ -128,7 +129,14 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
     db = Db(Path(paths.db), env)
     sealer = GroupSealer(identity, env)
     replica = Replica(db, sealer, state)
-    node = Node(identity, config.p2p, env, [TcpTransport(config.p2p)], book_path=Path(paths.book))
+    tcp = TcpTransport(config.p2p)
+    for addr in config.p2p.listen:
+        if not tcp.dials(addr):
+            raise ConfigError(
+                f"[p2p] listen: {addr} is no address to listen at; write it as"
+                " /ip4/0.0.0.0/tcp/15001 or /ip6/::/tcp/15001"
+            )
+    node = Node(identity, config.p2p, env, [tcp], book_path=Path(paths.book))
     replication = Replication(node, replica, sealer, env, config.replication)
     memory = Memory(db, replica, env, bytes(identity.id), config.memory)
     agents = AgentStore(db, env.rng, env.wall_ms)

@@ -25,6 +25,9 @@ READY_S = 60.0
 
 ALREADY = 6
 
+# Parts of names of variables that hold secrets; agents redact the same ones.
+SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSW", "CREDENTIAL")
+
 
 def start_daemon(paths: Paths, extra: tuple[str, ...] = ()) -> bool:
     """Start `covey up --foreground` in a session of its own.
@@ -62,9 +65,8 @@ def start_daemon(paths: Paths, extra: tuple[str, ...] = ()) -> bool:
 def _spawn_and_wait(
     paths: Paths, extra: tuple[str, ...], ready: socket.socket, address: str
 ) -> bool:
-    environ = dict(os.environ, NOTIFY_SOCKET=address)
-    for name in ("WATCHDOG_USEC", "JOURNAL_STREAM", "LISTEN_FDS"):
-        environ.pop(name, None)
+    environ = {name: value for name, value in os.environ.items() if not _stays_here(name)}
+    environ["NOTIFY_SOCKET"] = address
     fd = os.open(paths.start_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         # -P: the folder we are started in may be anybody's; its files must not be imported.
@@ -93,6 +95,17 @@ def _spawn_and_wait(
         75,
         remedy=f"Look at {paths.log_file}; it may still come up.",
     )
+
+
+def _stays_here(name: str) -> bool:
+    """Whether a variable is ours alone: of our service manager, or likely a secret.
+
+    The daemon lives on for weeks after whoever started it, often an agent with its token and the
+    keys of its model in the environment. It needs none of them.
+    """
+    if name in {"WATCHDOG_USEC", "JOURNAL_STREAM", "LISTEN_FDS", "COVEY_AGENT", "COVEY_GRANT"}:
+        return True
+    return not name.startswith("COVEY_") and any(word in name.upper() for word in SECRET_WORDS)
 
 
 def _failed(paths: Paths, code: int) -> CliError:

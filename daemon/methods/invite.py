@@ -141,7 +141,7 @@ async def _wait_for_addresses(call: Call) -> None:
     raise RpcError(
         "invalid_state",
         "the daemon does not listen for other machines",
-        remedy="See `covey status`; perhaps it is paused (`covey peers resume`).",
+        remedy="`covey status` says why.",
     )
 
 

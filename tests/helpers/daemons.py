@@ -117,6 +117,10 @@ class Home:
         path = self.folder / "state" / "logs" / "covey.log"
         return [json.loads(line) for line in path.read_text().splitlines()]
 
+    def log_text(self) -> str:
+        """The daemon's log as it stands in the file."""
+        return (self.folder / "state" / "logs" / "covey.log").read_text()
+
     def texts(self, query: str, *more: str) -> list[str]:
         """Texts that a recall finds."""
         found = self.json("recall", query, *more)

@@ -248,6 +248,7 @@ def test_a_damaged_database_is_named_and_left_alone(home: Home) -> None:
         ("[rcp]\nx = 1\n", ["config.toml", "rcp", "did you mean rpc"]),
         ("[node]\nname = 3\n", ["config.toml:2", "name"]),
         ("[node\n", ["config.toml"]),
+        ('[p2p]\nlisten = ["/ip4/127.0.0.1/tcp/"]\n', ["listen", "/ip4/127.0.0.1/tcp/"]),
     ],
 )
 def test_a_wrong_configuration_ends_with_78_and_names_the_place(
@@ -391,6 +392,22 @@ def test_nothing_secret_is_written_to_the_log(home: Home) -> None:
         assert str(made["ticket"]) not in text
         assert "COVEY1" not in text
     assert CONFIG
+
+
+def test_a_taken_port_leaves_the_memory_working_and_says_so(home: Home) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        home.ok("up", "--set", f"p2p.listen=/ip4/127.0.0.1/tcp/{port}")
+        home.ok("remember", "the mesh is down and the memory works")
+        wait_until("it is noticed", lambda: '"mesh_down"' in home.log_text())
+        status = home.json("status")
+        assert isinstance(status, dict)
+        assert status["health"] == "degraded"
+        assert "another process" in json.dumps(status["problems"])
+        invite = home.run("invite", "--no-wait", "--timeout", "1")
+        assert invite.returncode in {6, 75}
 
 
 @pytest.mark.attack
