@@ -592,6 +592,17 @@ def held_of(row: LocalRow) -> Held:
     return Held(ident, header.author, due_ms, len(wire))
 
 
+async def held_logs(store: RecordStore, group: bytes) -> dict[LogKey, int]:
+    """Logs of a group with quarantined records, and the lowest seq of those."""
+    lowest: dict[LogKey, int] = {}
+    for _, columns in await store.local("hold", group):
+        if columns[2] == HOLD_SKEW and isinstance(columns[4], bytes):
+            header = decode_header_untrusted(decode_wire_untrusted(columns[4]).header)
+            log = (group, header.author, header.incarnation, lane_of(header.kind))
+            lowest[log] = min(header.seq, lowest.get(log, header.seq))
+    return lowest
+
+
 def replace_envelope(wire: RecordWire, envelope: bytes | None) -> RecordWire:
     """The same header with another envelope."""
     return RecordWire(wire.header, wire.signature, envelope)

@@ -323,10 +323,16 @@ class Exchange:
         tag: its name in this session.
         port: the session.
         skip_gaps: logs whose gap this peer failed to fill within the hour.
+        held: logs with records in quarantine, and the lowest seq of those.
     """
 
     def __init__(
-        self, group: bytes, tag: bytes, port: Port, skip_gaps: frozenset[LogKey] = frozenset()
+        self,
+        group: bytes,
+        tag: bytes,
+        port: Port,
+        skip_gaps: frozenset[LogKey] = frozenset(),
+        held: Mapping[LogKey, int] | None = None,
     ) -> None:
         self.group = group
         self.tag = tag
@@ -335,6 +341,7 @@ class Exchange:
         """Answers queued and not yet sent; kept by the session."""
         self._port = port
         self._skip_gaps = skip_gaps
+        self._held = {heads.place_of(port.salt, log): seq for log, seq in (held or {}).items()}
         self._totals = _Totals()
         self._control = _Control()
         self._want = _Wanting()
@@ -596,7 +603,7 @@ class Exchange:
     def _enter_tails(self) -> None:
         self._move(Input.HEADS_COMPLETE)
         entries = self._peer_entries[1]
-        tails = heads.wanted_ranges(entries, self._places, 1, self._skip_gaps)
+        tails = heads.wanted_ranges(entries, self._places, 1, self._skip_gaps, self._held)
         self._totals.missing += heads.missing_count(tails)
         for item in tails:
             log = self._places.get(Place(item.author, item.incarnation, 1))
@@ -722,6 +729,8 @@ class Exchange:
             return "fork"
         if self._throttled:
             return "rate"
+        if self._held:
+            return "held"
         return "control_incomplete" if self._control_incomplete else "unequal"
 
     def _search_above_gaps(self) -> None:

@@ -36,6 +36,8 @@ ITEM_BYTES: Final = 40
 NOT_COMPARED: Final = bytes(8)
 """Head of a log that ends in a fork: its prefix is settled by the fork proof."""
 
+MAX_SEQ: Final = 2**63 - 1
+
 BACKWARDS: Final = 64
 """Records asked for at once when looking for the first difference of a log."""
 
@@ -129,6 +131,7 @@ def wanted_ranges(
     ours: Mapping[Place, LogState],
     lane: int,
     skip_gaps: frozenset[LogKey] = frozenset(),
+    held: Mapping[Place, int] | None = None,
 ) -> list[WantRange]:
     """What the peer has and we lack, as far as heads show it.
 
@@ -137,19 +140,20 @@ def wanted_ranges(
         ours: our logs by place.
         lane: 0 control, 1 data.
         skip_gaps: logs whose gap this peer failed to fill within the hour.
+        held: lowest seq of a log that waits in quarantine: what is above it is later still.
     """
     ranges = []
     for entry in theirs:
-        log = ours.get(Place(entry.author, entry.incarnation, lane))
+        place = Place(entry.author, entry.incarnation, lane)
+        log = ours.get(place)
+        end = min(entry.max_seq, (held or {}).get(place, MAX_SEQ + 1) - 1)
         if log is None:
-            if entry.max_seq:
-                ranges.append(WantRange(entry.author, entry.incarnation, lane, 1, entry.max_seq))
+            if end:
+                ranges.append(WantRange(entry.author, entry.incarnation, lane, 1, end))
             continue
+        contiguous, top = usable_end(log)
         if log.fork_seq is not None:
-            contiguous, top = usable_end(log)
-            end = min(entry.max_seq, log.fork_seq - 1)
-        else:
-            contiguous, top, end = log.contiguous, log.max_seq, entry.max_seq
+            end = min(end, log.fork_seq - 1)
         gap = contiguous < top and log.key not in skip_gaps
         first = contiguous + 1 if gap else top + 1
         if first <= end:

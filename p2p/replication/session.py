@@ -261,6 +261,7 @@ class Session:
         config: limits.
         now: seconds, as for every later call.
         skip_gaps: logs whose gap this peer failed to fill within the hour.
+        held: logs with records in quarantine, and the lowest seq of those.
     """
 
     def __init__(
@@ -273,6 +274,7 @@ class Session:
         config: ReplicationConfig,
         now: float,
         skip_gaps: frozenset[LogKey] = frozenset(),
+        held: Mapping[LogKey, int] | None = None,
     ) -> None:
         self.me = me
         self.state = SessionState.HELLO
@@ -286,6 +288,7 @@ class Session:
         self._groups = tuple(sorted(groups))
         self._config = config
         self._skip_gaps = skip_gaps
+        self._held = dict(held or {})
         self._started = now
         self._active = now
         self._reader = FrameReader()
@@ -503,7 +506,8 @@ class Session:
 
     def _begin(self, group: bytes, tag: bytes) -> None:
         gaps = frozenset(log for log in self._skip_gaps if log[0] == group)
-        exchange = self._exchanges[tag] = Exchange(group, tag, self, gaps)
+        held = {log: seq for log, seq in self._held.items() if log[0] == group}
+        exchange = self._exchanges[tag] = Exchange(group, tag, self, gaps, held)
         exchange.start()
 
     def _on_group_message(self, message: Message) -> None:

@@ -153,10 +153,12 @@ class Mesh:
         )
 
 
-async def wait_until(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
+async def wait_until(
+    condition: Callable[[], bool], limit_s: float = 120.0, *, step_s: float = 0.05
+) -> None:
     """Let virtual time pass until the condition holds; fail when it does not in time."""
     deadline = trio.current_time() + limit_s
     while not condition():
         if trio.current_time() > deadline:
             raise AssertionError("the condition did not come true in time")
-        await trio.sleep(0.05)
+        await trio.sleep(step_s)
