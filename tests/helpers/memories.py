@@ -6,8 +6,9 @@ import hashlib
 import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from memory.bodies import NoteBody, encode_body
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    import apsw
+
     from memory.bodies import Body
     from memory.model import Hits
+    from memory.seams import Cell
+    from memory.txn import MemoryEvent
 
 HOME = hashlib.sha256(b"home").digest()
 PRIVATE = hashlib.sha256(b"private").digest()
@@ -59,7 +64,7 @@ class World:
     memory: Memory
     sealer: PlainSealer
     clock: Clock
-    events: list[Any] = field(default_factory=list)
+    events: list[MemoryEvent] = field(default_factory=list)
 
     @property
     def person(self) -> Caller:
@@ -81,28 +86,31 @@ class World:
             session="s1",
         )
 
-    async def say(self, text: str, who: Caller | None = None, **fields: Any) -> str:
+    async def say(self, text: str, who: Caller | None = None, **fields: object) -> str:
         """Remember one note; its id."""
-        done = await self.memory.remember(who or self.agent(), [NoteIn(text=text, **fields)])
+        done = await self.memory.remember(
+            who or self.agent(), [msgspec.convert({"text": text, **_plain(fields)}, NoteIn)]
+        )
         return done[0].id
 
-    async def find(self, words: str, who: Caller | None = None, **fields: Any) -> Hits:
+    async def find(self, words: str, who: Caller | None = None, **fields: object) -> Hits:
         """Recall."""
-        return await self.memory.recall(who or self.agent(), Query(query=words, **fields))
+        return await self.memory.recall(
+            who or self.agent(), msgspec.convert({"query": words, **fields}, Query)
+        )
 
-    async def sql(self, sql: str, *bound: Any) -> list[Any]:
+    async def sql(self, sql: str, *bound: Cell) -> list[tuple[object, ...]]:
         """Rows of a query."""
         return await self.db.read(lambda c: c.execute(sql, bound).fetchall())
 
     async def check_index(self) -> None:
         """The full-text indexes hold exactly what the rows say."""
 
-        def check(connection: Any) -> None:
+        def check(connection: apsw.Connection) -> None:
             for table in ("main_fts", "low_fts", "cjk_fts"):
-                if table != "cjk_fts":
-                    connection.execute(
-                        f"INSERT INTO {table}({table}, rank) VALUES ('integrity-check', 1)"
-                    )
+                connection.execute(
+                    f"INSERT INTO {table}({table}, rank) VALUES ('integrity-check', 1)"
+                )
             assert connection.execute("PRAGMA integrity_check").get == "ok"
             wrong = connection.execute(
                 "SELECT s.name, s.main_chunks, s.low_chunks FROM scope s WHERE s.main_chunks <>"
@@ -116,29 +124,34 @@ class World:
         await self.db.write(check)
 
 
-def note_body(text: str, **fields: Any) -> bytes:
+def note_body(text: str, **fields: object) -> bytes:
     """A note's body as a peer's Covey encodes it."""
-    values: dict[str, Any] = {
-        "agent": "bob",
-        "scope": "main",
-        "kind": "note",
-        "role": "agent",
-        "speaker": None,
-        "text": text,
-        "title": None,
-        "thread": None,
-        "pos": 1,
-        "at_ms": 1_700_000_000_000,
-        "valid_from": None,
-        "valid_to": None,
-        "tags": [],
-        "claim": None,
-        "source": None,
-        "derived_from": [],
-        "ttl_s": None,
-        "idem": None,
-    }
-    return encode_body(NoteBody(**{**values, **fields}))
+    plain = NoteBody(
+        agent="bob",
+        scope="main",
+        kind="note",
+        role="agent",
+        speaker=None,
+        text=text,
+        title=None,
+        thread=None,
+        pos=1,
+        at_ms=1_700_000_000_000,
+        valid_from=None,
+        valid_to=None,
+        tags=[],
+        claim=None,
+        source=None,
+        derived_from=[],
+        ttl_s=None,
+        idem=None,
+    )
+    return encode_body(msgspec.structs.replace(plain, **fields))
+
+
+def _plain(fields: dict[str, object]) -> dict[str, object]:
+    """Structs among the fields as what the local RPC would carry."""
+    return {name: msgspec.to_builtins(value) for name, value in fields.items()}
 
 
 class Peer:

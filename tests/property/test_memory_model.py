@@ -307,8 +307,8 @@ def template() -> Iterator[Path]:
         yield folder
 
 
-@settings(max_examples=max(10, settings.default.max_examples // 2))
-@given(st.lists(steps, min_size=4, max_size=40))
+@settings(max_examples=max(10, settings.default.max_examples // 5))
+@given(st.lists(steps, min_size=30, max_size=60))
 def test_the_memory_agrees_with_a_dictionary(
     template: Path, sequence: list[tuple[Any, ...]]
 ) -> None:
