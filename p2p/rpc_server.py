@@ -1,7 +1,8 @@
 """The callee's side: handlers by name, who may call, how much at once, one task per call.
 
 Theory of operation. The fabric runs `Server.handle` in a task per inbound stream; that task only
-reads, so CANCEL is never behind anything, and starts a task for each CALL. Checks run in the order
+reads, so CANCEL is never behind anything, and starts a task for each CALL (but for methods served
+`inline`, which finish at once and run in it). Checks run in the order
 of their cost, and a refusal costs no decoding: known method, allowed caller, sane deadline, room;
 only then the body is decoded. Answers are written by the handler's task, or through a writer task
 once a call with items was made on the stream.
@@ -37,7 +38,7 @@ from p2p.rpc_frames import (
     encode_error,
     encode_result,
 )
-from p2p.rpc_stream import READ_BYTES, FrameWriter, Items
+from p2p.rpc_stream import READ_BYTES, FrameWriter, Items, NoItems
 from p2p.rpc_types import Allow, Caller, Code, Method, Serve
 
 if TYPE_CHECKING:
@@ -60,13 +61,17 @@ BUSY_RETRY_MS: Final = 200
 """What a busy answer suggests to wait. Guess: a few typical calls."""
 
 
-@dataclass
 class Served(Generic[Q, R]):
     """A method and its handler."""
 
-    method: Method[Q, R]
-    fn: Serve[Q, R]
-    allow: Allow | None
+    def __init__(
+        self, method: Method[Q, R], fn: Serve[Q, R], allow: Allow | None, *, inline: bool
+    ) -> None:
+        self.method = method
+        self.fn = fn
+        self.allow = allow
+        self.inline = inline
+        self.no_items = None if method.streaming else NoItems(method.name)
 
 
 @dataclass
@@ -110,11 +115,15 @@ class Server:
         self._members = members
         self._served: dict[str, Served[object, object]] = {}
 
-    def serve(self, method: Method[Q, R], fn: Serve[Q, R], *, allow: Allow | None = None) -> None:
+    def serve(
+        self, method: Method[Q, R], fn: Serve[Q, R], *, allow: Allow | None, inline: bool
+    ) -> None:
         """See `Rpc.serve`."""
+        if inline and method.streaming:
+            raise UsageError(f"{method.name} has items: it cannot be served inline")
         if method.name in self._served:
             raise UsageError(f"{method.name} is served already")
-        served = Served(method, fn, allow)
+        served = Served(method, fn, allow, inline=inline)
         self._served[method.name] = cast("Served[object, object]", served)
 
     def methods(self) -> list[str]:
@@ -187,7 +196,7 @@ class Running:
         served: Served[object, object],
         machine: CallMachine,
         request: object,
-        items: Items,
+        items: Items | None,
         *,
         deadline: float,
         size: int,
@@ -287,14 +296,16 @@ class Inbound:
             return
         running = self._running
         assert running is not None, "only a running call's frames pass the machine"
-        if isinstance(frame, ItemFrame):
+        if isinstance(frame, CancelFrame):
+            running.stop(Failure(Code.CANCELLED, "cancelled"))
+        elif running.items is None:
+            pass  # credit for, or the end of, items that a unary call does not have
+        elif isinstance(frame, ItemFrame):
             running.items.deliver(frame.body)
             if self._over_share:
                 running.stop(Failure(Code.BUSY, "too many unread bytes", BUSY_RETRY_MS))
         elif isinstance(frame, EndFrame):
             running.items.complete()
-        elif isinstance(frame, CancelFrame):
-            running.stop(Failure(Code.CANCELLED, "cancelled"))
         else:
             running.items.wake()  # credit
 
@@ -312,51 +323,60 @@ class Inbound:
         except DecodeError as error:
             await self._refuse(Failure(Code.BAD_REQUEST, str(error)))
             return
-        self._start(verdict, frame, request)
+        running = self._begin(verdict, frame, request)
+        if verdict.inline:
+            await self._run_handler(running)
+        else:
+            assert self._handlers is not None
+            self._handlers.start_soon(self._run_handler, running)
 
-    def _start(self, served: Served[object, object], frame: CallFrame, request: object) -> None:
+    def _begin(self, served: Served[object, object], frame: CallFrame, request: object) -> Running:
+        """From here on the call counts; its handler must be run."""
         method = served.method
-        machine = self._machine
-        if method.item_in is not None:
-            machine.open_window(RPC_WINDOW_BYTES)
-        writer = self._streaming_writer() if method.streaming else None
-        items = Items(
-            method.name,
-            machine,
-            writer,
-            decoder=method.item_in_decoder,
-            sends=method.item_out is not None,
-            charge=self._load.charge,
-        )
+        items = self._items(method) if method.streaming else None
         deadline = math.inf
         if frame.deadline_ms:
             deadline = trio.current_time() + frame.deadline_ms / 1000
         size = len(frame.body)
         running = self._running = Running(
-            served, machine, request, items, deadline=deadline, size=size
+            served, self._machine, request, items, deadline=deadline, size=size
         )
         self._server.begin(method.name, size, self._load)
-        assert self._handlers is not None
-        self._handlers.start_soon(self._run_handler, running)
+        return running
+
+    def _items(self, method: Method[object, object]) -> Items:
+        if method.item_in is not None:
+            self._machine.open_window(RPC_WINDOW_BYTES)
+        return Items(
+            method.name,
+            self._machine,
+            self._streaming_writer(),
+            decoder=method.item_in_decoder,
+            sends=method.item_out is not None,
+            charge=self._load.charge,
+        )
 
     async def _run_handler(self, running: Running) -> None:
-        method = running.served.method
+        served = running.served
         answer: bytes | bytearray | None = None
         failure: Failure | None = None
         try:
             caller = Caller(self._stream.peer, self._stream.path, running.deadline)
             try:
                 with running.scope:
-                    reply = await running.served.fn(caller, running.request, running.items)
+                    stream = running.items or served.no_items
+                    assert stream is not None, "a method has items or it has none"
+                    reply = await served.fn(caller, running.request, stream)
                     answer = encode_result(reply)
             except Exception as error:  # noqa: BLE001 - a supervisor: a handler's fault is an answer
-                failure = self._failed(method.name, error)
+                failure = self._failed(served.method.name, error)
             if answer is None and failure is None:
                 failure = running.failure or Failure(Code.DEADLINE, "the deadline passed")
             await self._answer(running, answer, failure)
         finally:
-            running.items.release()
-            self._server.finish(method.name, running.size, self._load)
+            if running.items is not None:
+                running.items.release()
+            self._server.finish(served.method.name, running.size, self._load)
 
     def _failed(self, name: str, error: Exception) -> Failure:
         failure = failure_of(error)
@@ -380,7 +400,8 @@ class Inbound:
         else:
             running.machine.send(Input.SEND_RESULT)
         assert answer is not None
-        running.items.complete()
+        if running.items is not None:
+            running.items.complete()
         # From here on the next CALL may come, even before the answer has left.
         self._running = None
         self._load.charge(len(answer))

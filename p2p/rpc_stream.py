@@ -112,13 +112,41 @@ class FrameWriter:
         return batch
 
 
+class NoItems(CallStream):
+    """What the handler of a unary method gets; one serves all its calls.
+
+    Args:
+        name: the method's, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @override
+    async def send(self, item: object) -> None:
+        """Refuse: see `CallStream.send`."""
+        await trio.lowlevel.checkpoint()
+        raise UsageError(f"{self._name} has no items in this direction")
+
+    @override
+    async def end(self) -> None:
+        """Do nothing: there is nothing to end."""
+        await trio.lowlevel.checkpoint()
+
+    @override
+    async def receive(self) -> object:
+        """Refuse: see `CallStream.receive`."""
+        await trio.lowlevel.checkpoint()
+        raise UsageError(f"{self._name} has no items in this direction")
+
+
 class Items(CallStream):
     """Items of one call in both directions; the driver feeds it what arrives.
 
     Args:
         name: the method's, for messages.
         machine: the call's rules.
-        writer: where our frames go; None when the method has no items at all.
+        writer: where our frames go.
         decoder: for items that arrive; None when none may.
         sends: whether the method has items our way.
         charge: told how many bytes of unread items came (+) or went (-).
@@ -128,7 +156,7 @@ class Items(CallStream):
         self,
         name: str,
         machine: CallMachine,
-        writer: FrameWriter | None,
+        writer: FrameWriter,
         *,
         decoder: msgspec.msgpack.Decoder[object] | None,
         sends: bool,
@@ -186,7 +214,7 @@ class Items(CallStream):
     async def send(self, item: object) -> None:
         """See `CallStream.send`."""
         await trio.lowlevel.checkpoint()
-        if self._writer is None or not self._sends:
+        if not self._sends:
             raise UsageError(f"{self._name} has no items in this direction")
         while True:
             if self._error is not None:
@@ -209,7 +237,7 @@ class Items(CallStream):
     async def end(self) -> None:
         """See `CallStream.end`."""
         await trio.lowlevel.checkpoint()
-        if self._writer is not None and self._machine.may_send_items:
+        if self._machine.may_send_items:
             self._machine.send(Input.SEND_END)
             self._writer.queue(encode_end())
 
@@ -244,6 +272,6 @@ class Items(CallStream):
 
     def _grant(self, size: int) -> None:
         grant = self._machine.take(size)
-        if grant and self._writer is not None:
+        if grant:
             self._machine.send(Input.SEND_CREDIT)
             self._writer.queue(encode_credit(grant))
