@@ -91,7 +91,9 @@ def run_connect(args: argparse.Namespace) -> int:
         )
     name = args.name or args.client
     client = connect(args)
-    made = out.mapping(client.call("agents.add", {"name": name, "client": args.client}))
+    made = out.mapping(
+        client.call("agents.add", {"name": name, "client": args.client, "save": True})
+    )
     token = out.text(made.get("token"))
     known_client = CLIENTS[args.client]
     text = instructions(

@@ -114,6 +114,14 @@ def acting_agent(environ: Mapping[str, str]) -> str:
     return next((name for mark, name in AGENT_MARKS if environ.get(mark)), "")
 
 
+def working_project() -> str:
+    """The project of the current folder, empty when that folder is gone."""
+    try:
+        return project_of(os.getcwd())
+    except OSError:
+        return ""
+
+
 def try_connect(candidates: list[str]) -> socket.socket | None:
     """A connection to the first socket that answers, None if none does.
 
@@ -197,7 +205,7 @@ class Client:
             "api": [1, 0],
             "session": self._session,
         }
-        project = project_of(os.getcwd())
+        project = working_project()
         if project:
             params["project"] = project
         agent = acting_agent(os.environ)

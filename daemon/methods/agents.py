@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import msgspec
 
 from daemon.agents import AgentView
+from daemon.paths import make_private
 from daemon.rpc.registry import Call, Empty, method
 
 
@@ -15,11 +19,14 @@ class AddParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
         name: 1 to 64 of a-z, 0-9, dot, underscore and hyphen.
         scopes: what its token may do; empty for the default.
         client: its software, for people.
+        save: also keep the token in the state folder, where the MCP relay looks for it when the
+            agent's configuration holds none (project files are often committed).
     """
 
     name: str
     scopes: list[str] = []
     client: str = ""
+    save: bool = False
 
 
 class Added(msgspec.Struct, kw_only=True):
@@ -41,10 +48,27 @@ class Revoked(msgspec.Struct, kw_only=True):
     name: str
 
 
+def write_token(path: str, token: str) -> None:
+    """Keep a token where only we can read it."""
+    make_private(os.path.dirname(path))
+    remove_token(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(token + "\n")
+
+
+def remove_token(path: str) -> None:
+    """Forget a token that is no longer good; absent is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 @method("agents.add", scope="admin")
 async def add(call: Call, p: AddParams) -> Added:
     """Register an agent and make its token."""
     token = await call.services.agents.add(p.name, p.scopes, p.client)
+    if p.save:
+        write_token(call.services.paths.agent_token(p.name), token)
     call.services.events.publish("agent.added", {"name": p.name})
     return Added(name=p.name, token=token)
 
@@ -53,6 +77,7 @@ async def add(call: Call, p: AddParams) -> Added:
 async def revoke(call: Call, p: NameParams) -> Revoked:
     """End an agent's token at once, also on its open connections."""
     await call.services.agents.revoke(p.name)
+    remove_token(call.services.paths.agent_token(p.name))
     call.services.events.publish("agent.revoked", {"name": p.name})
     return Revoked(name=p.name)
 
