@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tests.helpers.crashvfs import Image, ImageKind
 
 SEED = 7
-FEW, ALL = 7, 1
-"""Strides: `make test` tries every seventh operation, the slow layer each."""
+FEW, ALL = 11, 1
+"""Strides: `make test` tries every eleventh operation, the slow layer each."""
 
 
 async def work(world: World, recorder: Recorder) -> None:
@@ -218,7 +218,7 @@ def test_a_crash_in_the_first_migration_leaves_nothing_or_all(tmp_path: Path) ->
         recorder.ack("done")
         connection.close()
     versions = set()
-    for image in images(recorder, seed=SEED, stride=3):
+    for image in images(recorder, seed=SEED, stride=7):
         db = opened(image, tmp_path / "image")
         check_database(db)
         version = db.execute("PRAGMA user_version").get
@@ -253,7 +253,7 @@ def test_a_crash_in_a_later_migration_leaves_the_old_schema_or_the_new(
         recorder.ack("done")
         connection.close()
     versions = set()
-    for image in images(recorder, seed=SEED, stride=3):
+    for image in images(recorder, seed=SEED, stride=7):
         db = opened(image, tmp_path / "image")
         check_database(db)
         version = db.execute("PRAGMA user_version").get

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import random
+import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import apsw
 import msgspec
 import trio
 
 from memory.bodies import NoteBody, encode_body
+from memory.connect import APPLICATION_ID, PRAGMAS
 from memory.db import Db
 from memory.model import Caller, NoteIn, Query, ScopeSet
 from memory.replica import Replica
+from memory.schema import migrate
 from memory.store import Memory
 from memory.writing import Draft
 from tests.helpers.plain_sealer import PlainRecord, PlainSealer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
-
-    import apsw
 
     from memory.bodies import Body
     from memory.model import Hits
@@ -180,11 +183,26 @@ class _At:
     hlc_min: int
 
 
+@lru_cache(maxsize=1)
+def empty_database() -> bytes:
+    """A database with its schema and nothing else: making one takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "covey.db"
+        connection = apsw.Connection(str(path))
+        for pragma in (*PRAGMAS, f"application_id={APPLICATION_ID}"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        migrate(connection, path, Clock(), "memory.migrations")
+        connection.close()
+        return path.read_bytes()
+
+
 @asynccontextmanager
 async def open_world(
     folder: Path, *, seed: int = 1, inline: bool = False, vfs: str | None = None
 ) -> AsyncIterator[World]:
     """A running memory over `folder/covey.db`, with the groups home, private and team."""
+    if not (folder / "covey.db").exists():
+        (folder / "covey.db").write_bytes(empty_database())
     clock = Clock(seed)
     sealer = PlainSealer(random.Random(seed), clock.wall_ms)
     for group in (HOME, PRIVATE, TEAM):

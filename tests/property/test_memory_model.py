@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
@@ -18,9 +17,6 @@ from memory.errors import RefusedError
 from memory.model import NoteIn
 from memory.store import Filter
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 AGENTS = ("claude", "cursor", "")
 SCOPES = ("main", "work", "team/x")
@@ -293,25 +289,8 @@ class Run:
         await world.check_index()
 
 
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    """A memory with its schema: making one takes longer than most sequences."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-
-        async def make() -> None:
-            async with open_world(folder, inline=True):
-                pass
-
-        trio.run(make)
-        yield folder
-
-
-@settings(max_examples=max(10, settings.default.max_examples // 5))
+@settings(max_examples=max(10, settings.default.max_examples // 6))
 @given(st.lists(steps, min_size=30, max_size=60))
-def test_the_memory_agrees_with_a_dictionary(
-    template: Path, sequence: list[tuple[Any, ...]]
-) -> None:
+def test_the_memory_agrees_with_a_dictionary(sequence: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        shutil.copy(template / "covey.db", name)
         trio.run(Run(Path(name)).go, sequence)
