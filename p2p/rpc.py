@@ -87,7 +87,7 @@ class Rpc:
             allow: who may call, asked before the request is decoded; None: members of a group
                 shared with us.
             inline: for unary handlers that wait for nothing: run in the task that reads the
-                stream. Saves a task; meanwhile a CANCEL is not seen, the deadline holds.
+                stream. It saves a task; neither CANCEL nor the deadline is looked at meanwhile.
         """
         self._server.serve(method, fn, allow=allow, inline=inline)
 

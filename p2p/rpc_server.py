@@ -323,12 +323,32 @@ class Inbound:
         except DecodeError as error:
             await self._refuse(Failure(Code.BAD_REQUEST, str(error)))
             return
-        running = self._begin(verdict, frame, request)
         if verdict.inline:
-            await self._run_handler(running)
-        else:
-            assert self._handlers is not None
-            self._handlers.start_soon(self._run_handler, running)
+            await self._run_inline(verdict, frame, request)
+            return
+        running = self._begin(verdict, frame, request)
+        assert self._handlers is not None
+        self._handlers.start_soon(self._run_handler, running)
+
+    async def _run_inline(
+        self, served: Served[object, object], frame: CallFrame, request: object
+    ) -> None:
+        """Run a handler that waits for nothing, without a task or a scope of its own."""
+        name, size = served.method.name, len(frame.body)
+        deadline = trio.current_time() + frame.deadline_ms / 1000
+        assert served.no_items is not None, "methods with items are not served inline"
+        self._server.begin(name, size, self._load)
+        try:
+            caller = Caller(self._stream.peer, self._stream.path, deadline)
+            try:
+                answer = encode_result(await served.fn(caller, request, served.no_items))
+                self._machine.send(Input.SEND_RESULT)
+            except Exception as error:  # noqa: BLE001 - a supervisor: a handler's fault is an answer
+                answer = _error_frame(self._failed(name, error), dispatched=True)
+                self._machine.send(Input.SEND_ERROR)
+            await self._write(answer)
+        finally:
+            self._server.finish(name, size, self._load)
 
     def _begin(self, served: Served[object, object], frame: CallFrame, request: object) -> Running:
         """From here on the call counts; its handler must be run."""

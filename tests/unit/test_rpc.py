@@ -265,6 +265,37 @@ def test_a_callee_that_ignores_cancel_costs_the_stream_and_nothing_else() -> Non
     play(MEM, scenario)
 
 
+def test_a_method_served_inline_answers_refuses_and_leaves_the_stream_usable() -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.nodes()
+        failures: list[Exception] = [AuthError("no"), RuntimeError("a bug"), Busy("later")]
+
+        async def quick(caller: Caller, request: int, stream: CallStream) -> int:
+            assert caller.peer == first.id
+            assert 0 < caller.deadline - trio.current_time() <= 30
+            with pytest.raises(UsageError, match="no items"):
+                await stream.receive()
+            with pytest.raises(UsageError, match="no items"):
+                await stream.send(1)
+            await stream.end()
+            if request < len(failures):
+                raise failures[request]
+            return request
+
+        second.rpc.serve(ONCE, quick, inline=True)
+        for number, seen in enumerate((AuthError, RemoteError, Busy)):
+            with pytest.raises(seen):
+                await first.rpc.call(second.id, ONCE, number)
+        assert await first.rpc.call(second.id, ONCE, 7) == 7
+        assert _streams(first) == 1
+        assert _calls(second) == 0
+        assert second.rpc.counters()["bugs"] == 1
+        with pytest.raises(UsageError, match="cannot be served inline"):
+            second.rpc.serve(SUM, _sum, inline=True)
+
+    play(MEM, scenario)
+
+
 # --- Refusals -------------------------------------------------------------------------------------
 
 
