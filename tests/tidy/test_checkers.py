@@ -27,13 +27,13 @@ def test_the_code_is_formatted() -> None:
     assert result.ok, result.output
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_mypy_finds_nothing() -> None:
     result = lint.mypy()
     assert result.ok, result.output
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_flake8_async_finds_nothing() -> None:
     result = lint.flake8_async()
     assert result.ok, result.output
@@ -133,12 +133,16 @@ def test_control_a_clean_file_that_changes_is_looked_at_again(empty_tree: Path) 
     assert not lint.flake8_async(empty_tree).ok
 
 
-def test_clocks_and_random_numbers_are_let_in_at_two_doors_only() -> None:
-    doors = {"p2p/env.py", "daemon/wiring.py"}
+def test_clocks_and_random_numbers_are_let_in_at_named_doors_only() -> None:
+    # The command line and an agent's relay are processes of their own, without an Env: they wait
+    # for the daemon by the real clock and name their connection.
+    doors = {"p2p/env.py", "daemon/wiring.py", "daemon/mcp/greeting.py"}
     exceptions = {
         str(path.relative_to(ROOT))
         for path in lint.python_files()
-        if "TID251" in path.read_text("utf-8") and path.parts[len(ROOT.parts)] != "tests"
+        if "TID251" in path.read_text("utf-8")
+        and path.parts[len(ROOT.parts)] != "tests"
+        and path.parent != ROOT / "daemon" / "cli"
     }
     assert exceptions <= doors, exceptions - doors
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-HANGING = '''
+HANGING = """
 import pytest
 import trio
 
@@ -44,7 +44,7 @@ def test_without_trio():
 
 def test_last():
     pass
-'''
+"""
 
 
 def test_a_hang_is_a_failure_with_the_task_tree_and_the_run_goes_on(tmp_path: Path) -> None:
