@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from p2p.errors import AuthError, DecodeError
-from p2p.replication.exchange import AdmitResult, Suspect
+from p2p.replication.exchange_types import AdmitResult, Suspect
 from p2p.replication.groups import (
     HOLD_FORK,
     HOLD_SKEW,
@@ -34,6 +34,7 @@ from p2p.replication.groups import (
 )
 from p2p.replication.hlc import ms_of, too_far_ahead
 from p2p.replication.ops import Kind, Role
+from p2p.replication.quarantine import Held, held_of, make_room
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
@@ -399,25 +400,17 @@ class Admission:
         rows = [row for row in run.local if row[0] == "hold"]
         rows += await self._store.local("hold", group.id)
         held = [held_of(row) for row in rows if row[1][2] == HOLD_SKEW]
-        by_author = sum(1 for other in held if other.author == item.header.author)
-        size = sum(other.size for other in held) + len(wire)
-        full = (
-            len(held) >= self._config.quarantine_records_max
-            or size > self._config.quarantine_bytes_max
-        )
+        newcomer = Held(item.id, item.header.author, due_ms, len(wire))
         self._emit(
             "clock.skew",
-            {"group": group.id, "author": item.header.author, "id": item.id, "due_ms": due_ms},
+            {"group": group.id, "author": newcomer.author, "id": item.id, "due_ms": due_ms},
         )
-        if by_author >= self._config.quarantine_author_max:
-            return
-        if full:
-            farthest = max(held, key=lambda other: (other.due_ms, other.id))
-            if farthest.due_ms <= due_ms:
-                return
-            run.local = [row for row in run.local if row[1][0] != farthest.id]
-            run.local.append(("hold-", (farthest.id,)))
-        run.local.append(("hold", (item.id, group.id, HOLD_SKEW, due_ms, wire)))
+        welcome, leaver = make_room(held, newcomer, self._config)
+        if leaver is not None:
+            run.local = [row for row in run.local if row[1][0] != leaver]
+            run.local.append(("hold-", (leaver,)))
+        if welcome:
+            run.local.append(("hold", (item.id, group.id, HOLD_SKEW, due_ms, wire)))
 
     async def retry_held(self, group: Group) -> tuple[AdmitResult, list[Record]]:
         """Judge quarantined records that are due now."""
@@ -570,37 +563,6 @@ class Admission:
             self._emit("key.missing", {"group": group.id, "id": record.id})
             return None, STATE_SEALED
         return plain, STATE_LIVE
-
-
-@dataclass(frozen=True)
-class Held:
-    """A row of quarantine."""
-
-    id: bytes
-    author: bytes
-    due_ms: int
-    size: int
-
-
-def held_of(row: LocalRow) -> Held:
-    """Read a `hold` row of ours."""
-    ident, _, _, due_ms, wire = row[1]
-    assert isinstance(ident, bytes), "we wrote it"
-    assert isinstance(due_ms, int), "we wrote it"
-    assert isinstance(wire, bytes), "we wrote it"
-    header = decode_header_untrusted(decode_wire_untrusted(wire).header)
-    return Held(ident, header.author, due_ms, len(wire))
-
-
-async def held_logs(store: RecordStore, group: bytes) -> dict[LogKey, int]:
-    """Logs of a group with quarantined records, and the lowest seq of those."""
-    lowest: dict[LogKey, int] = {}
-    for _, columns in await store.local("hold", group):
-        if columns[2] == HOLD_SKEW and isinstance(columns[4], bytes):
-            header = decode_header_untrusted(decode_wire_untrusted(columns[4]).header)
-            log = (group, header.author, header.incarnation, lane_of(header.kind))
-            lowest[log] = min(header.seq, lowest.get(log, header.seq))
-    return lowest
 
 
 def replace_envelope(wire: RecordWire, envelope: bytes | None) -> RecordWire:

@@ -1,4 +1,4 @@
-"""The tasks of replication: sessions, push streams, the join door, upkeep. The only trio in here.
+"""The tasks of replication: who is connected, sessions, the join door, upkeep.
 
 Everything that decides is elsewhere; this module moves bytes between streams and machines, carries
 out what the machines ask of store and admission, and knows when to start the next session.
@@ -18,80 +18,29 @@ from p2p.errors import P2pError, PeerError, TransientError
 from p2p.identity import PeerId
 from p2p.net.seam import PeerDown, PeerUp
 from p2p.replication import join, push, session
-from p2p.replication.admission import held_logs
-from p2p.replication.events import GroupError
-from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, STATE_REFUSED, fetch_of
-from p2p.replication.messages import FrameReader, Have, Records, WantBodies, encode_frame
-from p2p.replication.push import Announced, Origins, Outbox
-from p2p.replication.record import STATE_VOID, decode_header_untrusted, record_id
-from p2p.replication.runner import SessionRunner, carry_admission
-from p2p.replication.session import wire_of
+from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, STATE_REFUSED
+from p2p.replication.pusher import Pusher
+from p2p.replication.quarantine import held_logs
+from p2p.replication.runner import SessionRunner
+from p2p.replication.talk import FramedTalk
 from p2p.replication.views import PeerSync, SyncResult
 from p2p.rpc_mesh import ADDRS, ASKED_PEERS_MAX, AddrsQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from p2p.net.seam import Stream
     from p2p.node import Node
     from p2p.replication.core import Core
-    from p2p.replication.exchange import GroupReport
+    from p2p.replication.exchange_types import GroupReport
     from p2p.replication.groups import Group
-    from p2p.replication.messages import Message
-    from p2p.replication.record import RecordWire
     from p2p.replication.store import LogKey
 
 log = logging.getLogger("covey.p2p.replication")
-
-RECEIVE_BYTES: Final = 65_536
-GRACE_S: Final = 5.0
-"""For writing what is unsent after a session's end, and for the other side's end of file."""
 
 SESSIONS_MAX: Final = 8
 """Outgoing sessions at a time."""
 
 FALLBACK_S: Final = 3.0
 """The higher peer id waits so long for the lower one to open the session on connect."""
-
-PUSH_RETRY_S: Final = 5.0
-"""Pause before a broken push stream is opened again."""
-
-
-class FramedTalk:
-    """Messages over a stream, for the join door and push."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._reader = FrameReader()
-
-    @property
-    def peer(self) -> bytes:
-        """Who it is, proven by the handshake."""
-        return self._stream.peer
-
-    async def send(self, message: Message) -> None:
-        """Send one message."""
-        await self._stream.send_all(encode_frame(message))
-
-    async def receive(self) -> Message | None:
-        """The next message; None at the end of the stream."""
-        while True:
-            found = self._reader.next_message_untrusted()
-            if found is not None:
-                return found[0]
-            data = await self._stream.receive_some(RECEIVE_BYTES)
-            if not data:
-                return None
-            self._reader.feed(bytes(data))
-
-
-@dataclass
-class _Peer:
-    """What the driver knows of a connected peer."""
-
-    outbox: Outbox
-    wake: trio.Event = field(default_factory=trio.Event)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 @dataclass
@@ -115,24 +64,21 @@ class Driver:
     def __init__(self, core: Core, node: Node) -> None:
         self._core = core
         self._node = node
-        self._peers: dict[bytes, _Peer] = {}
         self._running: dict[bytes, _Running] = {}
         self._due: dict[bytes, float] = {}
         self._due_changed = trio.Event()
-        self._committed: list[tuple[bytes, bytes]] = []
-        self._commit_seen = trio.Event()
-        self._origins = Origins()
-        self._announced = Announced()
-        self._announced_changed = trio.Event()
         self._status: dict[tuple[bytes, bytes], PeerSync] = {}
         self._pinned: set[bytes] = set()
         self._nursery: trio.Nursery | None = None
+        self.failures = 0
+        """Faults of ours that ended a session or a round of upkeep."""
         self._slots = trio.CapacityLimiter(SESSIONS_MAX)
-        core.store.on_commit(self._on_commit)
+        self._pusher = Pusher(core, node, self._set_due)
+        self._peers = self._pusher.peers
         core.keeper.members_changed = self.members_changed
         fabric = node.fabric
         fabric.handle(session.PROTOCOL, self._serve_session, per_peer_max=2)
-        fabric.handle(push.PROTOCOL, self._serve_push, per_peer_max=2)
+        fabric.handle(push.PROTOCOL, self._pusher.serve, per_peer_max=2)
         fabric.handle(join.PROTOCOL, self._serve_join, per_peer_max=2)
         node.set_members(self._is_member, introduces=core.groups.introduces)
 
@@ -149,8 +95,7 @@ class Driver:
                 self._pin_members()
                 nursery.start_soon(self._watch_fabric)
                 nursery.start_soon(self._schedule)
-                nursery.start_soon(self._flush_commits)
-                nursery.start_soon(self._ask_announced)
+                nursery.start_soon(self._pusher.run)
                 nursery.start_soon(self._upkeep)
                 task_status.started()
                 await trio.sleep_forever()
@@ -175,18 +120,14 @@ class Driver:
     def _up(self, peer: bytes) -> None:
         if peer in self._peers or not self._core.groups.is_member(peer):
             return
-        state = self._peers[peer] = _Peer(Outbox(self._core.config))
         assert self._nursery is not None, "called from tasks of the nursery"
-        if self._core.config.push:
-            self._nursery.start_soon(self._push_to, peer, state)
+        self._nursery.start_soon(self._pusher.feed, peer, self._pusher.add(peer))
         self._nursery.start_soon(self._learn_addrs, peer)
         # One of the two opens the session on connect, the other only if that one does not.
         self._set_due(peer, 0.0 if self._core.me < peer else FALLBACK_S)
 
     def _down(self, peer: bytes) -> None:
-        state = self._peers.pop(peer, None)
-        if state is not None:
-            state.scope.cancel()
+        self._pusher.remove(peer)
         self._due.pop(peer, None)
 
     # --- members ------------------------------------------------------------------------------
@@ -264,8 +205,12 @@ class Driver:
     async def _scheduled(self, peer: bytes) -> None:
         async with self._slots:
             if peer in self._peers and self._core.quota.may_ask(peer, self._core.env.now()):
-                await self.sync_with(peer)
-                await self._learn_addrs(peer)
+                try:
+                    await self.sync_with(peer)
+                    await self._learn_addrs(peer)
+                except Exception:  # a supervisor: a full disk ends this session, not the daemon
+                    self.failures += 1
+                    log.exception("session_failed", extra={"f": {"peer": peer.hex()[:16]}})
         self._set_next(peer)
 
     # --- sessions -----------------------------------------------------------------------------
@@ -324,7 +269,7 @@ class Driver:
         try:
             with running.scope:
                 machine = await self._new_session(peer, outgoing=outgoing)
-                runner = SessionRunner(self._core, machine, stream, self._note_origins)
+                runner = SessionRunner(self._core, machine, stream, self._pusher.note_origins)
                 await runner.run()
         finally:
             if self._running.get(peer) is running:
@@ -422,191 +367,13 @@ class Driver:
             if again or (not report.equal and report.received and not report.withheld):
                 self._set_due(peer, self._core.config.resume_s)
         for group_id in runner.unshared:
-            await self._introduce(group_id, peer)
+            await self._pusher.introduce(group_id, peer)
         if runner.close_peer:
             await self._node.fabric.disconnect(PeerId(peer))
-
-    async def _introduce(self, group_id: bytes, peer: bytes) -> None:
-        """Show a member the control records that made us one; it may not have heard of them."""
-        group, state = self._core.groups.get(group_id), self._peers.get(peer)
-        if group is None or state is None or group.state != STATE_MEMBER:
-            return
-        mine = {i for s in group.standing.supports(self._core.me) for i in s.op_ids}
-        for row in await self._core.store.fetch(sorted(mine), bodies=True):
-            state.outbox.put(group_id, wire_of(row))
-        state.wake.set()
 
     def status(self) -> list[PeerSync]:
         """How the last session with each peer ended, by group and peer."""
         return [self._status[key] for key in sorted(self._status)]
-
-    # --- push: sending ------------------------------------------------------------------------
-
-    def _on_commit(self, group: bytes, ids: Sequence[bytes]) -> None:
-        for ident in ids:
-            self._announced.arrived(ident)
-        if self._core.config.push and self._nursery is not None and self._peers:
-            self._committed.extend((group, ident) for ident in ids)
-            self._commit_seen.set()
-        if self._core.groups.get(group) is not None:
-            self._core.events.emit("record.admitted", {"group": group, "count": len(ids)})
-
-    async def _flush_commits(self) -> None:
-        while True:
-            await self._commit_seen.wait()
-            await trio.sleep(self._core.config.push_delay_s)
-            self._commit_seen = trio.Event()
-            committed, self._committed = self._committed, []
-            by_group: dict[bytes, list[bytes]] = {}
-            for group, ident in committed:
-                by_group.setdefault(group, []).append(ident)
-            for group, ids in by_group.items():
-                await self._push(group, ids)
-
-    async def _push(self, group_id: bytes, ids: list[bytes]) -> None:
-        group = self._core.groups.get(group_id)
-        if group is None or not group.founded:
-            return
-        peers = [p for p in sorted(self._peers) if group.role(p) is not None]
-        if not peers:
-            return
-        limit = self._core.config.push_queue_records_max
-        if len(ids) > limit:
-            # Nobody's queue holds so many: a session brings them at less cost.
-            for peer in peers:
-                self._set_due(peer, self._core.config.resume_s)
-            ids = ids[-limit:]
-        rows = await self._core.store.fetch(ids, bodies=True)
-        full, by_id = push.spread(peers, self._core.config, self._core.env.rng)
-        for row in rows:
-            header = decode_header_untrusted(row.header)
-            if row.state == STATE_VOID and header.kind >= 32:
-                continue
-            origin = self._origins.of(row.id)
-            for peer in full:
-                if peer != origin and peer in self._peers:
-                    self._peers[peer].outbox.put(group_id, wire_of(row))
-            for peer in by_id:
-                if peer != origin and peer in self._peers:
-                    self._peers[peer].outbox.announce(group_id, [row.id])
-        self._wake(peers)
-
-    def _wake(self, peers: Iterable[bytes]) -> None:
-        for peer in peers:
-            state = self._peers.get(peer)
-            if state is None:
-                continue
-            if state.outbox.lagged:
-                state.outbox.lagged = False
-                self._core.events.emit("sync.lagging", {"peer": peer})
-                self._set_due(peer, self._core.config.resume_s)
-            state.wake.set()
-
-    async def _push_to(self, peer: bytes, state: _Peer) -> None:
-        """Keep a push stream to a connected member; what a broken one lost a session brings."""
-        with state.scope:
-            while True:
-                try:
-                    stream = await self._node.fabric.open(PeerId(peer), push.PROTOCOL)
-                    await self._feed(stream, state)
-                except (TransientError, trio.BrokenResourceError, trio.ClosedResourceError):
-                    state.outbox.clear()
-                    self._set_due(peer, self._core.config.resume_s)
-                await trio.sleep(PUSH_RETRY_S)
-
-    async def _feed(self, stream: Stream, state: _Peer) -> None:
-        async with stream:
-            while True:
-                while not state.outbox.empty:
-                    await stream.send_all(state.outbox.take())
-                state.wake = trio.Event()
-                await state.wake.wait()
-
-    # --- push: receiving ----------------------------------------------------------------------
-
-    async def _serve_push(self, stream: Stream) -> None:
-        talk = FramedTalk(stream)
-        try:
-            while not self._core.quota.banned(talk.peer, self._core.env.now()):
-                message = await talk.receive()
-                if message is None:
-                    return
-                await self._take_push(talk.peer, message)
-            stream.reset()
-        except PeerError as error:
-            log.warning(
-                "push_closed",
-                extra={"f": {"peer": talk.peer.hex()[:16], "why": str(error)}, "remote": True},
-            )
-            stream.reset()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return
-
-    async def _take_push(self, peer: bytes, message: Message) -> None:
-        group = self._core.groups.get(getattr(message, "group", b""))
-        if not isinstance(message, Records | Have | WantBodies):
-            raise PeerError(f"{type(message).__name__} does not belong to a push stream")
-        if group is None or not group.founded or group.state == STATE_REFUSED:
-            return
-        member = group.role(peer) is not None
-        match message:
-            case Records(wires=wires):
-                # A newcomer whose admit we have not heard of may show it to us, and no more.
-                taken = wires if member else tuple(w for w in wires if _is_control(w))
-                if taken:
-                    await self._admit_push(group, taken, peer)
-            case Have(ids=ids) if member:
-                await self._note_announced(group, ids, peer)
-            case WantBodies(ids=ids) if member:
-                await self._answer_push(group, ids, peer)
-
-    async def _admit_push(self, group: Group, wires: tuple[RecordWire, ...], peer: bytes) -> None:
-        self._note_origins(wires, peer)
-        result = await carry_admission(self._core, group, wires, peer)
-        state = self._peers.get(peer)
-        if result.missing and state is not None:
-            state.outbox.ask(group.id, result.missing)
-            state.wake.set()
-        if any(not suspect.first for suspect in result.suspects) or result.throttled:
-            self._set_due(peer, self._core.config.resume_s)
-        if result.close:
-            await self._node.fabric.disconnect(PeerId(peer))
-            raise PeerError(result.close)
-
-    def _note_origins(self, wires: Iterable[RecordWire], peer: bytes) -> None:
-        for wire in wires:
-            self._origins.note(record_id(wire.header), peer)
-
-    async def _note_announced(self, group: Group, ids: Sequence[bytes], peer: bytes) -> None:
-        known = await self._core.store.known(ids)
-        ask_at = self._core.env.now() + self._core.config.push_ask_after_s
-        for ident in ids:
-            if ident not in known:
-                self._announced.note(group.id, ident, peer, ask_at)
-        self._announced_changed.set()
-
-    async def _ask_announced(self) -> None:
-        while True:
-            self._announced_changed = trio.Event()
-            now = self._core.env.now()
-            asked = set()
-            for peer, group, ident in self._announced.due(now):
-                state = self._peers.get(peer)
-                if state is not None:
-                    state.outbox.ask(group, [ident])
-                    asked.add(peer)
-            self._wake(sorted(asked))
-            following = self._announced.next_ask()
-            with trio.move_on_after(math.inf if following is None else following - now):
-                await self._announced_changed.wait()
-
-    async def _answer_push(self, group: Group, ids: Sequence[bytes], peer: bytes) -> None:
-        state = self._peers.get(peer)
-        if state is None:
-            return
-        for row in await fetch_of(self._core.store, group.id, ids):
-            state.outbox.put(group.id, wire_of(row))
-        self._wake([peer])
 
     # --- the join door ------------------------------------------------------------------------
 
@@ -645,15 +412,6 @@ class Driver:
                 await self._core.keeper.prove(group)
                 await self._core.keeper.close_invites(group)
                 await self._core.keeper.do_duties(group)
-        except GroupError as error:
-            log.warning(
-                "upkeep_failed", extra={"f": {"group": group.id.hex()[:16], "why": str(error)}}
-            )
-
-
-def _is_control(wire: RecordWire) -> bool:
-    try:
-        header = decode_header_untrusted(wire.header)
-    except PeerError:
-        return False
-    return header.kind < 32
+        except Exception:  # a supervisor: a full disk ends this round, not the daemon
+            self.failures += 1
+            log.exception("upkeep_failed", extra={"f": {"group": group.id.hex()[:16]}})

@@ -56,7 +56,7 @@ from p2p.replication.record import (
     is_authority,
     verify_record,
 )
-from p2p.replication.session import records_frames, wire_of
+from p2p.replication.wires import records_frames, wire_of
 
 if TYPE_CHECKING:
     from p2p.replication.core import Core

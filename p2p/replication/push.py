@@ -20,7 +20,7 @@ from p2p.replication.messages import (
     WantBodies,
     encode_frame,
 )
-from p2p.replication.session import records_frames, wire_bytes
+from p2p.replication.wires import records_frames, wire_bytes
 
 if TYPE_CHECKING:
     import random

@@ -13,10 +13,10 @@ import trio
 
 from p2p.errors import LimitError
 from p2p.replication import heads
-from p2p.replication.exchange import AdmitResult, GroupReport
+from p2p.replication.exchange_types import AdmitResult, GroupReport
 from p2p.replication.groups import fetch_of
 from p2p.replication.heads import Summary
-from p2p.replication.session import (
+from p2p.replication.session_types import (
     Admit,
     Close,
     ControlAsk,
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from p2p.replication.core import Core
     from p2p.replication.groups import Group
     from p2p.replication.record import RecordWire
-    from p2p.replication.session import Event, Session
+    from p2p.replication.session import Session
+    from p2p.replication.session_types import Event
 
 RECEIVE_BYTES: Final = 65_536
 SEND_BYTES: Final = 256 * 1024

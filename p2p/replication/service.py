@@ -22,25 +22,24 @@ from p2p.replication.admission import Admission
 from p2p.replication.authority import Authority
 from p2p.replication.checkwords import check_words
 from p2p.replication.core import Core
-from p2p.replication.driver import Driver, FramedTalk
+from p2p.replication.driver import Driver
 from p2p.replication.events import Events, GroupError
 from p2p.replication.founding import found_group
 from p2p.replication.groups import (
     HOLD_REJECTED,
-    SECRET_EXCHANGE,
     STATE_MEMBER,
     STATE_REFUSED,
     Group,
     Groups,
-    choose_incarnations,
-    load_authority,
 )
-from p2p.replication.hlc import ms_of, too_far_ahead
+from p2p.replication.hlc import ms_of
 from p2p.replication.invites import can_admit, invite_identity, make_close, make_invite
-from p2p.replication.keeper import Keeper, record_of
+from p2p.replication.keeper import Keeper
+from p2p.replication.loading import load_group
 from p2p.replication.ops import Kind, Role
 from p2p.replication.quota import Quota
 from p2p.replication.record import LANE_CONTROL, LANE_DATA
+from p2p.replication.talk import FramedTalk
 from p2p.replication.ticket import decode_ticket_untrusted, encode_ticket
 from p2p.replication.views import (
     CreatedGroup,
@@ -166,54 +165,9 @@ class Replication:
                 Authority(group_id, core.verify),
                 core.new_lock(),
             )
-            await self._load_group(group)
+            await load_group(core, group)
             core.groups.add(group)
         self._loaded = True
-
-    async def _load_group(self, group: Group) -> None:
-        core = self._core
-        await load_authority(group, core.store, core.verify)
-        for _, columns in await core.store.local("secret", group.id):
-            purpose, public, private = columns[1:4]
-            if purpose == SECRET_EXCHANGE and isinstance(public, bytes):
-                assert isinstance(private, bytes), "we wrote it"
-                group.exchange[public] = private
-        logs = await core.store.logs(group.id)
-        wall_ms = core.env.wall_ms()
-        group.incarnations = list(choose_incarnations(core.me, logs, wall_ms))
-        group.headers = sum(log.max_seq for log in logs)
-        for log in logs:
-            if not too_far_ahead(log.head_hlc, wall_ms):
-                core.sealer.observe(log.head_hlc)
-        if group.founded:
-            group.void_ops = group.standing.void_ops()
-            group.known_members = dict(group.standing.members())
-            group.control_confirmed = len(group.known_members) <= 1 and self._never_left(group)
-        for _, columns in await core.store.local("hold", group.id):
-            if columns[2] == HOLD_REJECTED and isinstance(columns[0], bytes):
-                group.rejected.add(columns[0])
-        await self._load_epochs(group)
-        core.keeper.load_sealer(group)
-
-    @staticmethod
-    def _never_left(group: Group) -> bool:
-        """Whether nobody else can hold an older copy of our logs: a fork needs a second holder."""
-        return not any(view.stands for view in group.standing.invites().values())
-
-    async def _load_epochs(self, group: Group) -> None:
-        """Secrets from their rows; what was sealed to us and never opened is tried again."""
-        core = self._core
-        secrets = {
-            columns[1]: columns[2] for _, columns in await core.store.local("epoch", group.id)
-        }
-        if not group.founded:
-            return
-        for record in group.standing.epochs():
-            secret = secrets.get(record.id[:16])
-            if isinstance(secret, bytes):
-                group.epochs[record.id] = secret
-        for row in await core.store.control(group.id):
-            core.keeper.note_shares(group, record_of(row))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Sync, push and keep house until cancelled."""

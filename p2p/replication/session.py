@@ -24,17 +24,15 @@ Source: docs/specs/sync.md.
 
 from __future__ import annotations
 
-import enum
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from p2p.errors import DecodeError, LimitError, PeerError, ProtocolError, UsageError, VersionError
+from p2p.errors import LimitError, PeerError, ProtocolError, UsageError, VersionError
 from p2p.replication import heads
-from p2p.replication.exchange import (
+from p2p.replication.exchange import Exchange
+from p2p.replication.exchange_types import (
     INPUT_OF,
     AdmitResult,
-    Exchange,
     GroupReport,
     ServeControl,
     ServeEnd,
@@ -48,7 +46,6 @@ from p2p.replication.messages import (
     ERROR_VERSION,
     FRAME_BYTES_MAX,
     LIST_MAX,
-    RECORDS_MAX,
     VERSION,
     Error,
     FrameReader,
@@ -58,12 +55,35 @@ from p2p.replication.messages import (
     Records,
     encode_frame,
 )
-from p2p.replication.record import Envelope, RecordWire, decode_header_untrusted
+from p2p.replication.record import decode_header_untrusted
+from p2p.replication.session_types import (
+    TRANSITIONS,
+    Admit,
+    Ask,
+    Close,
+    ControlAsk,
+    Event,
+    FetchAsk,
+    IdsAsk,
+    LogsAsk,
+    OwnLogAhead,
+    Query,
+    Report,
+    RootsAsk,
+    SessionInput,
+    SessionState,
+    TailAsk,
+    Unshared,
+)
+from p2p.replication.wires import records_frames, wire_of
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from p2p.replication.config import ReplicationConfig
+    from p2p.replication.record import RecordWire
     from p2p.replication.store import LogKey, LogState, Stored
 
 PROTOCOL: Final = "/covey/sync/1"
@@ -76,178 +96,6 @@ SERVE_BELOW_BYTES: Final = 256 * 1024
 
 JOBS_MAX: Final = 64 * LIST_MAX
 """Queued answers; a peer that asks for more pieces at once is closed."""
-
-_ENVELOPE_ROOM: Final = 128
-_RECORD_ROOM: Final = 16
-
-
-class SessionState(enum.Enum):
-    """Where a session stands."""
-
-    HELLO = "hello"
-    GROUPS = "groups"
-    SYNC = "sync"
-    CLOSED = "closed"
-
-
-class SessionInput(enum.Enum):
-    """What moves a session."""
-
-    RECV_HELLO = "hello"
-    RECV_GROUPS = "groups"
-    RECV_GROUP_MESSAGE = "group message"
-    RECV_ERROR = "error"
-    FINISHED = "finished"
-    CUT = "cut"
-
-
-_S = SessionState
-_I = SessionInput
-
-TRANSITIONS: Final[Mapping[tuple[SessionState, SessionInput], SessionState]] = {
-    (_S.HELLO, _I.RECV_HELLO): _S.GROUPS,
-    (_S.HELLO, _I.RECV_ERROR): _S.CLOSED,
-    (_S.HELLO, _I.CUT): _S.CLOSED,
-    (_S.GROUPS, _I.RECV_GROUPS): _S.SYNC,
-    (_S.GROUPS, _I.RECV_ERROR): _S.CLOSED,
-    (_S.GROUPS, _I.CUT): _S.CLOSED,
-    (_S.SYNC, _I.RECV_GROUP_MESSAGE): _S.SYNC,
-    (_S.SYNC, _I.RECV_ERROR): _S.CLOSED,
-    (_S.SYNC, _I.FINISHED): _S.CLOSED,
-    (_S.SYNC, _I.CUT): _S.CLOSED,
-}
-"""The only place with transitions; a message without an entry is a `ProtocolError`."""
-
-
-@dataclass(frozen=True)
-class RootsAsk:
-    """`heads.fingerprint` over both lanes of a group: answered by a `Summary`."""
-
-    salt: bytes
-
-
-@dataclass(frozen=True)
-class LogsAsk:
-    """`RecordStore.logs`: answered by its result."""
-
-
-@dataclass(frozen=True)
-class IdsAsk:
-    """Ids at places: answered by a list with None where nothing is."""
-
-    places: tuple[tuple[LogKey, int], ...]
-
-
-@dataclass(frozen=True)
-class ControlAsk:
-    """`RecordStore.control`: answered by its result."""
-
-
-@dataclass(frozen=True)
-class TailAsk:
-    """`RecordStore.tail`: answered by its result."""
-
-    log: LogKey
-    first: int
-    last: int
-    bytes_max: int
-
-
-@dataclass(frozen=True)
-class FetchAsk:
-    """`RecordStore.fetch` with bodies: answered by its result."""
-
-    ids: tuple[bytes, ...]
-
-
-Ask: TypeAlias = RootsAsk | LogsAsk | IdsAsk | ControlAsk | TailAsk | FetchAsk
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question to the store, answered with `answer(id, ...)`."""
-
-    id: int
-    group: bytes
-    ask: Ask
-
-
-@dataclass(frozen=True)
-class Admit:
-    """Records for admission, answered with an `AdmitResult`."""
-
-    id: int
-    group: bytes
-    wires: tuple[RecordWire, ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """An exchange ended."""
-
-    report: GroupReport
-
-
-@dataclass(frozen=True)
-class OwnLogAhead:
-    """The peer has more of a log of ours than we: begin a new incarnation before the next write."""
-
-    group: bytes
-
-
-@dataclass(frozen=True)
-class Unshared:
-    """Groups the peer does not list for us, a member to us: it may lack our admit."""
-
-    groups: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Close:
-    """The session is over: write what is unsent, then end the stream.
-
-    `error` tells why when it ended before its time; None is the good end.
-    """
-
-    reason: str
-    error: PeerError | None = None
-
-
-Event: TypeAlias = Query | Admit | Report | OwnLogAhead | Unshared | Close
-T = TypeVar("T")
-
-
-def wire_of(stored: Stored) -> RecordWire:
-    """A stored record as it travels; without its envelope when only the header is here."""
-    part = stored.envelope
-    envelope = None
-    if part is not None:
-        envelope = Envelope(part.salt, part.epoch, part.wrap, part.ct).encode()
-    return RecordWire(stored.header, stored.signature, envelope)
-
-
-def records_frames(group: bytes, wires: Sequence[RecordWire]) -> list[Records]:
-    """Records cut into messages that fit a frame."""
-    frames: list[Records] = []
-    batch: list[RecordWire] = []
-    room = FRAME_BYTES_MAX - 64
-    size = 0
-    for wire in wires:
-        weight = wire_bytes(wire)
-        if batch and (len(batch) == RECORDS_MAX or size + weight > room):
-            frames.append(Records(group, tuple(batch)))
-            batch, size = [], 0
-        batch.append(wire)
-        size += weight
-    if batch:
-        frames.append(Records(group, tuple(batch)))
-    return frames
-
-
-def wire_bytes(wire: RecordWire) -> int:
-    """Encoded size of a record, rounded up."""
-    envelope = 0 if wire.envelope is None else len(wire.envelope)
-    return len(wire.header) + len(wire.signature) + envelope + _RECORD_ROOM
 
 
 class Session:
@@ -661,29 +509,3 @@ def _expect(kind: type[T], result: object) -> T:
     if not isinstance(result, kind):
         raise UsageError(f"the answer must be a {kind.__name__}, got {type(result).__name__}")
     return result
-
-
-__all__ = [
-    "PROTOCOL",
-    "TRANSITIONS",
-    "Admit",
-    "AdmitResult",
-    "Close",
-    "ControlAsk",
-    "DecodeError",
-    "FetchAsk",
-    "GroupReport",
-    "IdsAsk",
-    "LogsAsk",
-    "OwnLogAhead",
-    "Query",
-    "Report",
-    "RootsAsk",
-    "Session",
-    "SessionInput",
-    "SessionState",
-    "TailAsk",
-    "Unshared",
-    "records_frames",
-    "wire_of",
-]

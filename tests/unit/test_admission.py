@@ -219,7 +219,7 @@ async def test_out_of_order_batches_are_sorted_out_by_themselves() -> None:
 
 
 async def test_waiting_records_are_limited_and_let_go_after_an_hour(
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
 ) -> None:
     config = replace(ReplicationConfig.test(), pending_records_max=3)
     b = await bench(config=config)
@@ -299,7 +299,7 @@ async def test_a_body_without_its_key_is_sealed_and_one_that_does_not_open_too()
 
 
 async def test_the_future_is_held_retried_when_due_and_never_observed(
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
 ) -> None:
     b = await bench()
     before = b.alice.sealer.hlc
@@ -320,7 +320,9 @@ async def test_the_future_is_held_retried_when_due_and_never_observed(
     assert await b.alice.store.local("hold", b.group_id) == []
 
 
-async def test_exactly_ten_minutes_ahead_is_still_taken() -> None:
+async def test_exactly_ten_minutes_ahead_is_still_taken(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+) -> None:
     b = await bench()
     wall = b.alice.env.wall_ms()
     taken = b.pen(incarnation=1).write(hlc=(wall + 600_000) << 16)
