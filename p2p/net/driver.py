@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import trio
 
 from p2p.errors import PeerError, TimedOut
+from p2p.net.inbound import InboundStreams
+from p2p.net.ports import NowaitStream
 from p2p.net.streams import WireStream
 from p2p.net.wakeup import Wakeup
 from p2p.wire.liveness import Liveness, LivenessTimes, Verdict
-from p2p.wire.multistream import Dialer, Listener
+from p2p.wire.multistream import Dialer
 from p2p.wire.session import Opened, Phase, Proven, Session, SessionEvent
 from p2p.wire.yamux_frames import (
     GoAway,
@@ -35,11 +37,12 @@ from p2p.wire.yamux_frames import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Awaitable, Callable
 
     from p2p.config import P2pConfig
     from p2p.env import Env
     from p2p.identity import PeerId
+    from p2p.net.ports import ConnectionOwner
     from p2p.net.seam import Addr, Handler, Path, Stream
     from p2p.wire.yamux import Yamux
 
@@ -51,56 +54,6 @@ WRITE_BYTES = 262_144
 """Frames cut for one write, so that a small message waits behind at most this much."""
 END_DELAY_S = 0.02
 """How long our end of a stream waits behind the other side's agreement; see `end_soon`."""
-
-
-@runtime_checkable
-class NowaitStream(Protocol):
-    """A byte stream that can be driven without a task switch per call."""
-
-    def receive_nowait(self, buffer: bytearray) -> int | None:
-        """Read into `buffer`: bytes read, 0 at the end, None if nothing is there."""
-        ...
-
-    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        """Write what the socket takes now; how many bytes."""
-        ...
-
-    async def wait_readable(self) -> None:
-        """Return when `receive_nowait` may have something."""
-
-    async def wait_writable(self) -> None:
-        """Return when `send_nowait` may take something."""
-
-
-class ConnectionOwner(Protocol):
-    """What a connection asks of and tells the fabric."""
-
-    @property
-    def protocols(self) -> Container[str]:
-        """Protocols that are served."""
-        ...
-
-    def admit_stream(self, connection: Connection, protocol: str) -> Handler | None:
-        """The handler for a new inbound stream; None: over the limit, reset it."""
-        ...
-
-    def release_stream(self, connection: Connection, protocol: str) -> None:
-        """A stream that `admit_stream` let in has ended."""
-
-    def opened(self, connection: Connection) -> None:
-        """Streams flow both ways from now on."""
-
-    def doubted(self, connection: Connection) -> None:
-        """A ping is overdue."""
-
-    def followed(self, connection: Connection) -> None:
-        """The other side opened a stream here."""
-
-    def violated(self, connection: Connection, why: str) -> None:
-        """The peer broke a rule."""
-
-    def failed(self, where: str, error: Exception) -> None:
-        """Our code raised: a bug here."""
 
 
 class Connection:
@@ -175,7 +128,13 @@ class Connection:
         )
         self._pending: list[SessionEvent] = []
         self._streams: dict[int, WireStream] = {}
-        self._negotiating: dict[int, tuple[Listener, float]] = {}
+        self._inbound = InboundStreams(
+            self.mux,
+            owner.protocols,
+            limit_s=config.negotiate_s,
+            start=self._start_stream,
+            blame=self.blame,
+        )
         self._lingering: dict[int, float] = {}
         self._senders: dict[int, WireStream] = {}
         self._ends: deque[tuple[float, WireStream]] = deque()
@@ -383,7 +342,7 @@ class Connection:
         for stream_id in forgotten:
             self._streams.pop(stream_id, None)
             self._lingering.pop(stream_id, None)
-            self._negotiating.pop(stream_id, None)
+            self._inbound.forget(stream_id)
             self._senders.pop(stream_id, None)
         if not self.mux.streams:
             self.idle.set()
@@ -510,15 +469,14 @@ class Connection:
                     stream = self._streams.get(stream_id)
                     if stream is not None:
                         stream.end()
-                    elif stream_id in self._negotiating:
-                        self._reset(stream_id)
+                    else:
+                        self._inbound.end(stream_id)
                 case StreamReset(stream_id):
                     stream = self._streams.get(stream_id)
                     if stream is not None:
                         stream.break_off("the peer reset the stream")
                 case StreamOpened(stream_id):
-                    limit_s = self.now() + self._config.negotiate_s
-                    self._negotiating[stream_id] = (Listener(self._owner.protocols), limit_s)
+                    self._inbound.begin(stream_id, self.now())
                     if self.idle.is_set():
                         self.idle = trio.Event()
                     self._owner.followed(self)
@@ -540,37 +498,19 @@ class Connection:
     def _deliver(self, stream_id: int, data: bytes) -> None:
         stream = self._streams.get(stream_id)
         if stream is None:
-            self._negotiate(stream_id, data)
+            self._inbound.receive(stream_id, data, self.now())
             return
         try:
             stream.feed(data)
         except PeerError as error:
-            self._reset(stream_id)
+            self.mux.send_reset(stream_id)
             stream.break_off(str(error))
 
-    def _negotiate(self, stream_id: int, data: bytes) -> None:
-        if not self.mux.alive(stream_id):
-            return  # reset by a later frame of the same read
-        listener, _ = self._negotiating[stream_id]
-        try:
-            agreed = listener.receive(data)
-        except PeerError as error:
-            self._owner.violated(self, str(error))
-            self._reset(stream_id)
-            return
-        rest = listener.rest() if agreed else b""
-        self.mux.consumed(stream_id, len(data) - len(rest), self.now())
-        self.mux.send(stream_id, listener.to_send())
-        if not agreed:
-            return
-        del self._negotiating[stream_id]
-        assert listener.protocol is not None
-        self._start_stream(stream_id, listener.protocol, rest)
-
     def _start_stream(self, stream_id: int, protocol: str, rest: bytes) -> None:
+        """The other side's stream named a protocol that is served."""
         handler = self._owner.admit_stream(self, protocol)
         if handler is None or self._nursery is None:
-            self._reset(stream_id)
+            self.mux.send_reset(stream_id)
             return
         stream = WireStream(
             self, stream_id, peer=self.peer, protocol=protocol, path=self.path, dialer=None
@@ -579,10 +519,6 @@ class Connection:
         if rest:
             stream.feed(rest)
         self._nursery.start_soon(self._serve, handler, stream)
-
-    def _reset(self, stream_id: int) -> None:
-        self.mux.send_reset(stream_id)
-        self._negotiating.pop(stream_id, None)
 
     async def _serve(self, handler: Handler, stream: WireStream) -> None:
         """Run a handler: whatever it raises ends its own stream only."""
@@ -642,10 +578,9 @@ class Connection:
 
     def _reset_overdue(self, now: float) -> None:
         """Reset streams that never named a protocol, or that the other side does not end."""
-        overdue = [i for i, (_, limit_s) in self._negotiating.items() if now >= limit_s]
-        overdue += [i for i, limit_s in self._lingering.items() if now >= limit_s]
+        overdue = [i for i, limit_s in self._lingering.items() if now >= limit_s]
         for stream_id in overdue:
-            self._reset(stream_id)
-        if overdue:
+            self.mux.send_reset(stream_id)
+        if self._inbound.reset_overdue(now) or overdue:
             self._forget_streams()
             self.flush()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2p.errors import AuthError, P2pError, PeerError, Unreachable, UsageError
+from p2p.errors import AuthError, PeerError, Unreachable, UsageError
 from p2p.identity import peer_text
 from p2p.net.dialing import Race, dial_order
-from p2p.net.driver import READ_BYTES, Connection, ConnectionOwner
+from p2p.net.driver import READ_BYTES, Connection
 from p2p.net.gate import Gate
 from p2p.net.table import PeerTable
 from p2p.wire.multiaddr import ip_of, split_peer_untrusted
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from p2p.identity import Identity, PeerId
     from p2p.net.book import Book
     from p2p.net.gate import Origin
+    from p2p.net.ports import ConnectionOwner
     from p2p.net.seam import Addr, Transport
 
 log = logging.getLogger("covey.p2p.manager")
@@ -151,13 +152,14 @@ class Manager:
         self, stream: trio.abc.Stream, addr: Addr, origin: Origin | None
     ) -> None:
         connection = self._connection(stream, addr, expected=None, inbound=True)
+        proven = False
         try:
             proven = await self._prove_inbound(connection, origin)
         finally:
             self.gate.end_pending(origin)
-            if connection.session.peer is None:
-                with trio.CancelScope(shield=True):
-                    await trio.aclose_forcefully(stream)
+            if not proven:
+                with trio.move_on_after(self._config.close_grace_s, shield=True):
+                    await connection.discard()
         if not proven:
             return
         peer = connection.peer
@@ -344,24 +346,18 @@ class Manager:
         transport = next(t for t in self._transports if t.dials(addr))
         stream = await transport.dial(addr)
         connection = self._connection(stream, addr, expected=peer, inbound=False)
+        proven = False
         try:
             await connection.upgrade()
+            proven = True
         except AuthError:
             # Somebody else lives there now: do not knock again.
             self.book.forget_addr(peer, addr)
-            await connection.discard()
             raise
-        except (P2pError, trio.BrokenResourceError, trio.ClosedResourceError):
-            await connection.discard()
-            raise
-        except Exception as error:
-            # A supervisor: whoever answers at an address may not stop the node.
-            self._owner.failed("handshake", error)
-            await connection.discard()
-            raise Unreachable(f"{addr}: a fault of ours, see the log") from error
-        except BaseException:
-            await connection.discard()
-            raise
+        finally:
+            if not proven:
+                with trio.move_on_after(self._config.close_grace_s, shield=True):
+                    await connection.discard()
         return connection
 
     # --- doubt ---

@@ -240,6 +240,22 @@ async def test_a_proven_peer_with_bad_frames_loses_its_connection_only(name: str
         await exchange(a, b.id)
 
 
+async def test_garbage_right_behind_the_proof_leaves_no_socket() -> None:
+    """The peer is proven and broken within one read: nobody may forget to close it."""
+    b = make(2)
+    async with running(b):
+        files = len(open_descriptors())
+        for number in range(30, 40):
+            hostile = RawPeer(number)
+            await hostile.connect_badly(b.addrs()[0])
+            with trio.fail_after(5):
+                await hostile.read_until_closed()
+            await hostile.aclose()
+        await wait_for(lambda: len(open_descriptors()) <= files)
+        assert b.counters()["handshakes_failed"] == 10
+        assert not b.peers()
+
+
 async def test_the_third_violation_refuses_the_peer() -> None:
     b = make(2)
     async with running(b):

@@ -135,6 +135,16 @@ class RawPeer:
             self.session.receive(bytes(data), self._env.now())
             await self.flush()
 
+    async def connect_badly(self, addr: Addr) -> None:
+        """Prove who we are and send a muxer that does not exist, in one write."""
+        self._env = SystemEnv()
+        self._stream = await TcpTransport(TEST).dial(addr)
+        await self.flush()
+        while self.session.peer is None:
+            self.session.receive(bytes(await self._stream.receive_some()), self._env.now())
+        self.session._plain[:] = b"\xff" * 100
+        await self.flush()
+
     async def flush(self) -> None:
         """Send what the machine holds."""
         assert self._stream is not None
