@@ -43,6 +43,9 @@ PRAGMAS: Final = (
 STATEMENTS_CACHED: Final = 200
 """Prepared statements kept per connection; the store has about 90 different ones."""
 
+CLOSE_GRACE_S: Final = 5.0
+"""How long closing may take on the way out: one running statement."""
+
 RESTORE: Final = "stop the daemon, then run `covey restore` with the newest backup"
 
 
@@ -102,14 +105,16 @@ async def open_link(path: Path, *, vfs: str | None, inline: bool, writer: bool) 
             link = Link(cast("apsw.Connection", opened), inline=False)
     except apsw.Error as exc:
         raise translate(exc, path) from exc
+    ready = False
     try:
         await link.run(lambda: _configure(link.connection, path, writer=writer))
-    except BaseException as exc:
-        with trio.CancelScope(shield=True):
-            await link.aclose()
-        if isinstance(exc, apsw.Error):
-            raise translate(exc, path) from exc
-        raise
+        ready = True
+    except apsw.Error as exc:
+        raise translate(exc, path) from exc
+    finally:
+        if not ready:
+            with trio.move_on_after(CLOSE_GRACE_S, shield=True):
+                await link.aclose()
     return link
 
 

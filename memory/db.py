@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 import apsw
 import trio
 
-from memory.connect import Link, open_link, translate
+from memory.connect import CLOSE_GRACE_S, Link, open_link, translate
 from memory.errors import StoreError, UsageError
 from memory.schema import migrate
 
@@ -56,9 +56,6 @@ front no more than the transaction it would have waited behind."""
 
 READERS: Final = 3
 """Reading connections: the machine that chose this had two cores."""
-
-CLOSE_GRACE_S: Final = 5.0
-"""How long a clean close may take for the last checkpoint."""
 
 
 STOPPING: Final = "the daemon is stopping: try again when it is up"
