@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -32,19 +31,11 @@ from daemon.errors import ConfigError
 from daemon.first_start import ensure_groups
 from daemon.health import Check, disk_check
 from daemon.homes import join_details, take_home
-from daemon.instance import (
-    AlreadyRunning,
-    InstanceLock,
-    RunningMarker,
-    check_file_system,
-    notify,
-)
-from daemon.logging_setup import set_level, setup
-from daemon.paths import Paths, PathsError, make_private
-from daemon.wiring import Parts, ProcessEnv, build
+from daemon.instance import notify
+from daemon.logging_setup import set_level
+from daemon.wiring import Parts, build
 from memory.errors import StoreError
 from p2p.errors import TransientError
-from p2p.identity import KeyFileError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,17 +43,14 @@ if TYPE_CHECKING:
     import apsw
 
     from daemon.config import Config
+    from daemon.paths import Paths
     from memory.store import MemoryEvent
     from p2p.env import Env
     from p2p.replication.events import ReplicationEvent
 
 log = logging.getLogger("covey.daemon")
 
-EXIT_OK: Final = 0
-EXIT_ALREADY: Final = 6
 EXIT_INTERNAL: Final = 70
-EXIT_KEY: Final = 77
-EXIT_CONFIG: Final = 78
 
 MESH_RETRY_S: Final = 15.0
 """Wait before listening is tried again. Guess: a person has freed the port by then."""
@@ -177,7 +165,7 @@ class Daemon:
             except* TransientError as problems:
                 if up.is_set():
                     raise
-                self._mesh_problem = str(_first(problems))
+                self._mesh_problem = str(first_leaf(problems))
                 log.warning("mesh_down", extra={"f": {"why": self._mesh_problem}})
             await trio.sleep(MESH_RETRY_S)
 
@@ -403,80 +391,8 @@ def task_tree() -> list[str]:
     return lines
 
 
-def run_foreground(paths: Paths, flags: Sequence[str] = ()) -> int:
-    """Be the daemon, in this process, until it is stopped.
-
-    Args:
-        paths: where the files are.
-        flags: `section.key=value`.
-
-    Returns:
-        The exit code.
-    """
-    if not __debug__:
-        return _complain("refusing to run under python -O: assertions guard the data", EXIT_CONFIG)
-    # Files that we make are ours alone, whatever makes them.
-    os.umask(0o077)
-    try:
-        for folder in (paths.state, paths.runtime, os.path.dirname(paths.socket), paths.logs):
-            make_private(folder)
-        config = settings.load(paths.config_file, flags=flags)
-        check_file_system(paths.state)
-        env = ProcessEnv(os.environ)
-        lock = InstanceLock(paths)
-        lock.acquire(version=daemon.__version__, now_ms=env.wall_ms())
-    except AlreadyRunning as error:
-        return _complain(str(error), EXIT_ALREADY)
-    except (ConfigError, PathsError) as error:
-        return _complain(str(error), EXIT_CONFIG)
-    try:
-        return _run_locked(config, paths, env, flags)
-    finally:
-        lock.release()
-
-
-def _run_locked(config: Config, paths: Paths, env: Env, flags: Sequence[str]) -> int:
-    setup(config.log, paths.logs, env.now)
-    marker = RunningMarker(paths.running)
-    unclean = marker.set()
-    log.info("starting", extra={"f": {"version": daemon.__version__, "unclean": unclean}})
-
-    async def main() -> None:
-        await Daemon(config, paths, env, flags).run(unclean=unclean)
-
-    try:
-        trio.run(main)
-    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001 - the process's last line: name what ended it
-        return _explain(error, paths, marker)
-    marker.clear()
-    return EXIT_OK
-
-
-def _first(error: BaseException) -> BaseException:
+def first_leaf(error: BaseException) -> BaseException:
     """The first exception that is no group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _explain(error: BaseException, paths: Paths, marker: RunningMarker) -> int:
-    """Say what ended the daemon and choose the exit code."""
-    error = _first(error)
-    if isinstance(error, KeyboardInterrupt):
-        marker.clear()
-        return EXIT_OK
-    if isinstance(error, KeyFileError):
-        marker.clear()
-        return _complain(f"{error}. {error.remedy}", EXIT_KEY)
-    too_new = isinstance(error, StoreError) and error.reason == "too_new"
-    if too_new or isinstance(error, ConfigError):
-        marker.clear()
-        return _complain(str(error), EXIT_CONFIG)
-    log.critical("crashed", exc_info=error)
-    text = str(error) if isinstance(error, StoreError) else type(error).__name__
-    return _complain(f"stopped by a fault: {text}; details: {paths.log_file}", EXIT_INTERNAL)
-
-
-def _complain(message: str, code: int) -> int:
-    sys.stderr.write(f"covey: {message}\n")
-    return code

@@ -54,7 +54,7 @@ def run_up(args: argparse.Namespace) -> int:
     """Start the daemon, or be it."""
     paths = resolve()
     if args.foreground:
-        from daemon.process import run_foreground
+        from daemon.foreground import run_foreground
 
         return run_foreground(paths, args.set)
     first = not os.path.exists(paths.key)

@@ -30,6 +30,7 @@ from daemon.rpc.jsonrpc import (
     encode_result,
 )
 from daemon.rpc.registry import API, Context
+from memory.errors import StoreError
 
 if TYPE_CHECKING:
     from daemon.config import Config
@@ -224,7 +225,7 @@ class RpcServer:
         context, dialect = greeted
         self._live[number] = dialect
         if context.principal.agent_id:
-            await self._services.agents.touch(context.principal, context.client)
+            await self._note_seen(context)
         if dialect == "mcp" and self._mcp is not None:
             connection.line_bytes_max = self._config.mcp.line_bytes_max
             await self._mcp.serve(_McpLines(connection, context))
@@ -238,6 +239,13 @@ class RpcServer:
             in_flight_max=self._config.rpc.in_flight_max,
         )
         await session.serve()
+
+    async def _note_seen(self, context: Context) -> None:
+        try:
+            await self._services.agents.touch(context.principal, context.client)
+        except StoreError:
+            # A full disk must not keep an agent from reading what is there.
+            log.info("agent_not_noted", extra={"f": {"agent": context.principal.agent}})
 
     async def _hello(
         self, connection: Connection, number: int, pid: int
