@@ -27,9 +27,6 @@ SHOWN: Final = frozenset({"active", "superseded", "refuted"})
 FOLDED: Final = frozenset({"active", "superseded", "forgotten"})
 """Statuses that the fold decides between."""
 
-DERIVED_MAX: Final = 1_000
-"""Memories whose trust one arrival may re-fold; the rest keep theirs until next touched."""
-
 # A supersede counts if the author's own owner, or the person here, says it; if the newer memory is
 # here, live and not itself forgotten; and if it is not older than what it replaces, so no cycles.
 _SUPERSEDED: Final = """
@@ -55,9 +52,8 @@ SELECT EXISTS (
 def restatus(txn: Txn, record_id: bytes) -> None:
     """Fold a memory's status anew, and that of those it replaces if it changed."""
     pending = [record_id]
-    for _ in range(DERIVED_MAX):
-        if not pending:
-            return
+    # Ends: a status depends on whether its successors are withdrawn, never on their own successors.
+    while pending:
         current = pending.pop()
         if _restatus_one(txn, current):
             pending.extend(replaced_by(txn.connection, current))
@@ -157,9 +153,9 @@ def parents_trust(connection: apsw.Connection, parents: Iterable[bytes]) -> list
 def refold_trust(txn: Txn, memories: Sequence[int]) -> None:
     """Compute E anew for these memories and for all derived from them, and re-index."""
     pending = list(memories)
-    for _ in range(max(DERIVED_MAX, len(memories))):
-        if not pending:
-            return
+    # Ends: a parent is named by its hash, so derivation has no cycles. No bound on their number:
+    # what was left out would keep a trust that its author has lost.
+    while pending:
         memory = pending.pop()
         if _refold_one(txn, memory):
             pending.extend(derived_from(txn.connection, memory))

@@ -289,7 +289,7 @@ class Run:
         await world.check_index()
 
 
-@settings(max_examples=max(10, settings.default.max_examples // 6))
+@settings(max_examples=max(10, settings.default.max_examples // 8))
 @given(st.lists(steps, min_size=30, max_size=60))
 def test_the_memory_agrees_with_a_dictionary(sequence: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as name:

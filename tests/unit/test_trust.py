@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from memory.model import NoteIn
 from memory.trust import (
     LOW,
     MAIN,
@@ -153,3 +154,21 @@ async def test_a_peer_cannot_claim_the_persons_standing(world: World) -> None:
     assert hit.trust == 0.3
     assert hit.author.relation == "peer"
     assert hit.author.device_id == record.author.hex()
+
+
+@pytest.mark.attack
+async def test_a_fallen_author_loses_trust_in_everything_however_much_it_wrote(
+    world: World,
+) -> None:
+    peer = Peer(world.clock, 7)
+    records = [peer.write(HOME, note_body(f"fact {n}"), "own_device") for n in range(700)]
+    await world.replica.admit(HOME, records)
+    derived = [
+        NoteIn(text=f"so {n}", derived_from=[record.id.hex()]) for n, record in enumerate(records)
+    ]
+    for start in range(0, 700, 200):
+        await world.memory.remember(world.agent(), derived[start : start + 200])
+    device = peer.sealer.device
+    await world.replica.settle(HOME, owners=[(device, device, "other")])
+    rows = await world.sql("SELECT eff_trust, tier, count(*) FROM memory GROUP BY 1, 2")
+    assert rows == [(0.3, LOW, 1400)]
