@@ -1,0 +1,53 @@
+"""Every example runs against a daemon and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+PROMISES = {
+    "notes.py": "1.00  you@",
+    "mcp_agent.py": "The staging database is reset every night at 02:00.",
+}
+
+
+@pytest.fixture(scope="module")
+def environ() -> Iterator[dict[str, str]]:
+    """The environment of a person whose daemon runs."""
+    with tempfile.TemporaryDirectory(prefix="ex-") as folder:
+        env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": folder,
+            "COVEY_HOME": folder,
+        }
+        subprocess.run(["covey", "up"], env=env, check=True, capture_output=True)
+        yield env
+        subprocess.run(["covey", "down", "--now"], env=env, check=False, capture_output=True)
+
+
+def test_every_example_is_known_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PROMISES)
+
+
+@pytest.mark.parametrize("name", sorted(PROMISES))
+def test_example_prints_what_it_promises(name: str, environ: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert PROMISES[name] in done.stdout
