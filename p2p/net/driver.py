@@ -56,6 +56,14 @@ END_DELAY_S = 0.02
 """How long our end of a stream waits behind the other side's agreement; see `end_soon`."""
 
 
+class Buffers:
+    """Scratch for reads and writes: filled and used up without giving up control in between."""
+
+    def __init__(self) -> None:
+        self.read = bytearray(READ_BYTES)
+        self.write = bytearray(WRITE_BYTES)
+
+
 class Connection:
     """One connection to one peer.
 
@@ -65,8 +73,7 @@ class Connection:
         owner: see `ConnectionOwner`.
         env: clocks.
         config: limits and times.
-        buffer: scratch of at least `READ_BYTES`, shared by all connections of the fabric: it is
-            filled and used up without giving up control.
+        buffers: scratch shared by all connections of the fabric.
         addr: where it was dialled, or came from.
         inbound: whether we accepted it.
         path: how it runs.
@@ -80,7 +87,7 @@ class Connection:
         env: Env,
         config: P2pConfig,
         *,
-        buffer: bytearray,
+        buffers: Buffers,
         addr: Addr,
         inbound: bool,
         path: Path = "direct",
@@ -115,7 +122,7 @@ class Connection:
         self._owner = owner
         self._env = env
         self._config = config
-        self._buffer = buffer
+        self._buffers = buffers
         self._liveness = Liveness(
             LivenessTimes(
                 ping_idle_s=config.ping_idle_s,
@@ -193,7 +200,7 @@ class Connection:
         while session.peer is None:
             # Flight 2 of an initiator is left to `run`, so that early streams can join it.
             if session.has_output:
-                await self._stream.send_all(session.to_send(WRITE_BYTES))
+                await self._stream.send_all(self._cut())
             data = await self._stream.receive_some(READ_BYTES)
             if not data:
                 raise trio.BrokenResourceError("the peer closed during the handshake")
@@ -261,7 +268,7 @@ class Connection:
         try:
             if self._unsent:
                 await self._stream.send_all(self._unsent)
-            while self.session.has_output and (data := self.session.to_send(WRITE_BYTES)):
+            while self.session.has_output and (data := self._cut()):
                 await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
@@ -363,19 +370,22 @@ class Connection:
 
     def _flush_fast(self, fast: NowaitStream) -> bool:
         """Cut and write until nothing is left (True) or the socket is full (False)."""
-        session = self.session
+        session, buffer = self.session, self._buffers.write
         try:
             while True:
                 if self._unsent is None:
-                    if not session.has_output or not (data := session.to_send(WRITE_BYTES)):
+                    if not session.has_output or not (size := session.send_into(buffer)):
                         break
-                    unsent = memoryview(data)
+                    unsent = memoryview(buffer)[:size]
                 else:
                     unsent = self._unsent
                 sent = fast.send_nowait(unsent)
                 self.bytes_out += sent
-                self._unsent = unsent[sent:] if sent < len(unsent) else None
-                if self._unsent is not None:
+                if sent == len(unsent):
+                    self._unsent = None
+                else:
+                    # What is left moves out of the buffer, which serves other connections next.
+                    self._unsent = memoryview(bytes(unsent[sent:]))
                     self._after_cut()
                     return False
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -405,9 +415,14 @@ class Connection:
                     await fast.wait_writable()
             await self._work.wait()
 
+    def _cut(self) -> bytes:
+        """Frames for one write, in memory of their own."""
+        buffer = self._buffers.write
+        return bytes(memoryview(buffer)[: self.session.send_into(buffer)])
+
     async def _write_slow(self) -> None:
         try:
-            while self.session.has_output and (data := self.session.to_send(WRITE_BYTES)):
+            while self.session.has_output and (data := self._cut()):
                 self._after_cut()
                 # A cancel in here ends the connection, so a half-sent message cannot be followed.
                 self._unsent = memoryview(b"")
@@ -435,7 +450,7 @@ class Connection:
             self.abort(f"the peer broke the protocol: {error}")
 
     async def _read_fast(self, fast: NowaitStream) -> None:
-        buffer = self._buffer
+        buffer = self._buffers.read
         view = memoryview(buffer)
         while True:
             await fast.wait_readable()

@@ -19,7 +19,7 @@ import trio
 from p2p.errors import AuthError, PeerError, Unreachable, UsageError
 from p2p.identity import peer_text
 from p2p.net.dialing import Race, dial_order
-from p2p.net.driver import READ_BYTES, Connection
+from p2p.net.driver import Buffers, Connection
 from p2p.net.gate import Gate
 from p2p.net.table import PeerTable
 from p2p.wire.multiaddr import ip_of, split_peer_untrusted
@@ -104,7 +104,7 @@ class Manager:
         self._pins: dict[PeerId, _Pin] = {}
         self._beside: set[PeerId] = set()
         self._nursery: trio.Nursery | None = None
-        self._buffer = bytearray(READ_BYTES)
+        self._buffers = Buffers()
         self._limits = YamuxLimits(
             stream_send_buffer_bytes=config.stream_send_buffer_bytes,
             stream_window_bytes_max=config.stream_window_bytes_max,
@@ -242,7 +242,7 @@ class Manager:
             self._owner,
             self._env,
             self._config,
-            buffer=self._buffer,
+            buffers=self._buffers,
             addr=addr,
             inbound=inbound,
         )

@@ -43,7 +43,7 @@ from p2p.limits import NOISE_HANDSHAKE_BYTES_MAX, NOISE_PLAINTEXT_BYTES_MAX
 from p2p.wire.protobuf import decode_message_untrusted, encode_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from p2p.identity import PeerId, Signer
 
@@ -57,6 +57,10 @@ _MESSAGE_2_BYTES_MIN: Final = KEY_BYTES + KEY_BYTES + TAG_BYTES + TAG_BYTES
 _MESSAGE_3_BYTES_MIN: Final = KEY_BYTES + TAG_BYTES + TAG_BYTES
 _PAYLOAD_KEY: Final = 1
 _PAYLOAD_SIGNATURE: Final = 2
+
+FRAME_BYTES: Final = 2 + TAG_BYTES
+"""What a message adds to its plaintext: length and tag."""
+_SCRATCH_FROM_BYTES: Final = 4096
 
 _NONCE: Final = struct.Struct("<4xQ")
 _LENGTH: Final = struct.Struct("!H")
@@ -124,13 +128,20 @@ class Sealer:
         self._cipher = ChaCha20Poly1305(key)
         self._n = 0
 
-    def seal(self, plain: bytes | bytearray | memoryview) -> tuple[bytes, bytes]:
-        """One message as (length prefix, ciphertext); `plain` has at most 65,519 bytes."""
+    def seal_into(self, out: memoryview, plain: bytes) -> int:
+        """Write one message to the start of `out`; its length.
+
+        Args:
+            out: at least `len(plain) + FRAME_BYTES` long.
+            plain: 1 to 65,519 bytes.
+        """
         size = len(plain)
         assert 0 < size <= NOISE_PLAINTEXT_BYTES_MAX
-        sealed = self._cipher.encrypt(_NONCE.pack(self._n), plain, None)
+        end = size + FRAME_BYTES
+        _LENGTH.pack_into(out, 0, size + TAG_BYTES)
+        self._cipher.encrypt_into(_NONCE.pack(self._n), plain, None, out[_LENGTH.size : end])
         self._n += 1
-        return _LENGTH.pack(size + TAG_BYTES), sealed
+        return end
 
 
 class Opener:
@@ -140,60 +151,71 @@ class Opener:
         self._cipher = ChaCha20Poly1305(key)
         self._n = 0
         self._partial = bytearray()
+        self._scratch = bytearray()
 
-    def receive(self, data: bytes | memoryview) -> list[bytes]:
-        """Take bytes, return the plaintexts of the messages that are complete now.
+    def receive(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
+        """Take bytes, yield the plaintexts of the messages that are complete now.
+
+        A plaintext is valid until the next one is asked for: large ones share one buffer, which
+        saves an allocation of 64 KiB a message (.2 of .75 CPU ms/MiB).
 
         Raises:
             DecodeError: a message shorter than its tag.
             AuthError: a message that does not open.
         """
-        plains: list[bytes] = []
         view = memoryview(data)
         offset = 0
         partial = self._partial
         if partial:
-            offset = self._complete(view, plains)
-            if partial:
-                return plains
+            offset = self._complete(view)
+            if self._missing():
+                return
+            with memoryview(partial) as whole:
+                yield self._open(whole[_LENGTH.size :])
+            partial.clear()
         total = len(view)
         while total - offset >= _LENGTH.size:
             end = offset + _LENGTH.size + (view[offset] << 8 | view[offset + 1])
             if end > total:
                 break
-            plains.append(self._open(view[offset + _LENGTH.size : end]))
+            yield self._open(view[offset + _LENGTH.size : end])
             offset = end
         partial += view[offset:]
-        return plains
 
-    def _complete(self, view: memoryview, plains: list[bytes]) -> int:
-        """Finish the message begun by earlier bytes; return how much of `view` that took."""
+    def _missing(self) -> int:
+        """Bytes that the message begun by earlier bytes still lacks, at least."""
         partial = self._partial
-        offset = 0
         if len(partial) < _LENGTH.size:
-            offset = min(len(view), _LENGTH.size - len(partial))
-            partial += view[:offset]
-            if len(partial) < _LENGTH.size:
-                return offset
-        need = _LENGTH.size + (partial[0] << 8 | partial[1]) - len(partial)
-        end = offset + min(need, len(view) - offset)
-        partial += view[offset:end]
-        if end - offset == need:
-            with memoryview(partial) as whole:
-                plains.append(self._open(whole[_LENGTH.size :]))
-            partial.clear()
-        return end
+            return _LENGTH.size - len(partial)
+        return _LENGTH.size + (partial[0] << 8 | partial[1]) - len(partial)
 
-    def _open(self, sealed: memoryview) -> bytes:
-        if len(sealed) < TAG_BYTES:
+    def _complete(self, view: memoryview) -> int:
+        """Move what the begun message lacks from `view`; how much that took."""
+        offset = 0
+        # Twice at most: the length first, then the message.
+        while (missing := self._missing()) and offset < len(view):
+            piece = view[offset : offset + missing]
+            self._partial += piece
+            offset += len(piece)
+        return offset
+
+    def _open(self, sealed: memoryview) -> bytes | memoryview:
+        size = len(sealed) - TAG_BYTES
+        if size < 0:
             raise DecodeError("Noise message is shorter than its tag")
+        nonce = _NONCE.pack(self._n)
+        self._n += 1
         try:
-            plain = self._cipher.decrypt(_NONCE.pack(self._n), sealed, None)
+            if size < _SCRATCH_FROM_BYTES:
+                return self._cipher.decrypt(nonce, sealed, None)
+            if not self._scratch:
+                self._scratch = bytearray(NOISE_PLAINTEXT_BYTES_MAX)
+            plain = memoryview(self._scratch)[:size]
+            self._cipher.decrypt_into(nonce, sealed, None, plain)
         except InvalidTag:
             raise AuthError("Noise message does not open") from None
         finally:
             sealed.release()
-        self._n += 1
         return plain
 
 

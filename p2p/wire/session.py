@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from p2p.errors import PeerError, ProtocolError
 from p2p.limits import NOISE_PLAINTEXT_BYTES_MAX, YAMUX_EARLY_STREAMS_MAX
 from p2p.wire.multistream import Dialer, Listener
-from p2p.wire.noise import NoiseHandshake, Opener, Sealer
+from p2p.wire.noise import FRAME_BYTES, NoiseHandshake, Opener, Sealer
 from p2p.wire.yamux import Yamux
 from p2p.wire.yamux_frames import YamuxEvent, YamuxLimits
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 SECURITY: Final = "/noise"
 MUXER: Final = "/yamux/1.0.0"
+
+# Less than this at the end of a buffer is left for the next one.
+_ROOM_MIN_BYTES: Final = 512
 
 
 @dataclass(slots=True)
@@ -161,25 +164,32 @@ class Session:
         return self.phase is Phase.OPEN or (self.initiator and self.phase is Phase.MUXER)
 
     def to_send(self, size: int) -> bytes:
-        """Bytes for the wire: whole Noise messages, ending soon after `size` bytes."""
-        parts: list[bytes] = []
-        sent = 0
-        if self._raw:
-            parts.append(bytes(self._raw))
-            sent = len(self._raw)
+        """Bytes for the wire: whole Noise messages, at most `size` bytes (at least 1,024)."""
+        buffer = bytearray(size)
+        return bytes(memoryview(buffer)[: self.send_into(buffer)])
+
+    def send_into(self, buffer: bytearray) -> int:
+        """Write bytes for the wire to the start of `buffer`; how many. Whole Noise messages.
+
+        One buffer for all messages and connections: new ones for each write of 256 KiB cost
+        .3 CPU ms/MiB in page faults and copies.
+        """
+        end = len(self._raw)
+        with memoryview(buffer) as out:
+            out[:end] = self._raw
             self._raw.clear()
-        sealer = self._sealer
-        while sealer is not None and sent < size:
-            plain = bytes(self._plain)
-            self._plain.clear()
-            if self._muxing:
-                plain += self.mux.to_send(NOISE_PLAINTEXT_BYTES_MAX - len(plain))
-            if not plain:
-                break
-            # One join at the end: growing a buffer by 64 KiB at a time costs .2 ms/MiB in copies.
-            parts += sealer.seal(plain)
-            sent += len(plain)
-        return b"".join(parts)
+            sealer = self._sealer
+            while sealer is not None and (room := len(out) - end - FRAME_BYTES) > _ROOM_MIN_BYTES:
+                plain = bytes(self._plain)
+                self._plain.clear()
+                if self._muxing:
+                    room = min(room, NOISE_PLAINTEXT_BYTES_MAX) - len(plain)
+                    plain += self.mux.to_send(room)
+                if not plain:
+                    break
+                with out[end:] as rest:
+                    end += sealer.seal_into(rest, plain)
+        return end
 
     def receive(self, data: bytes | memoryview, now: float) -> list[SessionEvent]:
         """Take bytes from the wire in any cut.
@@ -242,7 +252,9 @@ class Session:
                 raise ProtocolError("bytes after the connection failed")
         return events
 
-    def _receive_muxer(self, plain: bytes, now: float, events: list[SessionEvent]) -> None:
+    def _receive_muxer(
+        self, plain: bytes | memoryview, now: float, events: list[SessionEvent]
+    ) -> None:
         agreed = self._select.receive(plain)
         if isinstance(self._select, Listener):
             self._plain += self._select.to_send()

@@ -325,7 +325,7 @@ class Yamux:
 
     # --- what arrives ---
 
-    def receive(self, data: bytes, now: float) -> list[YamuxEvent]:
+    def receive(self, data: bytes | memoryview, now: float) -> list[YamuxEvent]:
         """Take bytes of the session in any cut.
 
         Raises:
@@ -343,14 +343,14 @@ class Yamux:
             raise LimitError("the peer does not read: too many unsent control frames")
         return events
 
-    def _receive(self, data: bytes, now: float, events: list[YamuxEvent]) -> None:
+    def _receive(self, data: bytes | memoryview, now: float, events: list[YamuxEvent]) -> None:
         offset = 0
         total = len(data)
         while True:
             if self._body_left:
                 size = min(self._body_left, total - offset)
                 if size:
-                    piece = data[offset : offset + size] if size != total else data
+                    piece = bytes(data[offset : offset + size])
                     offset += size
                     self._take_body(piece, events)
                 if self._body_left:

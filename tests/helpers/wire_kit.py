@@ -13,6 +13,7 @@ from p2p.env import SystemEnv
 from p2p.identity import Identity
 from p2p.net.tcp import TcpStream, TcpTransport
 from p2p.net.wire_fabric import WireFabric
+from p2p.wire.noise import FRAME_BYTES
 from p2p.wire.session import Phase, Session
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from p2p.identity import PeerId
     from p2p.net.seam import Addr, FabricEvent, PeerDown, PeerUp, Stream
+    from p2p.wire.noise import Sealer
 
 ECHO: Final = "/test/echo/1"
 SINK: Final = "/test/sink/1"
@@ -110,6 +112,13 @@ def tcp_of(addr: Addr) -> tuple[str, int]:
     return host, int(port)
 
 
+def seal(sealer: Sealer, plain: bytes) -> bytes:
+    """One Noise message with its length."""
+    buffer = bytearray(len(plain) + FRAME_BYTES)
+    sealer.seal_into(memoryview(buffer), plain)
+    return bytes(buffer)
+
+
 class RawPeer:
     """A peer that speaks the wire by hand: proven, and free to break every rule after.
 
@@ -157,7 +166,7 @@ class RawPeer:
         sealer = self.session._sealer
         assert sealer is not None
         for start in range(0, len(frames), 60_000):
-            await self._stream.send_all(b"".join(sealer.seal(frames[start : start + 60_000])))
+            await self._stream.send_all(seal(sealer, frames[start : start + 60_000]))
 
     async def read_until_closed(self) -> bool:
         """Read and drop until the other side closes; whether it did so by a reset."""
