@@ -155,6 +155,8 @@ class MemStore:
         self.disk = disk if disk is not None else MemDisk()
         self._sealer = sealer
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
+        self._indexes: dict[tuple[bytes, int], MemIndex] = {}
+        """Until something changes what counts."""
 
     def on_commit(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
         """Call `fn(group, ids)` after each commit that stored records."""
@@ -224,6 +226,16 @@ class MemStore:
 
     async def index(self, group: bytes, lane: int) -> MemIndex:
         """The ids that count in set comparison, by (hlc, id)."""
+        return self.index_now(group, lane)
+
+    def index_now(self, group: bytes, lane: int) -> MemIndex:
+        """As `index`, for whoever cannot await."""
+        found = self._indexes.get((group, lane))
+        if found is None:
+            found = self._indexes[group, lane] = self._make_index(group, lane)
+        return found
+
+    def _make_index(self, group: bytes, lane: int) -> MemIndex:
         items = sorted(
             row.record.hlc.to_bytes(8, "big") + row.id
             for row in self.disk.rows.values()
@@ -303,6 +315,7 @@ class MemStore:
         return changed
 
     def _set_void(self, record_id: bytes) -> int:
+        self._indexes.clear()
         row = self.disk.rows.get(record_id)
         if row is None or row.state in {STATE_VOID, STATE_STUB}:
             return 0
@@ -310,6 +323,7 @@ class MemStore:
         return 1
 
     def _revive(self, record_id: bytes) -> int:
+        self._indexes.clear()
         row = self.disk.rows.get(record_id)
         if row is None or row.state != STATE_VOID:
             return 0
@@ -321,6 +335,7 @@ class MemStore:
         return 1
 
     def _fork(self, log: LogKey, seq: int) -> int:
+        self._indexes.clear()
         state = self.disk.logs.setdefault(log, MemLog())
         if state.fork_seq is not None and state.fork_seq <= seq:
             return 0
@@ -375,6 +390,7 @@ class MemStore:
         return state.max_seq, row.id, row.record.hlc
 
     def _put(self, record: Verified) -> None:
+        self._indexes.clear()
         self.disk.n += 1
         self.disk.rows[record.id] = Row(
             self.disk.n,

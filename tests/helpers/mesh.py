@@ -109,15 +109,8 @@ class Peer:
 
     def roots(self, group: bytes) -> tuple[str, str]:
         """Hashes of both lanes' sets, for comparison between nodes."""
-        parts = []
-        for lane in (0, 1):
-            ids = sorted(
-                row.id
-                for row in self.disk.rows.values()
-                if row.record.group == group and row.record.lane == lane and self.store._counts(row)
-            )
-            parts.append(hashlib.sha256(b"".join(ids)).hexdigest()[:16])
-        return parts[0], parts[1]
+        control, data = (self.store.index_now(group, lane).packed for lane in (0, 1))
+        return hashlib.sha256(control).hexdigest()[:16], hashlib.sha256(data).hexdigest()[:16]
 
     def named(self, name: str) -> list[ReplicationEvent]:
         """Events of that name."""

@@ -29,6 +29,12 @@ STEPS = 24
 SEEDS = range(20)
 
 
+def some_slow(count: int, *, fast: int) -> list[object]:
+    """Seeds, the later ones for the slow layer."""
+    late = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(fast, count)]
+    return [*range(fast), *late]
+
+
 class World:
     """One run.
 
@@ -235,12 +241,12 @@ def test_nodes_agree_after_partitions_and_restarts(seed: int, sometimes: Sometim
     run(seed, sometimes)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", some_slow(8, fast=3))
 def test_nodes_agree_whatever_their_clocks_say(seed: int, clock_faults: Sometimes) -> None:
     run_seeded(ClockWorld(seed, clock_faults).main, seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", some_slow(24, fast=8))
 def test_nodes_agree_after_old_images_came_back(seed: int, image_faults: Sometimes) -> None:
     run_seeded(ImageWorld(seed, image_faults).main, seed=seed)
 
