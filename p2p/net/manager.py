@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2p.errors import AuthError, PeerError, Unreachable, UsageError
+from p2p.errors import AuthError, P2pError, PeerError, Unreachable, UsageError
 from p2p.identity import peer_text
 from p2p.net.dialing import Race, dial_order
 from p2p.net.driver import Buffers, Connection
@@ -354,6 +354,12 @@ class Manager:
             # Somebody else lives there now: do not knock again.
             self.book.forget_addr(peer, addr)
             raise
+        except (P2pError, trio.BrokenResourceError, trio.ClosedResourceError):
+            raise
+        except Exception as error:
+            # A supervisor: whoever answers at an address may not stop the node.
+            self._owner.failed("handshake", error)
+            raise Unreachable(f"{addr}: a fault of ours, see the log") from error
         finally:
             if not proven:
                 with trio.move_on_after(self._config.close_grace_s, shield=True):

@@ -120,7 +120,8 @@ class WireStream(Stream):
 
     def end_now(self) -> None:
         """Send the end that was held back."""
-        if self._fin_held and self._broken is None:
+        # The same read may have brought their reset, which the muxer knows before we are told.
+        if self._fin_held and self._carrier.mux.alive(self.id):
             self._fin_held = False
             self._carrier.mux.send_fin(self.id)
 

@@ -15,7 +15,7 @@ from p2p.net.wire_fabric import WireFabric
 from tests.helpers.wire_kit import TEST, echo, exchange, identity, make, running, wait_for
 
 if TYPE_CHECKING:
-    from p2p.net.seam import Addr
+    from p2p.net.seam import Addr, Stream
 
 pytestmark = pytest.mark.attack
 
@@ -76,3 +76,35 @@ async def test_a_fault_in_a_handshake_does_not_stop_the_node() -> None:
             await exchange(bystander, victim.id)
             assert FaultyStream.closed == 2
         nursery.cancel_scope.cancel()
+
+
+async def ask(stream: Stream) -> None:
+    """Send something, end, read to the end."""
+    await stream.send_all(b"a frame that it refuses")
+    await stream.send_eof()
+    while await stream.receive_some():
+        pass
+
+
+async def test_a_reset_right_behind_the_agreement_ends_one_stream_only() -> None:
+    """Their agreement and their reset come in one read: the stream is gone before we are told."""
+    caller, rude = make(1), make(2)
+
+    async def reject(stream: Stream) -> None:
+        await stream.receive_some()
+        await trio.lowlevel.checkpoint()
+        stream.reset()
+
+    rude.handle("/test/reject/1", reject, per_peer_max=10)
+    async with running(caller, rude):
+        (addr,) = rude.listen_addrs()
+        await caller.connect(rude.id, [addr])
+        bystander = await caller.open(rude.id, "/test/echo/1")
+        for _ in range(100):
+            stream = await caller.open(rude.id, "/test/reject/1")
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await ask(stream)
+            await stream.aclose()
+        await bystander.send_all(b"still here")
+        assert await bystander.receive_some() == b"still here"
+        await bystander.aclose()
