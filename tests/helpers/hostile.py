@@ -6,7 +6,7 @@ It has a real identity and, if it joined, real keys; everything it sends is buil
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -26,12 +26,39 @@ from tests.helpers.mesh import wait_until
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from p2p.env import Env
     from p2p.identity import Identity
     from p2p.replication.authority import Authority
+    from p2p.replication.sealing import GroupSealer
+    from p2p.replication.service import Replication
     from tests.helpers.mesh import Peer
 
 INCARNATION = 77
 """Of hand-made logs, so that they never meet the logs of the same identity's honest parts."""
+
+
+class Desk(Protocol):
+    """Whose view of group, keys and clock a pen uses: a simulated peer, or a guest on real TCP."""
+
+    @property
+    def identity(self) -> Identity:
+        """Its key."""
+        ...
+
+    @property
+    def env(self) -> Env:
+        """Its clock and random numbers."""
+        ...
+
+    @property
+    def sealer(self) -> GroupSealer:
+        """Its keys of the groups."""
+        ...
+
+    @property
+    def replication(self) -> Replication:
+        """Its view of the groups."""
+        ...
 
 
 class Pen:
@@ -46,7 +73,7 @@ class Pen:
 
     def __init__(
         self,
-        peer: Peer,
+        peer: Desk,
         group: bytes,
         *,
         identity: Identity | None = None,
