@@ -12,9 +12,9 @@ import apsw
 import trio
 
 from benchmarks.needles import corpus, queries
-from benchmarks.node import DaemonUnderTest, LocalClient
+from benchmarks.node import BlockingClient, DaemonUnderTest
 from benchmarks.report import Paired, Target, alternate, percentile
-from benchmarks.rpc_client import AsyncClient
+from daemon.client import LocalClient
 
 if TYPE_CHECKING:
     from benchmarks.report import Options, Report
@@ -62,11 +62,11 @@ def remember(options: Options, report: Report) -> None:
 async def _write_rate(path: str, each: int, number: int) -> float:
     notes = corpus(WRITERS * each, seed=1000 + number)
 
-    async def writer(client: AsyncClient, index: int) -> None:
+    async def writer(client: LocalClient, index: int) -> None:
         for note in notes[index::WRITERS]:
             await client.call("memory.remember", {"text": f"{note.text} ({number})"})
 
-    clients = [await AsyncClient.connect(path) for _ in range(WRITERS)]
+    clients = [await LocalClient.connect(path) for _ in range(WRITERS)]
     start = time.perf_counter()
     async with trio.open_nursery() as nursery:
         for index, client in enumerate(clients):
@@ -96,7 +96,7 @@ def recall(options: Options, report: Report) -> None:
     notes = corpus(NOTES)
     asked = queries(notes, QUERIES)
     with DaemonUnderTest() as node, tempfile.TemporaryDirectory() as folder:
-        client = LocalClient(node.socket_path)
+        client = BlockingClient(node.socket_path)
         for at in range(0, NOTES, BATCH):
             batch = [{"text": note.text} for note in notes[at : at + BATCH]]
             client.call("memory.remember", {"notes": batch})
@@ -134,7 +134,7 @@ def _p50_ms(calls: list) -> float:  # type: ignore[type-arg]
     return percentile(took, 0.5) * 1e3
 
 
-def _ask(client: LocalClient, query: str) -> list[str | None]:
+def _ask(client: BlockingClient, query: str) -> list[str | None]:
     answer = client.call("memory.recall", {"query": query, "limit": 10})
     assert isinstance(answer, dict)
     return [hit["text"] for hit in answer["hits"]]  # type: ignore[index,union-attr,call-overload,misc]

@@ -69,7 +69,7 @@ class DaemonUnderTest:
         self.close()
 
 
-class LocalClient:
+class BlockingClient:
     """A blocking JSON-RPC client without conveniences, so that it costs little itself."""
 
     def __init__(self, path: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.needles import corpus
-from benchmarks.node import DaemonUnderTest, LocalClient
+from benchmarks.node import BlockingClient, DaemonUnderTest
 from benchmarks.report import percentile
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(options: Options, report: Report) -> None:
 
 def _newcomer() -> tuple[float, float]:
     with DaemonUnderTest() as old, DaemonUnderTest() as new:
-        giver, taker = LocalClient(old.socket_path), LocalClient(new.socket_path)
+        giver, taker = BlockingClient(old.socket_path), BlockingClient(new.socket_path)
         notes = corpus(NOTES)
         for at in range(0, NOTES, BATCH):
             batch = [{"text": note.text} for note in notes[at : at + BATCH]]
@@ -65,7 +65,7 @@ def _newcomer() -> tuple[float, float]:
     return NOTES / seconds, carried / NOTES
 
 
-def _records(client: LocalClient) -> int:
+def _records(client: BlockingClient) -> int:
     answer = client.call("sync.digest", {"group": "home"})
     assert isinstance(answer, dict)
     return int(str(answer["records"]))
