@@ -21,6 +21,7 @@ BUDGET_S: Final = {
     "tidy": 60,
     "unit": 75,
     "property": 55,
+    "attack": 45,
     "stateful": 45,
     "sim": 100,
     "crash": 25,
