@@ -36,11 +36,12 @@ lint: setup ## ruff, mypy, flake8-async, import-linter
 fmt: setup ## format the code
 	@$(VENV)/bin/ruff check --quiet --fix-only . && $(VENV)/bin/ruff format .
 
-bench: setup ## benchmarks beside their yardsticks: NAME=mesh, QUICK=1
-	@$(PY) -m benchmarks $(NAME) $(if $(QUICK),--quick)
+bench: setup ## benchmarks beside their yardsticks: all, or NAME=mesh; QUICK=1
+	@for name in $(or $(NAME),main memory mesh replication); do \
+		$(PY) -m benchmarks $$name $(if $(QUICK),--quick) || failed=1; done; exit $${failed:-0}
 
 bench-docs: setup ## the same, written to docs/benchmarks.md
-	@$(PY) -m benchmarks $(NAME) --docs
+	@$(PY) -m benchmarks.docs $(if $(QUICK),--quick)
 
 hunt: setup ## repeat one test under other hash seeds, task orders and load: T=..., N=200
 	@$(PY) -m tools.hunt "$(T)" $(or $(N),200)
