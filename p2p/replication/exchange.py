@@ -33,6 +33,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from p2p.errors import ProtocolError
 from p2p.replication import heads
 from p2p.replication.exchange_types import (
@@ -72,6 +74,10 @@ if TYPE_CHECKING:
 
 ROUNDS_MAX: Final = 32
 """Non-empty wants of one side in an exchange. Source: docs/specs/sync.md s.6."""
+
+WANT_RECORDS_MAX: Final = 4096
+"""Places one *want* covers: so much comes before the sender's rate is looked at again, and a log
+that claims 2**62 records costs rounds and no more. Source: a guess, ~3 MB of usual records."""
 
 BY_ID_MAX: Final = 256
 """Cited control records asked for by id at once."""
@@ -464,7 +470,7 @@ class Exchange:
         elif self.state is GroupState.CONTROL:
             self._control_advance()
         elif want.queue and self._totals.rounds < ROUNDS_MAX and not self._throttled:
-            ranges, want.queue = tuple(want.queue[:LIST_MAX]), want.queue[LIST_MAX:]
+            ranges = cut_ranges(want.queue)
             self._totals.rounds += 1
             self._port.send(Want(self.tag, ranges))
             want.ends_due += 1
@@ -571,6 +577,8 @@ class Exchange:
             return "rate"
         if self._held:
             return "held"
+        if self._want.queue:
+            return "rounds: the next session goes on"
         return "control_incomplete" if self._control_incomplete else "unequal"
 
     def _search_above_gaps(self) -> None:
@@ -579,12 +587,24 @@ class Exchange:
             spans = heads.gap_suspects(self._peer_entries[lane], self._places, lane)
             for log, first, last in spans:
                 short = heads.short_id(self._port.salt, log[1])
-                for at in range(first, last + 1, heads.BACKWARDS * 16):
-                    end = min(last, at + heads.BACKWARDS * 16 - 1)
-                    self._want.queue.append(WantRange(short, log[2], log[3], at, end))
+                self._want.queue.append(WantRange(short, log[2], log[3], first, last))
         self._want_next()
 
     def _compare_advance(self) -> None:
         """Nothing more to ask in COMPARE: the second *Done* ends it."""
         if self._comparing and len(self._done_sent) == 1:
             self._port.ask_roots(self.group, self._send_done)
+
+
+def cut_ranges(queue: list[WantRange]) -> tuple[WantRange, ...]:
+    """Take from the front of the queue what one *want* may ask for; the rest of a range stays."""
+    taken: list[WantRange] = []
+    room = WANT_RECORDS_MAX
+    while queue and room and len(taken) < LIST_MAX:
+        item = queue.pop(0)
+        last = min(item.last, item.first + room - 1)
+        taken.append(msgspec.structs.replace(item, last=last))
+        room -= last - item.first + 1
+        if last < item.last:
+            queue.insert(0, msgspec.structs.replace(item, first=last + 1))
+    return tuple(taken)

@@ -126,7 +126,8 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
     await talk.send(Ask(ticket.group, invite_key))
     offered = await _receive_control(talk, ticket.group)
     group = core.groups.get(ticket.group)
-    if group is None or group.state == STATE_REFUSED:
+    fresh = group is None or group.state == STATE_REFUSED
+    if group is None or fresh:
         group = await _prepare(core, ticket, offered, invite_key)
     else:
         async with group.lock:
@@ -137,7 +138,8 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
     try:
         await _take_answer(core, talk, group)
     except GroupError:
-        await _set_state(core, group, STATE_REFUSED)
+        if fresh:  # An earlier join of ours may still be waiting for somebody's word.
+            await _set_state(core, group, STATE_REFUSED)
         raise
     return group
 

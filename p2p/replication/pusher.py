@@ -231,6 +231,10 @@ class Pusher:
                 await self._answer_push(group, ids, peer)
 
     async def _admit_push(self, group: Group, wires: tuple[RecordWire, ...], peer: bytes) -> None:
+        if not self._core.quota.may_ask(peer, self._core.env.now()):
+            # Over its rate: not even verified. A session brings them when it has room again.
+            self._set_due(peer, self._core.config.sync_interval_s)
+            return
         self.note_origins(wires, peer)
         result = await carry_admission(self._core, group, wires, peer)
         state = self.peers.get(peer)

@@ -10,7 +10,7 @@ Requests that cannot be fulfilled raise `GroupError` with a reason and what to d
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -51,13 +51,14 @@ from p2p.replication.views import (
     PendingView,
     SyncResult,
 )
-from p2p.wire.multiaddr import decode_addr_untrusted, encode_addr
+from p2p.wire.multiaddr import decode_addr_untrusted, encode_addr, ip_of, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from p2p.env import Env
     from p2p.identity import Verifier
+    from p2p.net.seam import Addr
     from p2p.node import Node
     from p2p.replication.config import ReplicationConfig
     from p2p.replication.events import ReplicationEvent
@@ -65,6 +66,17 @@ if TYPE_CHECKING:
     from p2p.replication.standing import PendingJoin
     from p2p.replication.store import RecordStore
     from p2p.replication.ticket import Ticket
+
+
+_LOOPBACK: Final = 3
+
+
+def _reach(addr: Addr) -> int:
+    """How far an address reaches: 0 everywhere, 1 a name, 2 this network, 3 this machine."""
+    ip = ip_of(addr)
+    if ip is None:
+        return 1
+    return {"public": 0, "private": 2}.get(scope_of(ip), _LOOPBACK)
 
 
 class _Signer:
@@ -337,7 +349,10 @@ class Replication:
         return Invite(ticket=encode_ticket(ticket), invite_id=record.id, not_after=not_after)
 
     def _own_addrs(self) -> list[bytes]:
-        return [encode_addr(addr) for addr in self._node.fabric.addrs()]
+        """Addresses for a ticket: wide ones first, loopback only if there is no other."""
+        ranked = sorted(self._node.fabric.addrs(), key=_reach)
+        wide = [addr for addr in ranked if _reach(addr) < _LOOPBACK]
+        return [encode_addr(addr) for addr in wide or ranked]
 
     async def join(self, ticket: str) -> Joined:
         """Enter a group with a ticket.

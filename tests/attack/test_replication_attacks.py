@@ -368,6 +368,22 @@ def test_a_flood_is_throttled_and_bystanders_are_served() -> None:
     play(attack)
 
 
+def test_a_log_that_begins_at_the_end_of_the_numbers_costs_rounds_and_no_more() -> None:
+    async def attack() -> None:
+        async with town() as t:
+            pen = Pen(t.mallory, t.group)
+            far = pen.write(seq=2**62, prev=b"p" * 32)
+            await push_records(t.mallory, t.alice, t.group, [far])
+            await push_records(t.mallory, t.bob, t.group, [pen.write(seq=2**61, prev=b"p" * 32)])
+            await wait_until(lambda: far.id in t.alice.disk.rows)
+            (result,) = await t.alice.replication.sync_now(t.group, t.bob.id)
+            assert result.rounds <= 32
+            await wait_until(lambda: t.alice.roots(t.group) == t.bob.roots(t.group))
+            await t.still_works()
+
+    play(attack)
+
+
 def test_garbage_ends_its_own_stream_only() -> None:
     async def attack() -> None:
         async with town() as t:

@@ -541,6 +541,29 @@ def test_sync_now_reports_what_it_found() -> None:
     play(scene)
 
 
+def test_a_full_disk_ends_sessions_not_replication_and_is_made_up_for() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            group = await pair_up(alice, bob)
+            await trio.sleep(20)
+            admit = bob.store.admit
+
+            async def full(*_args: object, **_kwargs: object) -> None:
+                raise OSError("no space left on device")
+
+            bob.store.admit = full  # type: ignore[method-assign,assignment]
+            for n in range(5):
+                await alice.write(group, f"{n}")
+            await trio.sleep(90)
+            assert bob.texts(group) == []
+            assert bob.replication._driver.failures > 0
+            bob.store.admit = admit  # type: ignore[method-assign]
+            await wait_until(lambda: len(bob.texts(group)) == 5)
+            assert alice.roots(group) == bob.roots(group)
+
+    play(scene)
+
+
 def test_in_a_large_group_most_get_ids_and_ask() -> None:
     async def scene() -> None:
         config = replace(
