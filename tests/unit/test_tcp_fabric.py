@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from p2p.identity import peer_text
 from p2p.net.book import Book, decode_book_untrusted
 from p2p.net.tcp import TcpTransport, source_addresses
 from p2p.net.wire_fabric import WireFabric
+from tests.helpers.leaks import open_descriptors
 from tests.helpers.wire_kit import (
     ECHO,
     HOLD,
@@ -237,6 +239,30 @@ async def test_a_protocol_is_served_once() -> None:
     a = make(1)
     with pytest.raises(UsageError, match="served already"):
         a.handle(ECHO, hold, per_peer_max=1)
+
+
+async def test_running_out_of_descriptors_pauses_the_door_and_sheds_a_stranger() -> None:
+    a, b = make(1), make(2, upgrade_deadline_s=0.2)
+    async with running(a, b):
+        await a.connect(b.id, b.addrs())
+        await exchange(a, b.id)
+        await wait_for(lambda: b.peers()[a.id].streams == 0)
+        knocks = [socket.socket() for _ in range(3)]
+        for knock in knocks:
+            knock.setblocking(False)  # the kernel completes it; nobody accepts before we yield
+            knock.connect_ex(tcp_of(b.addrs()[0]))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = open_descriptors()
+        lowest_free = next(n for n in range(len(held) + 1) if n not in held)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            await wait_for(lambda: a.id not in b.peers())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for knock in knocks:
+                knock.close()
+        await a.connect(b.id, b.addrs())
+        await exchange(a, b.id)
 
 
 # --- ports and the book ---
