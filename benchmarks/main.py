@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.needles import corpus
 from benchmarks.node import DaemonUnderTest
-from benchmarks.peers import PeerMissing, interpreter, subject
+from benchmarks.peers import PeerMissing, lattica, subject
 from benchmarks.processes import ROOT, Subject, private_mb, python, rss_mib
 from benchmarks.report import Target, alternate
 
@@ -168,7 +168,7 @@ def _lattica_rss_mib() -> float:
     # In a network namespace without a way out: by default it asks other people's STUN servers.
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     with tempfile.TemporaryDirectory() as home:
-        argv = [*alone, interpreter("lattica"), subject("lattica_idle")]
+        argv = [*alone, lattica(), subject("lattica_idle")]
         with Subject(argv, {"HOME": home}) as peer:
             return rss_mib(peer.pid)
 
@@ -176,16 +176,16 @@ def _lattica_rss_mib() -> float:
 def idle(report: Report) -> None:
     """Resident memory of an idle daemon beside an idle Lattica node's."""
     try:
-        lattica = _lattica_rss_mib()
+        yardstick = _lattica_rss_mib()
     except (PeerMissing, OSError, RuntimeError) as error:
         report.missing("idle daemon, resident memory", f"Lattica: {error}")
-        lattica = None
+        yardstick = None
     with DaemonUnderTest() as node:
         report.value(
             "idle daemon, resident memory",
             rss_mib(node.pid),
             unit="MiB",
             yardstick="Lattica 1.0.21 idle, MiB",
-            yardstick_value=lattica,
+            yardstick_value=yardstick,
         )
         report.value("load during the run", os.getloadavg()[0], unit="")

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks.peers import PeerMissing, interpreter, subject
+from benchmarks.peers import PeerMissing, py_libp2p, subject
 from benchmarks.processes import Pair, python
 from benchmarks.report import Target, alternate
 
@@ -22,7 +22,7 @@ def run(options: Options, report: Report) -> None:
         covey = stack.enter_context(_pair(python(), "covey_mesh"))
         raw = stack.enter_context(_pair(python(), "raw_tcp"))
         try:
-            libp2p = stack.enter_context(_pair(interpreter("py-libp2p"), "py_libp2p"))
+            libp2p = stack.enter_context(_pair(py_libp2p(), "py_libp2p"))
         except (PeerMissing, RuntimeError) as error:
             print(error, file=sys.stderr)
             libp2p = None

@@ -8,37 +8,44 @@ from pathlib import Path
 
 from benchmarks.processes import ROOT
 
-PEERS = {
-    "py-libp2p": "libp2p==0.8.1",
-    "lattica": "lattica==1.0.21",
-}
-"""Name to pinned requirement. py-libp2p builds fastecdsa: it needs a C compiler and libgmp."""
+LATTICA = "lattica==1.0.21"
 
 
 class PeerMissing(Exception):
     """A peer could not be installed here; its rows are reported as not measured."""
 
 
-def interpreter(name: str) -> str:
-    """The peer's Python, installed at first use under `build/peers`.
+def py_libp2p() -> str:
+    """The Python of py-libp2p 0.8.1's environment, which the interoperation tests share.
 
     Raises:
-        PeerMissing: the installation failed; the message says how.
+        PeerMissing: it could not be installed: it needs a C compiler and libgmp.
     """
-    folder = ROOT / "build" / "peers" / PEERS[name].replace("==", "-")
+    _run("bash", "tests/interop/install.sh", "py")
+    return str(ROOT / "build" / "interop" / "py" / "venv" / "bin" / "python")
+
+
+def lattica() -> str:
+    """The Python of Lattica's environment.
+
+    Raises:
+        PeerMissing: it could not be installed.
+    """
+    folder = ROOT / "build" / "peers" / LATTICA.replace("==", "-")
     python = folder / "bin" / "python"
     stamp = folder / "installed"
     if not stamp.exists():
-        print(f"installing {PEERS[name]} into {folder.relative_to(ROOT)}", file=sys.stderr)
-        for argv in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [str(python), "-m", "pip", "install", "-q", PEERS[name]],
-        ):
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise PeerMissing(f"{PEERS[name]}: {done.stderr.strip().splitlines()[-1:]}")
+        _run(sys.executable, "-m", "venv", str(folder))
+        _run(str(python), "-m", "pip", "install", "-q", LATTICA)
         stamp.touch()
     return str(python)
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise PeerMissing(f"{' '.join(argv)}: {said}")
 
 
 def subject(name: str) -> str:
