@@ -7,6 +7,7 @@ off, because whoever waits for it would wait for ever.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
@@ -114,8 +115,13 @@ class Connection:
         """Queue one line; see `queue`."""
         self.queue(line)
 
-    def queue(self, line: bytes) -> None:
+    def queue(self, line: bytes, *, at_once: bool = False) -> None:
         """Queue one line without blocking.
+
+        Args:
+            line: without its newline.
+            at_once: whether no other line is expected soon: then it is written right away if the
+                kernel takes it, which saves the writer's turn (a third of a small call's time).
 
         Raises:
             trio.BrokenResourceError: the client is gone, or was just cut off for not reading.
@@ -125,10 +131,25 @@ class Connection:
         if self._unsent + len(line) + 1 > UNSENT_BYTES_MAX:
             self._die("unread")
             raise trio.BrokenResourceError("the client does not read")
+        if at_once and not self._unsent:
+            line = self._write_now(line + b"\n")
+            if not line:
+                return
+            line = line[:-1]
         self._output += (line, b"\n")
         self._unsent += len(line) + 1
         self._drained = trio.Event()
         self._news.set()
+
+    def _write_now(self, data: bytes) -> bytes:
+        """Write what the kernel takes without waiting; what is left."""
+        try:
+            return data[os.write(self._stream.socket.fileno(), data) :]
+        except BlockingIOError:
+            return data
+        except OSError:
+            # Gone: the reader or the writer notices in its turn.
+            return data
 
     def _die(self, why: str) -> None:
         if not self._dead:

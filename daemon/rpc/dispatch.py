@@ -114,14 +114,17 @@ class Dispatcher:
                 if kept is not None:
                     outcome = "replayed"
                     return kept
-            limit_s = math.inf if deadline_ms is None else deadline_ms / 1000
-            with trio.fail_after(limit_s) if deadline_ms is not None else trio.CancelScope():
-                call = Call(
-                    context=context,
-                    deadline_s=trio.current_effective_deadline(),
-                    progress=progress or _unheard,
-                    receipt_key=receipt_key if entry.mutates else None,
-                )
+            call = Call(
+                context=context,
+                deadline_s=math.inf
+                if deadline_ms is None
+                else trio.current_time() + deadline_ms / 1000,
+                progress=progress or _unheard,
+                receipt_key=receipt_key if entry.mutates else None,
+            )
+            if deadline_ms is None:
+                return await entry.handler(call, params)
+            with trio.fail_at(call.deadline_s):
                 return await entry.handler(call, params)
         except trio.Cancelled:
             outcome = "cancelled"
@@ -148,6 +151,8 @@ class Dispatcher:
         self.served += 1
         self.failed += outcome not in {"ok", "replayed"}
         level = logging.DEBUG if entry.unmetered else logging.INFO
+        if not log.isEnabledFor(level):
+            return
         fields = {
             "method": entry.name,
             "outcome": outcome,

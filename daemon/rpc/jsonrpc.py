@@ -201,8 +201,12 @@ class JsonRpcSession:
 
     async def _read(self, calls: trio.Nursery) -> None:
         while True:
-            # A slot first: while all are taken, nothing is read.
-            await self._slots.acquire()
+            # A slot first: while all are taken, nothing is read. A free one costs no trip through
+            # the scheduler; reading, right below, is a checkpoint.
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                await self._slots.acquire()
             try:
                 line = await self._connection.receive_line()
             except RpcError as error:
@@ -288,7 +292,8 @@ class JsonRpcSession:
 
     def _send(self, line: bytes) -> None:
         try:
-            self._connection.queue(line)
+            # With others at work, one send carries all answers that are ready.
+            self._connection.queue(line, at_once=not self._running)
         except trio.BrokenResourceError:
             return  # the connection is ending; there is nobody to tell
 

@@ -184,6 +184,7 @@ class RawClient:
         self.stream = stream
         self._buffer = b""
         self._next = 0
+        self._early: dict[object, dict[str, object]] = {}
 
     async def send(self, line: bytes) -> None:
         """Send raw bytes and a newline."""
@@ -218,9 +219,13 @@ class RawClient:
     async def answer(self, request: Json) -> object:
         """The result of a request, notifications skipped."""
         while True:
-            message = await self.line()
+            message = self._early.pop(request, None) or await self.line()
             assert message is not None, "the connection ended"
-            if "method" in message or message.get("id") != request:
+            if "method" in message:
+                continue
+            if message.get("id") != request:
+                # Answers come in the order in which they are done.
+                self._early[message.get("id")] = message
                 continue
             if "error" in message:
                 raise Refused(cast("dict[str, object]", message["error"]))

@@ -295,6 +295,24 @@ async def test_a_client_that_does_not_read_is_cut_off_and_others_are_served(
                 assert await bystander.call("test.echo", {"text": "b"})
 
 
+async def test_a_large_answer_arrives_whole_however_the_kernel_cuts_it(tmp_path: Path) -> None:
+    async with running_kit(tmp_path) as kit:
+        client = await kit.client()
+        for size in (1, 4096, 200_000, 1_000_000):
+            wanted = {"text": "abcde" * size, "agent": ""}
+            assert await client.call("test.echo", {"text": "abcde", "times": size}) == wanted
+        both = [
+            await client.request("test.echo", {"text": letter, "times": 500_000}) for letter in "xy"
+        ]
+        answers: dict[object, object] = {}
+        while len(answers) < len(both):
+            message = await client.line()
+            assert message is not None
+            answers[message["id"]] = message["result"]
+        texts = [str(answers[request]["text"]) for request in both]  # type: ignore[index]
+        assert texts == ["x" * 500_000, "y" * 500_000]
+
+
 async def test_an_answer_too_large_to_send_is_an_error_instead(tmp_path: Path) -> None:
     async with running_kit(tmp_path) as kit:
         client = await kit.client()
