@@ -27,6 +27,8 @@ from p2p.errors import (
     Unreachable,
     UsageError,
 )
+from p2p.net.memory_fabric import MemFabric
+from p2p.net.seam import PeerUp
 from p2p.rpc import Caller, CallStream, Code, Method, anyone
 from p2p.rpc_frames import (
     ErrorFrame,
@@ -976,6 +978,91 @@ def test_misuse_is_told_at_once() -> None:
                 Method(name, int, int)
         with pytest.raises(ValueError, match="concurrent_max"):
             Method("m", int, int, concurrent_max=0)
+
+    play(MEM, scenario)
+
+
+def test_a_streaming_call_replaces_an_idle_stream_that_died() -> None:
+    async def script(peer: RawPeer, number: int) -> None:
+        await peer.receive_call()
+        await peer.send(encode_item("hello")[0], encode_result(number))
+        await trio.sleep(0.2)
+        peer.stream.reset()
+        await trio.sleep_forever()
+
+    async def scenario(kit: Kit) -> None:
+        first, second, streams = await _with_script(kit, script)
+        for number in range(3):
+            async with first.rpc.stream(second.id, CHAT, "") as call:
+                assert await call.receive() == "hello"
+                assert await call.result() == number
+            await trio.sleep(0.5)
+        assert streams == [0, 1, 2]
+
+    play(MEM, scenario)
+
+
+def test_a_streaming_call_that_finds_no_place_in_time_is_timed_out() -> None:
+    async def scenario(kit: Kit) -> None:
+        config = replace(P2pConfig.test(), rpc_calls_per_peer_max=1)
+        first, second = await kit.nodes(config=config)
+        second.rpc.serve(CHAT, _parrot)
+        async with first.rpc.stream(second.id, CHAT, "") as call:
+            with pytest.raises(TimedOut, match="could not start"):
+                async with first.rpc.stream(second.id, CHAT, "", timeout_s=3):
+                    raise AssertionError("entered")
+            await call.send("still here")
+            assert await call.receive() == "still here"
+        await trio.sleep(1)
+        async with first.rpc.stream(second.id, CHAT, "", timeout_s=3) as call:
+            assert await call.result() == 0
+
+    play(MEM, scenario)
+
+
+def test_a_bad_request_of_a_streaming_call_is_our_own_error_and_costs_nothing() -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.nodes()
+        odd = Method("test.odd", object, int, item_in=int)
+        with pytest.raises(UsageError, match="does not encode"):
+            async with first.rpc.stream(second.id, odd, object()):
+                raise AssertionError("entered")
+        await trio.sleep(1)
+        assert not first.rpc._client._peers
+
+    play(MEM, scenario)
+
+
+def test_when_this_node_stops_its_streaming_calls_say_so() -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.nodes()
+        second.rpc.serve(CHAT, _parrot)
+        async with first.rpc.stream(second.id, CHAT, "") as call:
+            first.scope.cancel()
+            with pytest.raises(Unreachable):
+                await call.receive()
+            with pytest.raises(Unreachable):
+                await call.result()
+        with pytest.raises(Unreachable):
+            await first.rpc.call(second.id, ONCE, 1)
+
+    play(MEM, scenario)
+
+
+def test_rpc_survives_losing_count_of_its_peers() -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.nodes()
+        second.rpc.serve(ONCE, _identity)
+        assert await first.rpc.call(second.id, ONCE, 1) == 1
+        assert isinstance(first.fabric, MemFabric)
+        for _ in range(300):  # more than a subscription holds
+            first.fabric._emit(PeerUp(second.id))
+        await trio.sleep(1)
+        assert _streams(first) == 0, "what was missed may be anything"
+        assert await first.rpc.call(second.id, ONCE, 2) == 2
+        await first.fabric.disconnect(second.id)
+        await trio.sleep(1)
+        assert _streams(first) == 0, "and the new subscription works"
 
     play(MEM, scenario)
 
