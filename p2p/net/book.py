@@ -18,7 +18,7 @@ from p2p.limits import ADDRS_MAX
 from p2p.wire.multiaddr import canonical_addr_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from p2p.net.seam import Addr
@@ -90,6 +90,8 @@ class Book:
         """The port drawn at the first start; 0 = none yet."""
         self.dirty = False
         """Whether something changed since the last save."""
+        self.keeps: Callable[[PeerId], bool] = lambda _: False
+        """Who is never forgotten for a stranger."""
         self._path = path
         self._peers_max = peers_max
         self._known: dict[PeerId, _Known] = {}
@@ -181,7 +183,9 @@ class Book:
         known.seen_ms = now_ms
         self._known[peer] = known  # last = seen last
         while len(self._known) > self._peers_max:
-            del self._known[next(iter(self._known))]
+            # Strangers may come in any number; they push out each other, not those we want.
+            strangers = (other for other in self._known if not self.keeps(other))
+            del self._known[next(strangers, next(iter(self._known)))]
         return known
 
     def _load(self, path: Path) -> None:

@@ -504,8 +504,9 @@ class Connection:
                     self.mux.ping(self.now())  # the round trip is wanted before it is needed
                     self._owner.opened(self)
                 case WentAway(code):
-                    self.draining = True
-                    if code != GoAway.NORMAL or not self.mux.streams:
+                    if code == GoAway.NORMAL and self.mux.streams:
+                        self._owner.leaving(self)
+                    else:
                         self.abort(f"the peer said goodbye, code {code}")
                 case Proven():
                     pass

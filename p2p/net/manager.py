@@ -100,6 +100,7 @@ class Manager:
         self._owner = owner
         self._up = up
         self._down = down
+        book.keeps = self._is_wanted
         self._dials: dict[PeerId, _Dial] = {}
         self._pins: dict[PeerId, _Pin] = {}
         self._beside: set[PeerId] = set()
@@ -133,6 +134,9 @@ class Manager:
             raise UsageError("the fabric is not running: start `run` first")
         return self._nursery
 
+    def _is_wanted(self, peer: PeerId) -> bool:
+        return peer in self._pins or self.is_member(peer)
+
     # --- inbound ---
 
     async def accept(self, stream: trio.abc.Stream, addr: Addr) -> None:
@@ -163,7 +167,7 @@ class Manager:
         if not proven:
             return
         peer = connection.peer
-        member = self.is_member(peer) or peer in self._pins
+        member = self._is_wanted(peer)
         refusal = (
             "paused"
             if self.paused
@@ -252,6 +256,10 @@ class Manager:
         if not connection.inbound:
             self.book.succeeded(connection.peer, connection.addr, self._env.wall_ms())
         self.table.add_opened(connection, self._running())
+
+    def leaving(self, connection: Connection) -> None:
+        """The other side said goodbye."""
+        self.table.drain(connection, self._running())
 
     # --- dialling ---
 
@@ -431,10 +439,19 @@ class Manager:
         self._running().start_soon(self._keep, peer, pin)
 
     async def _keep(self, peer: PeerId, pin: _Pin) -> None:
+        connected_s: float | None = None
         with pin.scope:
             while True:
                 pin.kick = trio.Event()
-                if self.table.best(peer) is not None or self.paused:
+                now = self._env.now()
+                if self.table.best(peer) is not None:
+                    connected_s = now if connected_s is None else connected_s
+                    await pin.kick.wait()
+                    continue
+                if connected_s is not None and now - connected_s >= self._config.stable_s:
+                    pin.attempt = 1  # as after a first failure: the shortest wait
+                connected_s = None
+                if self.paused:
                     await pin.kick.wait()
                     continue
                 if pin.attempt:

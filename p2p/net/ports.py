@@ -54,6 +54,9 @@ class ConnectionOwner(Protocol):
     def followed(self, connection: Connection) -> None:
         """The other side opened a stream here."""
 
+    def leaving(self, connection: Connection) -> None:
+        """The other side takes no more streams; the live ones go on."""
+
     def violated(self, connection: Connection, why: str) -> None:
         """The peer broke a rule."""
 

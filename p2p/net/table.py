@@ -124,7 +124,7 @@ class PeerTable:
             self._use(entry, connection)
         elif self._newer_wins(old, connection):
             self._use(entry, connection)
-            self._drain(old, nursery)
+            self.drain(old, nursery)
         else:
             self._use(entry, connection)
             nursery.start_soon(self._confirm, entry, old, connection, nursery)
@@ -192,9 +192,10 @@ class PeerTable:
             return
         if new.alive and old.usable:
             self._use(entry, old)
-            self._drain(new, nursery)
+            self.drain(new, nursery)
 
-    def _drain(self, connection: Connection, nursery: trio.Nursery) -> None:
+    def drain(self, connection: Connection, nursery: trio.Nursery) -> None:
+        """Put no more streams on `connection` and end it after its last one."""
         if not connection.draining:
             connection.draining = True
             nursery.start_soon(self._end_when_idle, connection)

@@ -260,6 +260,7 @@ class WireFabric:
             Unreachable: no address could be listened at.
         """
         problem: TransientError | None = None
+        self._changed = trio.Event()  # identify tells what was registered before
         try:
             async with trio.open_nursery() as inside:
                 await inside.start(self._manager.run)
@@ -381,6 +382,10 @@ class WireFabric:
     def followed(self, connection: Connection) -> None:
         """The other side opened a stream here."""
         self._manager.table.follow(connection)
+
+    def leaving(self, connection: Connection) -> None:
+        """The other side takes no more streams; the live ones go on."""
+        self._manager.leaving(connection)
 
     def violated(self, connection: Connection, why: str) -> None:
         """The peer broke a rule."""

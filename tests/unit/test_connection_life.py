@@ -23,7 +23,7 @@ from p2p.net.memory import MemNet
 from p2p.net.seam import PeerDown, PeerUp
 from p2p.net.wire_fabric import WireFabric
 from tests.helpers.det import run_seeded
-from tests.helpers.wire_kit import ECHO, HOLD, echo, exchange, hold
+from tests.helpers.wire_kit import ECHO, HOLD, echo, exchange, hold, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -297,6 +297,66 @@ def test_a_pinned_peer_is_dialled_again_after_an_outage() -> None:
         await _next(events, PeerUp)
         assert trio.current_time() - healed_s < 60
         assert low.pinned() == [high.id]
+
+    play(scenario)
+
+
+def test_a_connection_that_lived_a_minute_resets_the_backoff() -> None:
+    async def scenario(world: World) -> None:
+        low, high = await world.pair()
+        low.pin(high.id, high.addrs())
+        events = low.events()
+        waits = []
+        for life_s in (5, 5, 5, 5, 61, 5):
+            await _next(events, PeerUp)
+            await trio.sleep(life_s)
+            await high.disconnect(low.id)
+            await _next(events, PeerDown)
+            lost_s = trio.current_time()
+            await wait_for(lambda: high.id in low.peers(), limit_s=400)
+            waits.append(trio.current_time() - lost_s)
+        assert [wait > n for wait, n in zip(waits, (0.4, 0.9, 1.9, 3.9), strict=False)] == [
+            True
+        ] * 4
+        assert waits[4] < 1.2
+        assert waits[5] > 0.9
+
+    play(scenario)
+
+
+def test_after_their_goodbye_live_streams_go_on_and_then_the_connection_ends() -> None:
+    async def scenario(world: World) -> None:
+        low, high = await world.pair()
+        await low.connect(high.id, high.addrs())
+        await trio.sleep(1)
+        stream = await low.open(high.id, ECHO)
+        await stream.send_all(b"before")
+        assert await stream.receive_some() == b"before"
+        [theirs] = live(high, low)
+        theirs.mux.go_away(0)
+        theirs.flush()
+        await trio.sleep(1)
+        await stream.send_all(b"after")
+        assert await stream.receive_some() == b"after"
+        await exchange(low, high.id)  # on a new connection
+        await stream.send_eof()
+        assert await stream.receive_some() == b""
+        await stream.aclose()
+        await trio.sleep(2)
+        assert len(live(low, high)) == 1
+
+    play(scenario)
+
+
+def test_strangers_do_not_push_wanted_peers_out_of_the_book() -> None:
+    async def scenario(world: World) -> None:
+        low, high = await world.pair(replace(WAN, book_peers_max=10))
+        low.pin(high.id, high.addrs())
+        for number in range(100):
+            stranger = Identity(bytes([100, number]) + bytes(30)).id
+            low.learn(stranger, [f"/ip4/10.0.9.{number}/tcp/15001"])
+        assert low.known_addrs(high.id) == high.addrs()
+        assert len(low._book.peers()) == 10
 
     play(scenario)
 

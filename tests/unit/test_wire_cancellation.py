@@ -59,7 +59,7 @@ async def upload(a: WireFabric, b: WireFabric) -> None:
 
 
 async def download(a: WireFabric, b: WireFabric) -> None:
-    """Half a conversation, left without a reset: its own end tells the other side."""
+    """A conversation whose stream is only closed by its `async with`."""
     stream = await a.open(b.id, ECHO)
     async with stream:
         await talk(stream, bytes(20_000))
