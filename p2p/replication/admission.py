@@ -13,7 +13,8 @@ replicas cannot differ for ever; whatever is local (our clock, our limits) only 
 | suspect | contradicts a record of its log: not stored, its header becomes evidence |
 | void, sealed, live | stored in that state |
 
-The caller holds the group's lock. Source: docs/specs/sync.md s.7.
+The caller holds the group's turn (`keeper.turn`): should the transaction fail, the next turn reads
+the authority anew from disk. Source: docs/specs/sync.md s.7.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from p2p.replication.groups import (
     Evidence,
     Waiting,
     control_payload,
-    load_authority,
     trim_waiting,
 )
 from p2p.replication.hlc import ms_of, too_far_ahead
@@ -273,16 +273,11 @@ class Admission:
             return
         logs = {state.key: state for state in await self._store.logs(group.id)}
         run = _Round(logs)
-        try:
-            for count, item in enumerate(fresh, 1):
-                await self._judge(group, item, run, outcome)
-                if count % VERIFY_BATCH == 0:
-                    await self._checkpoint()
-            await self._commit(group, run, outcome)
-        except BaseException:
-            # The authority may hold operations that are not on disk: begin it anew from there.
-            await load_authority(group, self._store, self._verify)
-            raise
+        for count, item in enumerate(fresh, 1):
+            await self._judge(group, item, run, outcome)
+            if count % VERIFY_BATCH == 0:
+                await self._checkpoint()
+        await self._commit(group, run, outcome)
 
     async def _bodiless(self, items: Sequence[_Item], known: Mapping[bytes, str]) -> set[bytes]:
         """Records of which we have the header only, and the body comes now."""

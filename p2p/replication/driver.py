@@ -361,7 +361,7 @@ class Driver:
             if group is None:
                 continue
             if group.evidence:
-                async with group.lock:
+                async with self._core.keeper.turn(group):
                     await self._core.keeper.prove(group, all_of_it=True)
             again = report.forks or (not report.equal and "goes on" in report.reason)
             if again or (not report.equal and report.received and not report.withheld):
@@ -406,7 +406,7 @@ class Driver:
 
     async def _keep(self, group: Group) -> None:
         try:
-            async with group.lock:
+            async with self._core.keeper.turn(group):
                 _, admitted = await self._core.admission.retry_held(group)
                 await self._core.keeper.after(group, admitted)
                 await self._core.keeper.prove(group)

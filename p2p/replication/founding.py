@@ -73,7 +73,7 @@ async def found_group(
     group.epochs[second.id] = secret
     group.headers = 2
     core.keeper.load_sealer(group)
-    async with group.lock:
+    async with core.keeper.turn(group):
         await core.keeper.after(group, [first, second])
     return group
 

@@ -105,6 +105,8 @@ class Group:
     """Whether another member holds our control log, or this start began a new one."""
     synced_once: bool = False
     """Whether a session ended equal: until then the sender's rate does not count."""
+    stale: bool = False
+    """Whether a turn broke off: what is in memory may not be what is on disk."""
     rejected: set[bytes] = field(default_factory=set)
     """Joins a person turned away on this device."""
     headers: int = 0

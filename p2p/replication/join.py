@@ -130,18 +130,20 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
     if group is None or fresh:
         group = await _prepare(core, ticket, offered, invite_key)
     else:
-        async with group.lock:
+        async with core.keeper.turn(group):
             _, admitted = await core.admission.admit(group, offered, talk.peer)
             await core.keeper.after(group, admitted)
     join = await _own_join(core, group, ticket, invite_key)
     await talk.send(Records(group.id, (join,)))
     try:
         await _take_answer(core, talk, group)
-    except GroupError:
-        if fresh:  # An earlier join of ours may still be waiting for somebody's word.
-            await _set_state(core, group, STATE_REFUSED)
-        raise
-    return group
+    except GroupError as refused:
+        why = refused
+    else:
+        return group
+    if fresh:  # Otherwise an earlier join of ours may still be waiting for somebody's word.
+        await _set_state(core, group, STATE_REFUSED)
+    raise why
 
 
 async def _receive_control(talk: Talk, group: bytes) -> list[RecordWire]:
@@ -233,7 +235,7 @@ def _check_invite(standing: Standing, invite_id: bytes | None, ticket: Ticket) -
 
 async def _own_join(core: Core, group: Group, ticket: Ticket, invite_key: bytes) -> RecordWire:
     """Our join for this invite, written if it is not there yet."""
-    async with group.lock:
+    async with core.keeper.turn(group):
         invite_id = find_invite(group.standing, invite_key)
         if invite_id is None:
             raise GroupError("bad_ticket", "the group has no such invite: ask for a new ticket")
@@ -262,7 +264,7 @@ async def _take_answer(core: Core, talk: Talk, group: Group) -> None:
         if not isinstance(message, Records) or message.group != group.id:
             raise ProtocolError("expected records or the end of the join")
         if message.wires:
-            async with group.lock:
+            async with core.keeper.turn(group):
                 _, admitted = await core.admission.admit(group, message.wires, talk.peer)
                 await core.keeper.after(group, admitted)
 
@@ -275,11 +277,11 @@ async def _set_state(core: Core, group: Group, state: str) -> None:
 # --- the member -------------------------------------------------------------------------------
 
 
-class _Refused(Exception):
+class _Refused(GroupError):
     """Ends an ask with an error code."""
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
+        super().__init__(_WHY.get(code, ("not_permitted", ""))[0], text)
         self.code = code
         self.text = text
 
@@ -319,7 +321,7 @@ async def _serve_ask(core: Core, talk: Talk) -> None:
         return
     if not isinstance(message, Records) or message.group != group.id or len(message.wires) != 1:
         raise ProtocolError("expected the join")
-    async with group.lock:
+    async with core.keeper.turn(group):
         admitted = await _take_join(core, talk, group, invite_id, message.wires[0])
     await _send_records(core, talk, group, authority_only=False)
     await talk.send(Done(group.id, NO_ROOT, Counts(int(admitted), 0)))
@@ -406,6 +408,6 @@ async def admit_join(core: Core, group: Group, pending: PendingJoin) -> None:
     view = group.standing.invites()[pending.invite_id]
     payloads: list[tuple[Kind, Payload]] = [(Kind.ADMIT, make_admit(pending.join_id))]
     if view.invite.role > Role.RELAY and group.epochs:
-        share = core.keeper.key_share(group, pending.member, pending.join.exchange_key)
+        share = core.keeper.shares.key_share(group, pending.member, pending.join.exchange_key)
         payloads.append((Kind.KEY_SHARE, share))
     await core.keeper.write(group, payloads)

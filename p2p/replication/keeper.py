@@ -3,26 +3,22 @@
 After each batch of control records the keeper brings the store in line with what the authority now
 says, tells subscribers, and does this device's duties (hand keys on, vouch for own devices, publish
 the owner). Duties write control records, which are followed up in turn until nothing is left.
-Callers hold the group's lock. Source: docs/specs/sync.md s.7; docs/specs/authority.md.
+Callers hold the group's turn. Source: docs/specs/sync.md s.7; docs/specs/authority.md.
 """
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from p2p.errors import AuthError
-from p2p.replication.epoch import epoch_id, make_key_share, open_share
-from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group
+from p2p.replication.events import GroupError
+from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group, load_authority
 from p2p.replication.hlc import next_incarnation
 from p2p.replication.invites import invites_to_close, make_close
-from p2p.replication.keys import SealError
 from p2p.replication.ops import (
-    Epoch,
     ForkProof,
-    KeyShare,
     Kind,
     Role,
-    decode_payload_untrusted,
     encode_payload,
     verify_fork_proof,
 )
@@ -31,15 +27,14 @@ from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
     STATE_VOID,
-    BodyError,
-    Envelope,
     Record,
     decode_header_untrusted,
 )
 from p2p.replication.sealing import ControlDraft
+from p2p.replication.shares import Shares, payload_of, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from p2p.env import Env
     from p2p.identity import Signer, Verifier
@@ -47,10 +42,7 @@ if TYPE_CHECKING:
     from p2p.replication.groups import Groups
     from p2p.replication.ops import Payload
     from p2p.replication.sealing import GroupSealer
-    from p2p.replication.store import LocalRow, LogKey, RecordStore, Stored
-
-OPEN_BATCH: Final = 256
-"""Sealed records opened between two transactions."""
+    from p2p.replication.store import LocalRow, LogKey, RecordStore
 
 RESCAN_BYTES: Final = 256 * 1024
 """Records read at once when liveness is judged anew."""
@@ -95,8 +87,49 @@ class Keeper:
         self._groups = groups
         self._emit = emit
         self._checkpoint = checkpoint
+        self.shares = Shares(signer.id, store, sealer, env, checkpoint)
         self._owners = Owners(signer, store, env, groups)
         self.members_changed: Callable[[Group], None] = lambda group: None  # noqa: ARG005 - a hook
+
+    # --- turns --------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def turn(self, group: Group) -> AsyncIterator[None]:
+        """Hold a group alone, to judge, store and follow up.
+
+        A turn that breaks off (cancelled, disk full) may leave on disk what is not in memory, or
+        the other way round, and its follow-up undone; the next turn then begins by reading the
+        group anew. A refusal is a proper end.
+        """
+        async with group.lock:
+            if group.stale:
+                await self._refresh(group)
+            group.stale = True
+            try:
+                yield
+            except GroupError:
+                group.stale = False
+                raise
+            group.stale = False
+
+    async def _refresh(self, group: Group) -> None:
+        await load_authority(group, self._store, self._verify)
+        self.load_sealer(group)
+        if not group.founded:
+            return
+        for row in await self._store.control(group.id):
+            self.shares.note(group, record_of(row))
+        await self.shares.open(group)
+        forks = [
+            record
+            for record in map(record_of, await self._store.control(group.id))
+            if record.kind == Kind.FORK_PROOF
+        ]
+        await self._settle_forks(group, forks)
+        group.void_ops = group.standing.void_ops()
+        await self.rescan(group)
+        await self._tell_members(group)
+        await self._tell_owners(group)
 
     # --- own control records ------------------------------------------------------------------
 
@@ -163,7 +196,7 @@ class Keeper:
         self._sealer.load_group(
             group.id, group.authority, incarnation=control, data_incarnation=data
         )
-        self._use_epochs(group)
+        self.shares.use_epochs(group)
         if group.founded:
             self._sealer.set_owner(group.id, group.standing.owner(self._me))
 
@@ -174,13 +207,37 @@ class Keeper:
         control = [record for record in records if record.lane == LANE_CONTROL]
         while control:
             await self._apply_forks(group, control)
-            await self._take_keys(group, control)
+            await self.shares.take(group, control)
             await self._judge_anew(group, control)
             await self._tell_members(group)
             await self._tell_owners(group)
             control = await self._duties(group)
 
     async def _apply_forks(self, group: Group, records: Sequence[Record]) -> None:
+        """Void the logs that proofs among the records are about."""
+        forks = await self._settle_forks(group, records)
+        for log, seq in forks:
+            self._emit(
+                "fork.detected",
+                {
+                    "group": group.id,
+                    "author": log[1],
+                    "incarnation": log[2],
+                    "lane": log[3],
+                    "seq": seq,
+                },
+            )
+        own = [(log, seq) for log, seq in forks if log[1] == self._me]
+        if own:
+            await self.renew(group)
+            self._emit("own_log.restored", {"group": group.id, "why": "fork"})
+        for log, seq in own:
+            await self._write_again(group, log, seq)
+
+    async def _settle_forks(
+        self, group: Group, records: Sequence[Record]
+    ) -> list[tuple[LogKey, int]]:
+        """Tell the store of proven forks; the logs, and from where they are void."""
         forks: list[tuple[LogKey, int, bytes, bytes]] = []
         for record in records:
             payload = payload_of(record)
@@ -192,24 +249,9 @@ class Keeper:
             evidence = group.evidence.get(log)
             if evidence is not None and evidence.seq >= fork.seq:
                 del group.evidence[log]
-            self._emit(
-                "fork.detected",
-                {
-                    "group": group.id,
-                    "author": fork.author,
-                    "incarnation": fork.incarnation,
-                    "lane": fork.lane,
-                    "seq": fork.seq,
-                },
-            )
         if forks:
             await self._store.settle(group.id, fork=forks)
-        own = [(log, seq) for log, seq, *_ in forks if log[1] == self._me]
-        if own:
-            await self.renew(group)
-            self._emit("own_log.restored", {"group": group.id, "why": "fork"})
-        for log, seq in own:
-            await self._write_again(group, log, seq)
+        return [(log, seq) for log, seq, *_ in forks]
 
     async def _write_again(self, group: Group, log: LogKey, seq: int) -> None:
         """What we wrote above a fork of our own log became void: sign it anew in the new log.
@@ -225,7 +267,7 @@ class Keeper:
             for row in rows:
                 record = record_of(row)
                 seq = record.seq + 1
-                plain = self._open(row)
+                plain = self.shares.open_row(row)
                 if plain is not None:
                     drafts.append(
                         ControlDraft(record.kind, plain, record.key_tag, record.supersedes)
@@ -281,104 +323,6 @@ class Keeper:
         due = [i for i in invites_to_close(group.standing, self._me, wall_ms) if i not in awaited]
         if due:
             await self.write(group, [(Kind.INVITE_CLOSE, make_close(i)) for i in due])
-
-    # --- keys ---------------------------------------------------------------------------------
-
-    def note_shares(self, group: Group, record: Record) -> bool:
-        """Remember sealed secrets for us in an epoch or key share; whether there were any."""
-        payload = payload_of(record)
-        if isinstance(payload, Epoch):
-            found = [(record.id, share) for member, share in payload.shares if member == self._me]
-        elif isinstance(payload, KeyShare) and payload.member == self._me:
-            found = list(payload.shares)
-        else:
-            return isinstance(payload, Epoch)
-        for epoch, share in found:
-            if epoch not in group.epochs:
-                shares = group.shares.setdefault(epoch, [])
-                if share not in shares:
-                    shares.append(share)
-        return True
-
-    async def _take_keys(self, group: Group, records: Sequence[Record]) -> None:
-        noted = [self.note_shares(group, record) for record in records]
-        if any(noted) or group.shares:
-            await self.open_shares(group)
-
-    async def open_shares(self, group: Group) -> None:
-        """Open what was sealed to us and what waited for it."""
-        opened = self.try_shares(group)
-        if opened:
-            rows: list[LocalRow] = [
-                ("epoch", (group.id, epoch_id(epoch), group.epochs[epoch])) for epoch in opened
-            ]
-            await self._store.admit(group.id, [], rows)
-        self._use_epochs(group)
-        for epoch in opened:
-            await self.open_bodies(group, epoch_id(epoch))
-
-    def try_shares(self, group: Group) -> list[bytes]:
-        """Open sealed secrets for us as far as their epochs are here; ids of those opened."""
-        if not group.founded:
-            return []
-        standing = group.standing
-        tag = standing.genesis.tag_commit
-        opened = []
-        for record in standing.epochs():
-            for share in group.shares.get(record.id, ()):
-                secret = None
-                for private in group.exchange.values():
-                    try:
-                        secret = open_share(record, group.id, private, share, tag)
-                    except (SealError, AuthError):
-                        continue
-                if secret is not None:
-                    group.epochs[record.id] = secret
-                    opened.append(record.id)
-                    break
-        for epoch in opened:
-            group.shares.pop(epoch, None)
-        return opened
-
-    def _use_epochs(self, group: Group) -> None:
-        """Give the sealer all secrets, the one to write under last."""
-        best = None
-        if group.founded:
-            order = [record.id for record in group.standing.epochs()]
-            best = next((epoch for epoch in order if epoch in group.epochs), None)
-        for epoch, secret in group.epochs.items():
-            self._sealer.set_epoch(group.id, epoch_id(epoch), secret, current=epoch == best)
-
-    async def open_bodies(self, group: Group, epoch: bytes) -> None:
-        """Open stored bodies whose key has come."""
-        skipped = 0
-        while True:
-            rows = await self._store.sealed(group.id, epoch, skipped + OPEN_BATCH)
-            bodies = []
-            rows = list(rows)[skipped:]
-            for row in rows:
-                plain = self._open(row)
-                if plain is not None:
-                    bodies.append((row.id, plain))
-            if bodies:
-                await self._store.unsealed(group.id, bodies)
-            skipped += len(rows) - len(bodies)
-            if len(rows) < OPEN_BATCH:
-                return
-            await self._checkpoint()
-
-    def _open(self, row: Stored) -> bytes | None:
-        record = record_of(row)
-        if record.envelope is None:
-            return None
-        try:
-            return self._sealer.open_body(record)
-        except BodyError:
-            return None
-
-    def key_share(self, group: Group, member: bytes, exchange_key: bytes) -> KeyShare:
-        """All epochs we hold, sealed to a newcomer."""
-        return make_key_share(group.id, member, exchange_key, group.epochs, self._env.rng)
 
     # --- liveness -----------------------------------------------------------------------------
 
@@ -474,19 +418,3 @@ class Keeper:
         if not payloads:
             return []
         return await self.write_only(group, payloads, local)
-
-
-def payload_of(record: Record) -> Payload | None:
-    """The typed payload of a verified control record; None for data and unknown kinds."""
-    data = record.payload
-    if record.lane != LANE_CONTROL or data is None:
-        return None
-    return decode_payload_untrusted(record.kind, data)
-
-
-def record_of(row: Stored) -> Record:
-    """A stored record with its header decoded; it was verified before it was stored."""
-    header = decode_header_untrusted(row.header)
-    part = row.envelope
-    envelope = None if part is None else Envelope(part.salt, part.epoch, part.wrap, part.ct)
-    return Record(row.id, header, row.header, row.signature, envelope, header.author)

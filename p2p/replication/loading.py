@@ -12,7 +12,7 @@ from p2p.replication.groups import (
     load_authority,
 )
 from p2p.replication.hlc import too_far_ahead
-from p2p.replication.keeper import record_of
+from p2p.replication.shares import record_of
 
 if TYPE_CHECKING:
     from p2p.replication.core import Core
@@ -59,4 +59,4 @@ async def _load_epochs(core: Core, group: Group) -> None:
         if isinstance(secret, bytes):
             group.epochs[record.id] = secret
     for row in await core.store.control(group.id):
-        core.keeper.note_shares(group, record_of(row))
+        core.keeper.shares.note(group, record_of(row))

@@ -51,7 +51,7 @@ async def carry_admission(
     core: Core, group: Group, wires: Sequence[RecordWire], peer: bytes
 ) -> AdmitResult:
     """Judge, store and follow up on records of a peer, under the group's lock."""
-    async with group.lock:
+    async with core.keeper.turn(group):
         result, admitted = await core.admission.admit(group, wires, peer)
         await core.keeper.after(group, admitted)
         if group.evidence:
@@ -213,6 +213,6 @@ class SessionRunner:
     async def _renew(self, group_id: bytes) -> None:
         group = self._core.groups.get(group_id)
         if group is not None:
-            async with group.lock:
+            async with self._core.keeper.turn(group):
                 await self._core.keeper.renew(group)
             self._core.events.emit("own_log.restored", {"group": group_id, "why": "behind"})

@@ -186,8 +186,8 @@ class Replication:
         assert self._loaded, "load() comes before run()"
         for group in self._core.groups.all():
             if group.shares and group.founded:
-                async with group.lock:
-                    await self._core.keeper.open_shares(group)
+                async with self._core.keeper.turn(group):
+                    await self._core.keeper.shares.open(group)
         await self._driver.run(task_status=task_status)
 
     def subscribe(self, fn: Callable[[ReplicationEvent], None]) -> None:
@@ -344,7 +344,7 @@ class Replication:
             name=found.name,
             rng=self._core.env.rng,
         )
-        async with found.lock:
+        async with self._core.keeper.turn(found):
             (record,) = await self._core.keeper.write(found, [(Kind.INVITE, payload)])
         return Invite(ticket=encode_ticket(ticket), invite_id=record.id, not_after=not_after)
 
@@ -442,7 +442,7 @@ class Replication:
         view = group.standing.invites()[one.invite_id]
         if not can_admit(group.standing, self._core.me, view.invite):
             raise GroupError("not_permitted", "only an admin of the group can accept this device")
-        async with group.lock:
+        async with self._core.keeper.turn(group):
             if door.find_pending(group, join_id) is None:
                 return
             await door.admit_join(self._core, group, one)
@@ -456,7 +456,7 @@ class Replication:
         group, one = self._find_pending(join_id)
         view = group.standing.invites()[one.invite_id]
         row = ("hold", (join_id, group.id, HOLD_REJECTED, 0, b""))
-        async with group.lock:
+        async with self._core.keeper.turn(group):
             group.rejected.add(join_id)
             if view.invite.uses == 1 and group.role(self._core.me) == Role.ADMIN:
                 close = [(Kind.INVITE_CLOSE, make_close(view.id))]

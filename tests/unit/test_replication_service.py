@@ -620,7 +620,7 @@ def test_bodies_that_come_before_their_key_are_opened_when_it_comes() -> None:
             key = alice_group(alice, group).standing.exchange_key(bob.id)
             assert key is not None
             async with alice_group(alice, group).lock:
-                share = keeper.key_share(alice_group(alice, group), bob.id, key)
+                share = keeper.shares.key_share(alice_group(alice, group), bob.id, key)
                 await keeper.write(alice_group(alice, group), [(Kind.KEY_SHARE, share)])
             await wait_until(lambda: bob.texts(group) == ["sealed"])
             await bob.write(group, "now I can")
