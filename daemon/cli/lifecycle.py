@@ -40,6 +40,11 @@ CLIENTS = (
 def configure_up(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey up`."""
     parser.add_argument("--foreground", action="store_true", help="be the daemon, in this process")
+    _add_settings(parser)
+    parser.epilog = "examples:\n  covey up\n  covey up --foreground --set log.level=debug"
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -47,7 +52,6 @@ def configure_up(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="a setting for this run, such as log.level=debug; repeat for more",
     )
-    parser.epilog = "examples:\n  covey up\n  covey up --foreground --set log.level=debug"
 
 
 def run_up(args: argparse.Namespace) -> int:
@@ -150,6 +154,25 @@ def run_down(args: argparse.Namespace) -> int:
     else:
         out.say("Covey stopped.")
     return 0
+
+
+def configure_restart(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `covey restart`."""
+    configure_down(parser)
+    _add_settings(parser)
+
+
+def run_restart(args: argparse.Namespace) -> int:
+    """Stop the daemon if one runs, then start one."""
+    try:
+        client = _client(args)
+        pid = int(out.number(out.mapping(client.call("daemon.stop", {"now": args.now})).get("pid")))
+        client.close()
+        _wait_gone(pid)
+    except NotRunning:
+        pass
+    args.foreground = False
+    return run_up(args)
 
 
 def _wait_gone(pid: int) -> None:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Start and look": {
         "up": ("lifecycle", "start the daemon and wait until it is ready"),
         "down": ("lifecycle", "stop the daemon"),
+        "restart": ("lifecycle", "stop it and start it again, with the settings as they are now"),
         "status": ("status", "what this machine is, has and is connected to"),
         "demo": ("lifecycle", "three daemons on this machine show what Covey does"),
     },

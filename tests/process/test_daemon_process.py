@@ -221,6 +221,16 @@ def test_down_waits_until_the_daemon_is_gone_and_is_idempotent(home: Home) -> No
     assert "not running" in home.ok("down")
 
 
+def test_restart_takes_new_settings_and_starts_what_was_not_running(home: Home) -> None:
+    assert "is running" in home.ok("restart")
+    first = home.pid
+    home.ok("restart", "--set", "node.name=renamed")
+    assert home.pid not in {first, None}
+    status = home.json("status")
+    assert isinstance(status, dict)
+    assert status["name"] == "renamed"
+
+
 def test_a_newer_schema_is_refused_with_78(home: Home) -> None:
     home.up()
     home.ok("down")

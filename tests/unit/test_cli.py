@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,13 +27,14 @@ from daemon.cli.client import (
 from daemon.cli.importing import find_files
 from daemon.cli.main import COMMANDS, base_parser, find, main, usage
 from daemon.cli.pairing import duration
+from daemon.errors import BY_CODE
 from daemon.paths import SOCKET_PATH_BYTES_MAX, PathsError, make_private, resolve
 from tests.helpers.daemons import COVEY, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+GUIDE = Path("docs/guides/commands.md")
 ALL = [name for group in COMMANDS.values() for name in group]
 
 # daemon.md s.3: each costs 10 to 240 ms, and hooks run `covey recall` on every prompt.
@@ -85,6 +88,22 @@ def test_verbs_take_the_shared_options_too(name: str) -> None:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action.choices.values():
                 assert "--json" in verb.format_help()
+
+
+def test_the_guide_names_every_command_verb_and_exit_code() -> None:
+    text = GUIDE.read_text()
+    for name in ALL:
+        assert f"`covey {name}" in text
+        if name == "mcp":
+            continue
+        parser = base_parser(name, "text")
+        importlib.import_module(f"daemon.cli.{find(name)}").__dict__[f"configure_{name}"](parser)
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for verb in action.choices:
+                    assert re.search(rf"`(covey )?({name} )?{verb}( [A-Z]+)*`", text), (name, verb)
+    codes = {kind.exit_code for kind in BY_CODE.values()} | {0, 3, 77, 78}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == codes
 
 
 @pytest.mark.parametrize("words", [["recall"], ["recall", "x", "--limit", "y"], ["up", "--nope"]])
