@@ -440,7 +440,7 @@ async def test_a_peer_coming_and_going_200_times_leaves_nothing() -> None:
 
 def _own_objects() -> int:
     """Living objects of classes of ours."""
-    return sum(type(thing).__module__.startswith("p2p") for thing in gc.get_objects())
+    return sum(str(type(thing).__module__).startswith("p2p") for thing in gc.get_objects())
 
 
 def _rss_bytes() -> int:
