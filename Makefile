@@ -10,7 +10,7 @@ FAST := not slow and not interop
 SOURCES := daemon p2p memory federated tests tools benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow explore lint fmt bench bench-docs hunt fuzz shape coverage lock wheel clean
+.PHONY: help setup demo test test-slow explore lint fmt bench hunt fuzz shape coverage lock wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -21,7 +21,7 @@ setup: ## make the virtual environment (the others do it themselves)
 demo: setup ## three daemons on this machine show what Covey does (KEEP=1 keeps their folders)
 	@$(VENV)/bin/covey demo $(if $(KEEP),--keep)
 
-test: setup ## everything that is fast: LAYER=unit or T=tests/unit/test_x.py::test_y narrows it
+test: setup ## everything that is fast: LAYER=unit or T=FILE::TEST narrows it
 	@$(PY) -m pytest $(if $(T),$(T),-m "$(FAST)" $(if $(LAYER),tests/$(LAYER),tests))
 
 test-slow: setup ## slow and interop tests; stops after B=2400 seconds and lists what it did not reach
@@ -36,12 +36,10 @@ lint: setup ## ruff, mypy, flake8-async, import-linter
 fmt: setup ## format the code
 	@$(VENV)/bin/ruff check --quiet --fix-only . && $(VENV)/bin/ruff format .
 
-bench: setup ## benchmarks beside their yardsticks: all, or NAME=mesh; QUICK=1
-	@for name in $(or $(NAME),main memory mesh replication); do \
-		$(PY) -m benchmarks $$name $(if $(QUICK),--quick) || failed=1; done; exit $${failed:-0}
-
-bench-docs: setup ## the same, written to docs/benchmarks.md
-	@$(PY) -m benchmarks.docs $(if $(QUICK),--quick)
+bench: setup ## benchmarks beside their yardsticks: NAME=mesh, QUICK=1
+	@set -e; for name in $(or $(NAME),main memory mesh replication); do \
+		$(PY) -m benchmarks $$name $(if $(QUICK),--quick); \
+	done
 
 hunt: setup ## repeat one test under other hash seeds, task orders and load: T=..., N=200
 	@$(PY) -m tools.hunt "$(T)" $(or $(N),200)
