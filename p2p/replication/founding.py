@@ -68,7 +68,12 @@ async def found_group(
         local.append(("secret", (group.id, SECRET_RECOVERY, recovery.id, recovery_seed)))
     # Known before the commit is told, so that nothing of it is taken for a stranger's.
     core.groups.add(group)
-    await core.store.admit(group.id, [first, second], local)
+    try:
+        await core.store.admit(group.id, [first, second], local)
+    except BaseException:
+        core.groups.remove(group.id)
+        core.sealer.drop_group(group.id)
+        raise
     group.authority.add(second.id, second.head, epoch)
     group.epochs[second.id] = secret
     group.headers = 2

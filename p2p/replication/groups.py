@@ -149,6 +149,10 @@ class Groups:
         """Take a group in."""
         self._groups[group.id] = group
 
+    def remove(self, group: bytes) -> None:
+        """Forget a group that did not come about."""
+        self._groups.pop(group, None)
+
     def all(self) -> list[Group]:
         """Every group, by id."""
         return [self._groups[group_id] for group_id in sorted(self._groups)]

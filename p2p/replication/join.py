@@ -190,8 +190,14 @@ async def _prepare(
         ("grp", (group.id, name, int(group.home), group.state)),
         ("secret", (group.id, SECRET_EXCHANGE, exchange_public(private), private)),
     ]
+    # Known before the commit is told; forgotten if it is not known to have happened, since what was
+    # written is found again or written again by the next try.
     core.groups.add(group)
-    await core.store.admit(group.id, records, local)
+    try:
+        await core.store.admit(group.id, records, local)
+    except BaseException:
+        core.groups.remove(group.id)
+        raise
     for record in records:
         core.sealer.observe(record.hlc)
     group.headers = len(records)

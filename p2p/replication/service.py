@@ -171,7 +171,7 @@ class Replication:
             assert isinstance(group_id, bytes), "we wrote it"
             group = Group(
                 group_id,
-                str(name),
+                core.groups.free_name(str(name)),
                 bool(home),
                 str(state),
                 Authority(group_id, core.verify),
@@ -368,7 +368,8 @@ class Replication:
         if read.inviter == self._core.me:
             raise GroupError("already_member", "this ticket was made on this device")
         known = self._core.groups.get(read.group)
-        if known is not None and known.founded and known.role(self._core.me) is not None:
+        me = self._core.me
+        if known is not None and known.state == STATE_MEMBER and known.role(me) is not None:
             raise GroupError("already_member", f"this device is in {known.name} already")
         inviter = PeerId(read.inviter)
         self._node.learn(inviter, [decode_addr_untrusted(addr) for addr in read.addrs])
