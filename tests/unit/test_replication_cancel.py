@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 from typing_extensions import override
 
@@ -116,5 +117,6 @@ async def cut_sync(cut: Cut) -> None:
         assert not bob.named("record.refused")
 
 
+@pytest.mark.slow
 def test_a_sync_cut_at_any_step_is_made_whole_by_the_next() -> None:
     assert cancel_at_every_step(cut_sync) > 10
