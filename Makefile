@@ -10,7 +10,7 @@ FAST := not slow and not interop
 SOURCES := daemon p2p memory federated tests tools benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow explore lint fmt bench hunt fuzz shape coverage lock wheel clean
+.PHONY: help setup demo test test-slow explore lint fmt bench bench-docs hunt fuzz shape coverage lock wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ bench: setup ## benchmarks beside their yardsticks: NAME=mesh, QUICK=1
 	@set -e; for name in $(or $(NAME),main memory mesh replication); do \
 		$(PY) -m benchmarks $$name $(if $(QUICK),--quick); \
 	done
+
+bench-docs: setup ## the same, written to docs/benchmarks.md
+	@$(PY) -m benchmarks.docs $(if $(QUICK),--quick)
 
 hunt: setup ## repeat one test under other hash seeds, task orders and load: T=..., N=200
 	@$(PY) -m tools.hunt "$(T)" $(or $(N),200)
