@@ -46,7 +46,7 @@ STATEMENTS_CACHED: Final = 200
 CLOSE_GRACE_S: Final = 5.0
 """How long closing may take on the way out: one running statement."""
 
-RESTORE: Final = "stop the daemon, then run `covey restore` with the newest backup"
+RESTORE: Final = "stop the daemon, copy its folder aside, then put your newest backup in its place"
 
 
 class Link:

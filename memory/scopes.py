@@ -93,7 +93,7 @@ def find_group(connection: apsw.Connection, group_name: str) -> tuple[int, bytes
     if row is None:
         raise RefusedError(
             "unknown_scope",
-            f"there is no group {group_name or 'home'} here: `covey group list` shows them",
+            f"there is no group {group_name or 'home'} here: `covey groups` shows them",
         )
     return int(row[0]), bytes(row[1]), str(row[2])
 

@@ -278,7 +278,7 @@ async def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with open_db(tmp_path, inline=True) as db:
             await numbers(db)
-    assert caught.group_contains(StoreError, match="covey restore", depth=None)
+    assert caught.group_contains(StoreError, match="newest backup", depth=None)
 
 
 async def test_the_pragmas_hold_on_every_connection(tmp_path: Path) -> None:
