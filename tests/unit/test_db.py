@@ -250,7 +250,7 @@ async def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> 
     with pytest.raises(ExceptionGroup) as caught:
         async with open_db(tmp_path):
             pass
-    assert caught.group_contains(StoreError, match="restore", depth=None)
+    assert caught.group_contains(StoreError, match="newest backup", depth=None)
     assert (tmp_path / "covey.db").read_bytes() == garbage
 
 
