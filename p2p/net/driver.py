@@ -489,7 +489,7 @@ class Connection:
                 case StreamReset(stream_id):
                     stream = self._streams.get(stream_id)
                     if stream is not None:
-                        stream.break_off("the peer reset the stream")
+                        stream.break_off("the stream was reset")
                 case StreamOpened(stream_id):
                     self._inbound.begin(stream_id, self.now())
                     if self.idle.is_set():

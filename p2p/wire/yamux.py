@@ -18,7 +18,7 @@ What a hostile peer may try, and what stops it:
   or `LimitError`, with GoAway 1 queued; the driver sends it and closes;
 - not reading: our unsent control frames pass 64 KiB, `LimitError`;
 - thousands of streams, each with its first window of 256 KiB that cannot be refused: at most 1,024
-  streams, and when more than 16 MiB are unread the stream that received last is reset;
+  streams, and when more than 16 MiB are unread the stream with most of them is reset;
 - frames for streams that do not exist: dropped, and over 4 MiB a minute `LimitError`;
 - pings and SYNs without end: each is answered from a bounded queue, see "not reading".
 
@@ -428,11 +428,12 @@ class Yamux:
             return
         stream.unread += size
         self.unread += size
-        if self.unread > self._limits.connection_window_bytes_max:
-            self.send_reset(stream.id)
-            events.append(StreamReset(stream.id))
-            return
         events.append(StreamData(stream.id, piece))
+        if self.unread > self._limits.connection_window_bytes_max:
+            # The largest, not the one whose bytes came last: that may be a prompt reader's.
+            hog = max(self._streams.values(), key=lambda other: other.unread)
+            self.send_reset(hog.id)
+            events.append(StreamReset(hog.id))
 
     def _take_window(self, stream: _Stream, grant: int) -> None:
         self._move(stream, StreamInput.RECV_WINDOW)
