@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
+from typing_extensions import override
 
 from p2p.env import SeededEnv
 from p2p.identity import Identity
@@ -32,6 +33,7 @@ class OffsetEnv(SeededEnv):
 
     offset_ms = 0
 
+    @override
     def wall_ms(self) -> int:
         """Virtual Unix milliseconds, plus the error."""
         return super().wall_ms() + self.offset_ms

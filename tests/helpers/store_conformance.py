@@ -17,7 +17,7 @@ from tests.helpers.chains import Chain, PlainDraft, PlainSealer, digest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from p2p.replication.store import RecordStore
+    from p2p.replication.store import LocalRow, RecordStore
 
 GROUP = digest("group")
 OTHER_GROUP = digest("another group")
@@ -317,7 +317,7 @@ class StoreConformance:
 
     async def test_every_local_table_takes_its_columns(self, store: RecordStore) -> None:
         record = Chain(GROUP, ALICE).next()
-        rows = [
+        rows: list[LocalRow] = [
             ("grp", (GROUP, "name", 1, "pending")),
             ("secret", (GROUP, "x25519", b"p" * 32, b"s" * 32)),
             ("epoch", (GROUP, bytes(16), bytes(64))),
