@@ -363,8 +363,8 @@ class Driver:
             if group.evidence:
                 async with self._core.keeper.turn(group):
                     await self._core.keeper.prove(group, all_of_it=True)
-            again = report.forks or (not report.equal and "goes on" in report.reason)
-            if again or (not report.equal and report.received and not report.withheld):
+            # Only progress is followed up at once: a peer that brings nothing costs no loop.
+            if report.forks or (not report.equal and report.received and not report.withheld):
                 self._set_due(peer, self._core.config.resume_s)
         for group_id in runner.unshared:
             await self._pusher.introduce(group_id, peer)

@@ -253,11 +253,15 @@ class Exchange:
                 forks=len(self._want.forks),
                 rounds=self._totals.rounds,
                 control_incomplete=self._control_incomplete,
-                withheld=short > 0 and self.state is GroupState.DONE and not self._throttled,
+                withheld=short > 0 and self.state is GroupState.DONE and self._asked_all(),
                 confirmed=self._confirmed(),
                 gaps_failed=tuple(sorted(self._want.gaps)) if short else (),
             )
         )
+
+    def _asked_all(self) -> bool:
+        """Whether what is missing was asked for: else it is no fault of the peer."""
+        return not self._throttled and not self._want.queue
 
     def _confirmed(self) -> bool:
         if self._control_equal:

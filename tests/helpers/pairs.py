@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 from p2p.errors import DecodeError
 from p2p.replication import heads
 from p2p.replication.config import ReplicationConfig
-from p2p.replication.exchange import AdmitResult, Suspect
+from p2p.replication.exchange_types import AdmitResult, Suspect
 from p2p.replication.heads import Summary
 from p2p.replication.memstore import MemStore
 from p2p.replication.record import RecordWire, verify_record
-from p2p.replication.session import (
+from p2p.replication.session import Session
+from p2p.replication.session_types import (
     Admit,
     Close,
     ControlAsk,
@@ -27,7 +28,6 @@ from p2p.replication.session import (
     Query,
     Report,
     RootsAsk,
-    Session,
     TailAsk,
     Unshared,
 )
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Coroutine, Sequence
 
-    from p2p.replication.exchange import GroupReport
+    from p2p.replication.exchange_types import GroupReport
     from p2p.replication.record import Record
-    from p2p.replication.session import Event
+    from p2p.replication.session_types import Event
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from tests.helpers.mesh import Mesh
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from p2p.replication.exchange import AdmitResult
+    from p2p.replication.exchange_types import AdmitResult
     from p2p.replication.groups import Group
     from tests.helpers.mesh import Peer
 
