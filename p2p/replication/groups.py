@@ -202,8 +202,9 @@ class Groups:
             return "own_device"
         if mine != self.me and standing.owner(author) == mine:
             return "own_device"
-        inviter = standing.invited_by(author)
-        if inviter is not None and inviter in {self.me, standing.invited_by(self.me)}:
+        # Whose ticket we took we chose to believe, as much as whom we gave one.
+        ours, theirs = standing.invited_by(self.me), standing.invited_by(author)
+        if author == ours or (theirs is not None and theirs in {self.me, ours}):
             return "invited"
         return "other"
 

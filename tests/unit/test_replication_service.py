@@ -55,6 +55,17 @@ def roles(peer: Peer, group: bytes) -> dict[bytes, Role]:
 # --- groups -----------------------------------------------------------------------------------
 
 
+def test_inviter_and_invited_trust_each_other_alike() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            team = await pair_up(alice, bob)
+            for me, them in ((alice, bob), (bob, alice)):
+                seen = {v.member: v.relation for v in me.replication.members(team)}
+                assert seen[them.id] == "invited"
+
+    play(scene)
+
+
 async def test_a_founder_is_admin_and_can_write_at_once() -> None:
     alice = Mesh().peer("alice")
     alice.build()
@@ -437,7 +448,7 @@ def test_devices_of_a_home_have_one_owner_everywhere() -> None:
             assert relations[phone.id] == "own"
             assert relations[bob.id] == "invited"
             seen = {v.member: v.relation for v in bob.replication.members(team)}
-            assert seen[alice.id] == "other"
+            assert seen[alice.id] == "invited"
             # And the records of the phone carry the owner at Bob's.
             await phone.write(team, "from the phone")
             await wait_until(lambda: "from the phone" in bob.texts(team))
