@@ -126,8 +126,8 @@ class Side:
             case LogsAsk():
                 return now(store.logs(group))
             case IdsAsk(places=places):
-                rows = [now(store.at(log, seq)) for log, seq in places]
-                return [None if row is None else row.id for row in rows]
+                found = [now(store.at(log, seq)) for log, seq in places]
+                return [None if row is None else row.id for row in found]
             case ControlAsk():
                 return [row for row in now(store.control(group)) if row.id not in self.refuse]
             case TailAsk(log=log, first=first, last=last, bytes_max=bytes_max):
