@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import subprocess
@@ -112,11 +113,46 @@ def flake8_async(root: Path = ROOT) -> Result:
     return Result("flake8-async", all(result.ok for result in results), output)
 
 
+_SCOPES: Final = ("nursery", "Scope", "move_on_", "fail_", "task_group")
+_CRITICAL: Final = ("BaseException", "Cancelled")
+_AWAITING: Final = (ast.Await, ast.AsyncWith, ast.AsyncFor)
+
+
 def _may_misuse_async(text: str) -> bool:
-    """Whether a file has what the rules are about: yield in a scope, cleanup, broad excepts."""
-    if any(word in text for word in ("BaseException", "Cancelled", "except:")):
-        return True
-    return "async def" in text and ("finally:" in text or ("yield" in text and "with " in text))
+    """Whether a file has anything that the rules are about; the checker itself then decides."""
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Try() | ast.TryStar():
+                caught = [
+                    ast.unparse(clause.type) if clause.type else "" for clause in node.handlers
+                ]
+                if any(not what or any(word in what for word in _CRITICAL) for what in caught):
+                    return True
+                if _has(node.finalbody, _AWAITING):
+                    return True
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                if _yields_inside_with(node):
+                    return True
+            case _:
+                continue
+    return False
+
+
+def _yields_inside_with(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a generator yields in a scope, or an async one in anything it entered."""
+    if any("contextmanager" in ast.unparse(decorator) for decorator in function.decorator_list):
+        return False  # both rules let these pass
+    for node in ast.walk(function):
+        if isinstance(node, ast.With | ast.AsyncWith) and _has(node.body, (ast.Yield,)):
+            entered = " ".join(ast.unparse(item.context_expr) for item in node.items)
+            is_async = isinstance(function, ast.AsyncFunctionDef)
+            if is_async or any(word in entered for word in _SCOPES):
+                return True
+    return False
+
+
+def _has(body: Sequence[ast.stmt], kinds: tuple[type[ast.AST], ...]) -> bool:
+    return any(isinstance(node, kinds) for statement in body for node in ast.walk(statement))
 
 
 def all_checks(root: Path = ROOT) -> Iterator[Result]:

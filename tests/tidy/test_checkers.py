@@ -112,14 +112,25 @@ def test_control_mypy_refuses_any_and_untyped_code(empty_tree: Path) -> None:
     assert "no-untyped-def" in result.output
 
 
-def test_control_flake8_async_finds_a_swallowed_cancellation(empty_tree: Path) -> None:
-    (empty_tree / "p2p" / "swallow.py").write_text(
-        "import trio\n\n\nasync def f() -> None:\n    try:\n        await trio.sleep(1)\n"
-        "    except BaseException:\n        pass\n"
-    )
+MISUSED_ASYNC = {
+    "ASYNC101": "async def f():\n    async with trio.open_nursery() as n:\n        yield n\n",
+    "ASYNC102": "async def f():\n    try:\n        pass\n    finally:\n"
+    "        await trio.sleep(1)\n",
+    "ASYNC103": "async def f():\n    try:\n        pass\n    except BaseException:\n        pass\n",
+    "ASYNC104": "async def f():\n    try:\n        pass\n    except trio.Cancelled:\n"
+    "        raise ValueError from None\n",
+    "ASYNC119": "async def f():\n    with open('x') as x:\n        yield x\n",
+}
+
+
+@pytest.mark.parametrize("rule", MISUSED_ASYNC)
+def test_control_flake8_async_finds_each_misuse(empty_tree: Path, rule: str) -> None:
+    # Also a control of the filter that spares files without anything to find.
+    assert set(MISUSED_ASYNC) == set(lint.ASYNC_RULES.split(","))
+    (empty_tree / "p2p" / "misuse.py").write_text(f"import trio\n\n\n{MISUSED_ASYNC[rule]}")
     result = lint.flake8_async(empty_tree)
     assert not result.ok
-    assert "ASYNC103" in result.output
+    assert rule in result.output
 
 
 def test_control_a_clean_file_that_changes_is_looked_at_again(empty_tree: Path) -> None:
