@@ -71,25 +71,16 @@ class Rpc:
         streams_max = config.rpc_calls_per_peer_max + STREAMS_SPARE
         fabric.handle(PROTOCOL, self._server.handle, per_peer_max=streams_max)
 
-    def serve(
-        self,
-        method: Method[Q, R],
-        fn: Serve[Q, R],
-        *,
-        allow: Allow | None = None,
-        inline: bool = False,
-    ) -> None:
-        """Answer `method` with `fn`, in a task per call.
+    def serve(self, method: Method[Q, R], fn: Serve[Q, R], *, allow: Allow | None = None) -> None:
+        """Answer `method` with `fn`; calls run beside each other.
 
         Args:
             method: its declaration; a name is served once.
             fn: the handler; cancelled at the caller's deadline or when the caller goes away.
             allow: who may call, asked before the request is decoded; None: members of a group
                 shared with us.
-            inline: for unary handlers that wait for nothing: run in the task that reads the
-                stream. It saves a task; neither CANCEL nor the deadline is looked at meanwhile.
         """
-        self._server.serve(method, fn, allow=allow, inline=inline)
+        self._server.serve(method, fn, allow=allow)
 
     def methods(self) -> list[str]:
         """Names of what we serve, ascending."""

@@ -99,9 +99,9 @@ class MeshMethods:
         self._version = version
         self._known_addrs = known_addrs
         self._introduces = introduces
-        rpc.serve(INFO, self._info, inline=True)
-        rpc.serve(ECHO, self._echo, inline=True)
-        rpc.serve(ADDRS, self._addrs, inline=True)
+        rpc.serve(INFO, self._info)
+        rpc.serve(ECHO, self._echo)
+        rpc.serve(ADDRS, self._addrs)
 
     async def _info(self, caller: Caller, query: InfoQuery, stream: CallStream) -> Info:  # noqa: ARG002 - a handler's shape
         return Info(self._version, self._rpc.methods()[:512])

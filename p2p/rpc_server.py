@@ -1,11 +1,11 @@
 """The callee's side: handlers by name, who may call, how much at once, one task per call.
 
-Theory of operation. The fabric runs `Server.handle` in a task per inbound stream; that task only
-reads, so CANCEL is never behind anything, and starts a task for each CALL (but for methods served
-`inline`, which finish at once and run in it). Checks run in the order
-of their cost, and a refusal costs no decoding: known method, allowed caller, sane deadline, room;
-only then the body is decoded. Answers are written by the handler's task, or through a writer task
-once a call with items was made on the stream.
+Theory of operation. The fabric runs `Server.handle` in a task per inbound stream. Checks of a CALL
+run in the order of their cost, and a refusal costs no decoding: known method, allowed caller, sane
+deadline, room; only then the body is decoded. The handler starts in the task that read the CALL;
+once it waits, another task reads on (see `Inbound`), so CANCEL is never behind anything. Answers
+are written by the task that ran the handler, or through a writer task once a call with items was
+made on the stream.
 
 What a peer may take is counted per peer (`Load`): calls, unread bytes (bodies, items, unfinished
 frames). Over it, calls are answered busy; one call can never starve another peer's.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
@@ -38,6 +39,7 @@ from p2p.rpc_frames import (
     encode_error,
     encode_result,
 )
+from p2p.rpc_steps import waited
 from p2p.rpc_stream import READ_BYTES, FrameWriter, Items, NoItems
 from p2p.rpc_types import Allow, Caller, Code, Method, Serve
 
@@ -64,13 +66,10 @@ BUSY_RETRY_MS: Final = 200
 class Served(Generic[Q, R]):
     """A method and its handler."""
 
-    def __init__(
-        self, method: Method[Q, R], fn: Serve[Q, R], allow: Allow | None, *, inline: bool
-    ) -> None:
+    def __init__(self, method: Method[Q, R], fn: Serve[Q, R], allow: Allow | None) -> None:
         self.method = method
         self.fn = fn
         self.allow = allow
-        self.inline = inline
         self.no_items = None if method.streaming else NoItems(method.name)
 
 
@@ -115,15 +114,11 @@ class Server:
         self._members = members
         self._served: dict[str, Served[object, object]] = {}
 
-    def serve(
-        self, method: Method[Q, R], fn: Serve[Q, R], *, allow: Allow | None, inline: bool
-    ) -> None:
+    def serve(self, method: Method[Q, R], fn: Serve[Q, R], *, allow: Allow | None) -> None:
         """See `Rpc.serve`."""
-        if inline and method.streaming:
-            raise UsageError(f"{method.name} has items: it cannot be served inline")
         if method.name in self._served:
             raise UsageError(f"{method.name} is served already")
-        served = Served(method, fn, allow, inline=inline)
+        served = Served(method, fn, allow)
         self._served[method.name] = cast("Served[object, object]", served)
 
     def methods(self) -> list[str]:
@@ -189,7 +184,18 @@ class Server:
 class Running:
     """A call whose handler runs."""
 
-    __slots__ = ("deadline", "failure", "items", "machine", "request", "scope", "served", "size")
+    __slots__ = (
+        "answer",
+        "deadline",
+        "failure",
+        "items",
+        "machine",
+        "request",
+        "scope",
+        "served",
+        "size",
+        "stopped",
+    )
 
     def __init__(
         self,
@@ -208,13 +214,17 @@ class Running:
         self.deadline = deadline
         self.size = size
         self.scope = trio.CancelScope(deadline=deadline)
+        self.answer: bytearray | None = None
+        """The RESULT, once the handler returned."""
         self.failure: Failure | None = None
+        """What the ERROR says instead, once the handler ended without a result."""
+        self.stopped: Failure | None = None
         """Why we cancelled the handler, if we did; None: its deadline passed."""
 
     def stop(self, failure: Failure) -> None:
-        """Cancel the handler and answer `failure`."""
-        if self.failure is None:
-            self.failure = failure
+        """Cancel the handler; it is answered by `failure` unless it finishes all the same."""
+        if self.stopped is None:
+            self.stopped = failure
             self.scope.cancel()
 
 
@@ -223,20 +233,30 @@ class _OverShareError(Exception):
 
 
 class Inbound:
-    """One inbound stream: reads frames, starts handlers, writes answers."""
+    """One inbound stream: reads frames, runs handlers, writes answers.
+
+    One task *leads*: it takes frames, and runs the handler of a CALL itself. A handler that answers
+    without waiting costs no task. When it waits for the first time, another task takes the lead, so
+    that CANCEL, items and the end are seen; the first one finishes its call and then waits to lead
+    again. So a stream has one or two tasks, and exactly one leads until the end.
+    """
 
     def __init__(self, server: Server, stream: Stream, load: Load) -> None:
         self._server = server
         self._stream = stream
         self._load = load
         self._frames = FrameBuffer()
+        self._ready: deque[Frame] = deque()
         self._machine = CallMachine(Side.CALLEE)
         self._running: Running | None = None
         self._writer: FrameWriter | None = None
         self._sending = False
         self._sent = ParkingLot()
         self._partial_bytes = 0
-        self._handlers: trio.Nursery | None = None
+        self._followers = ParkingLot()
+        self._ended = False
+        self._violation: PeerError | None = None
+        self._leaders: trio.Nursery | None = None
         self._writers: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -245,36 +265,65 @@ class Inbound:
         Raises:
             PeerError: the peer broke the protocol.
         """
-        violation: PeerError | None = None
-        async with trio.open_nursery() as writers:
-            self._writers = writers
-            async with trio.open_nursery() as handlers:
-                self._handlers = handlers
-                try:
-                    await self._read()
-                except PeerError as error:
-                    violation = error
-                    writers.cancel_scope.cancel()
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    writers.cancel_scope.cancel()  # the caller is gone: nobody wants an answer
-                except _OverShareError:
-                    self._server.counters.refused += 1
-                    self._stream.reset()
-                    writers.cancel_scope.cancel()
-                finally:
-                    self._load.charge(-self._partial_bytes)
-            # The peer ended its direction and its last call is answered.
-            if self._writer is not None:
-                self._writer.close()
-        if violation is not None:
-            raise violation
+        try:
+            async with trio.open_nursery() as writers:
+                self._writers = writers
+                async with trio.open_nursery() as leaders:
+                    self._leaders = leaders
+                    await self._lead()
+                # The peer ended its direction and its last call is answered.
+                if self._writer is not None:
+                    self._writer.close()
+        finally:
+            self._load.charge(-self._partial_bytes)
+        if self._violation is not None:
+            raise self._violation
 
-    async def _read(self) -> None:
-        while data := await self._stream.receive_some(READ_BYTES):
-            for frame in self._frames.feed(data):
-                await self._receive(frame)
+    async def _lead(self) -> None:
+        """Take frames while leading, then wait to lead again, until the end."""
+        assert self._writers is not None
+        try:
+            while not self._ended:
+                await self._take_frames()
+                if self._followers:
+                    return  # somebody else waits already
+                if not self._ended:
+                    await self._followers.park()
+        except PeerError as error:
+            self._violation = error
+            self._writers.cancel_scope.cancel()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._writers.cancel_scope.cancel()  # the caller is gone: nobody wants an answer
+        except _OverShareError:
+            self._server.counters.refused += 1
+            self._stream.reset()
+            self._writers.cancel_scope.cancel()
+
+    async def _take_frames(self) -> None:
+        """Take frames until the lead is handed over, or the peer ended its direction."""
+        while True:
+            while self._ready:
+                frame = self._ready.popleft()
+                if not isinstance(frame, CallFrame):
+                    self._receive(frame)
+                elif await self._call(frame):
+                    return
+            data = await self._stream.receive_some(READ_BYTES)
+            if not data:
+                self._ended = True
+                self._followers.unpark_all()
+                return
+            self._ready.extend(self._frames.feed(data))
             if self._frames.pending_bytes or self._partial_bytes:
                 self._charge_partial(self._frames.pending_bytes)
+
+    def _hand_over(self) -> None:
+        """Our call waits: let another task lead."""
+        if self._followers:
+            self._followers.unpark()
+        else:
+            assert self._leaders is not None
+            self._leaders.start_soon(self._lead)
 
     def _charge_partial(self, size: int) -> None:
         """Count an unfinished frame against the peer; over its share the stream is given up."""
@@ -288,10 +337,8 @@ class Inbound:
     def _over_share(self) -> bool:
         return self._load.buffered_bytes > self._server.config.rpc_buffer_per_peer_bytes
 
-    async def _receive(self, frame: Frame) -> None:
-        if isinstance(frame, CallFrame):
-            await self._call(frame)
-            return
+    def _receive(self, frame: Frame) -> None:
+        """Take a frame of the running call."""
         if not self._machine.receive(frame):
             return
         running = self._running
@@ -309,7 +356,8 @@ class Inbound:
         else:
             running.items.wake()  # credit
 
-    async def _call(self, frame: CallFrame) -> None:
+    async def _call(self, frame: CallFrame) -> bool:
+        """Run a call to its answer; returns whether the lead was handed over meanwhile."""
         # A machine per call: the last one's items may still be in its application's hands.
         if self._running is None:
             self._machine = CallMachine(Side.CALLEE)
@@ -317,38 +365,21 @@ class Inbound:
         verdict = self._server.admit(frame, self._stream.peer, self._load)
         if isinstance(verdict, Failure):
             await self._refuse(verdict)
-            return
+            return False
         try:
             request = decode_body_untrusted(verdict.method.request_decoder, frame.body)
         except DecodeError as error:
             await self._refuse(Failure(Code.BAD_REQUEST, str(error)))
-            return
-        if verdict.inline:
-            await self._run_inline(verdict, frame, request)
-            return
+            return False
         running = self._begin(verdict, frame, request)
-        assert self._handlers is not None
-        self._handlers.start_soon(self._run_handler, running)
-
-    async def _run_inline(
-        self, served: Served[object, object], frame: CallFrame, request: object
-    ) -> None:
-        """Run a handler that waits for nothing, without a task or a scope of its own."""
-        name, size = served.method.name, len(frame.body)
-        deadline = trio.current_time() + frame.deadline_ms / 1000
-        assert served.no_items is not None, "methods with items are not served inline"
-        self._server.begin(name, size, self._load)
         try:
-            caller = Caller(self._stream.peer, self._stream.path, deadline)
-            try:
-                answer = encode_result(await served.fn(caller, request, served.no_items))
-                self._machine.send(Input.SEND_RESULT)
-            except Exception as error:  # noqa: BLE001 - a supervisor: a handler's fault is an answer
-                answer = _error_frame(self._failed(name, error), dispatched=True)
-                self._machine.send(Input.SEND_ERROR)
-            await self._write(answer)
+            handed_over = await waited(self._run_handler(running), self._hand_over)
+            await self._answer(running)
         finally:
-            self._server.finish(name, size, self._load)
+            if running.items is not None:
+                running.items.release()
+            self._server.finish(verdict.method.name, running.size, self._load)
+        return handed_over
 
     def _begin(self, served: Served[object, object], frame: CallFrame, request: object) -> Running:
         """From here on the call counts; its handler must be run."""
@@ -377,26 +408,19 @@ class Inbound:
         )
 
     async def _run_handler(self, running: Running) -> None:
+        """Run the handler; leaves the answer, or why there is none, in `running`."""
         served = running.served
-        answer: bytes | bytearray | None = None
-        failure: Failure | None = None
+        caller = Caller(self._stream.peer, self._stream.path, running.deadline)
+        stream = running.items or served.no_items
+        assert stream is not None, "a method has items or it has none"
         try:
-            caller = Caller(self._stream.peer, self._stream.path, running.deadline)
-            try:
-                with running.scope:
-                    stream = running.items or served.no_items
-                    assert stream is not None, "a method has items or it has none"
-                    reply = await served.fn(caller, running.request, stream)
-                    answer = encode_result(reply)
-            except Exception as error:  # noqa: BLE001 - a supervisor: a handler's fault is an answer
-                failure = self._failed(served.method.name, error)
-            if answer is None and failure is None:
-                failure = running.failure or Failure(Code.DEADLINE, "the deadline passed")
-            await self._answer(running, answer, failure)
-        finally:
-            if running.items is not None:
-                running.items.release()
-            self._server.finish(served.method.name, running.size, self._load)
+            with running.scope:
+                reply = await served.fn(caller, running.request, stream)
+                running.answer = encode_result(reply)
+        except Exception as error:  # noqa: BLE001 - a supervisor: a handler's fault is an answer
+            running.failure = self._failed(served.method.name, error)
+        if running.answer is None and running.failure is None:
+            running.failure = running.stopped or Failure(Code.DEADLINE, "the deadline passed")
 
     def _failed(self, name: str, error: Exception) -> Failure:
         failure = failure_of(error)
@@ -411,15 +435,14 @@ class Inbound:
             )
         return failure
 
-    async def _answer(
-        self, running: Running, answer: bytes | bytearray | None, failure: Failure | None
-    ) -> None:
-        if failure is not None:
-            running.machine.send(Input.SEND_ERROR)
-            answer = _error_frame(failure, dispatched=True)
-        else:
+    async def _answer(self, running: Running) -> None:
+        if running.failure is None:
             running.machine.send(Input.SEND_RESULT)
-        assert answer is not None
+            answer = running.answer
+            assert answer is not None, "a handler answers or fails"
+        else:
+            running.machine.send(Input.SEND_ERROR)
+            answer = _error_frame(running.failure, dispatched=True)
         if running.items is not None:
             running.items.complete()
         # From here on the next CALL may come, even before the answer has left.

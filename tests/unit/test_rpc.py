@@ -42,6 +42,7 @@ from p2p.rpc_frames import (
 from p2p.rpc_server import PROTOCOL
 from tests.helpers.cancel import Cut, cancel_at_every_step
 from tests.helpers.fabrics import MEM, WIRE_MEM, Kit, Member, NodeMember, RawPeer, play
+from tests.helpers.leaks import task_count
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -267,33 +268,52 @@ def test_a_callee_that_ignores_cancel_costs_the_stream_and_nothing_else() -> Non
     play(MEM, scenario)
 
 
-def test_a_method_served_inline_answers_refuses_and_leaves_the_stream_usable() -> None:
+def test_a_unary_handler_has_no_items_and_may_answer_without_waiting() -> None:
     async def scenario(kit: Kit) -> None:
         first, second = await kit.nodes()
-        failures: list[Exception] = [AuthError("no"), RuntimeError("a bug"), Busy("later")]
+        tried = []
 
         async def quick(caller: Caller, request: int, stream: CallStream) -> int:
-            assert caller.peer == first.id
-            assert 0 < caller.deadline - trio.current_time() <= 30
-            with pytest.raises(UsageError, match="no items"):
-                await stream.receive()
-            with pytest.raises(UsageError, match="no items"):
-                await stream.send(1)
-            await stream.end()
-            if request < len(failures):
-                raise failures[request]
+            if request == 0:
+                for use in (stream.receive, lambda: stream.send(1)):
+                    with pytest.raises(UsageError, match="no items"):
+                        await use()
+                    tried.append(use)
+                await stream.end()
             return request
 
-        second.rpc.serve(ONCE, quick, inline=True)
-        for number, seen in enumerate((AuthError, RemoteError, Busy)):
-            with pytest.raises(seen):
-                await first.rpc.call(second.id, ONCE, number)
-        assert await first.rpc.call(second.id, ONCE, 7) == 7
+        second.rpc.serve(ONCE, quick)
+        for number in (0, 1, 2, 0, 1):
+            assert await first.rpc.call(second.id, ONCE, number) == number
+        assert len(tried) == 4
         assert _streams(first) == 1
         assert _calls(second) == 0
-        assert second.rpc.counters()["bugs"] == 1
-        with pytest.raises(UsageError, match="cannot be served inline"):
-            second.rpc.serve(SUM, _sum, inline=True)
+
+    play(MEM, scenario)
+
+
+def test_a_stream_needs_two_tasks_whatever_its_handlers_do() -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.nodes()
+        second.rpc.serve(WAIT, Waiter())
+        second.rpc.serve(ONCE, _identity)
+        second.rpc.serve(CHAT, _parrot)
+        await first.rpc.call(second.id, WAIT, 0.1)
+        await trio.sleep(1)
+        tasks = task_count()
+        for number in range(30):
+            await first.rpc.call(second.id, WAIT, 0.01 * (number % 3))
+            assert await first.rpc.call(second.id, ONCE, number) == number
+            with trio.move_on_after(0.05):
+                await first.rpc.call(second.id, WAIT, 60.0)
+            await trio.sleep(0.5)
+        assert task_count() == tasks
+        async with first.rpc.stream(second.id, CHAT, "") as call:
+            await call.send("x")
+            assert await call.receive() == "x"
+            assert await call.result() == 1
+        await trio.sleep(1)
+        assert task_count() == tasks + 1, "its writer"
 
     play(MEM, scenario)
 
