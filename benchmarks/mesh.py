@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 def run(options: Options, report: Report) -> None:
     """Measure."""
     calls = 1000 if options.quick else 2000
-    mib = 64 if options.quick else 128
     with contextlib.ExitStack() as stack:
         covey = stack.enter_context(_pair(python(), "covey_mesh"))
         raw = stack.enter_context(_pair(python(), "raw_tcp"))
@@ -29,7 +28,7 @@ def run(options: Options, report: Report) -> None:
         if options.wants("rpc"):
             _calls(report, options, calls, covey, raw, libp2p)
         if options.wants("bulk"):
-            _bulk(report, options, mib, covey, raw, libp2p)
+            _bulk(report, options, covey, raw, libp2p)
 
 
 def _pair(interpreter_path: str, name: str) -> Pair:
@@ -64,10 +63,12 @@ def _calls(
     )
 
 
-def _bulk(
-    report: Report, options: Options, mib: int, covey: Pair, raw: Pair, libp2p: Pair | None
-) -> None:
+def _bulk(report: Report, options: Options, covey: Pair, raw: Pair, libp2p: Pair | None) -> None:
+    # CPU time is counted in ticks of 10 ms: each transfer is long enough to take many.
+    sizes = {covey: 192, raw: 768, libp2p: 64}
+
     def mb_per_cpu_s(pair: Pair) -> float:
+        mib = sizes[pair]
         return (mib << 20) / 1e6 / pair.ask("bulk", mib)["cpu_s"]
 
     mb_per_cpu_s(covey)  # warm up
