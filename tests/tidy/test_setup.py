@@ -65,7 +65,7 @@ def test_an_unknown_package_manager_is_named_as_such() -> None:
         f". tools/system.sh; {NOT_ROOT}command() {{ false; }}; system_package foo || exit 3"
     )
     assert done.returncode == 3
-    assert "your system's package manager: x" in done.stderr
+    assert "your system's package manager: foo" in done.stderr
 
 
 def test_scripts_are_executable_and_strict() -> None:
