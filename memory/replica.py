@@ -233,13 +233,22 @@ class Replica:
         done = await self.db.write(unit, self._announce)
         return done.result
 
-    def append_in(self, txn: Txn, group: bytes, drafts: Sequence[Draft]) -> list[Verified]:
+    def append_in(
+        self, txn: Txn, group: bytes, drafts: Sequence[Draft], *, grp: int | None = None
+    ) -> list[Verified]:
         """Seal and store drafts inside the caller's unit.
+
+        Args:
+            txn: the caller's unit.
+            group: its id.
+            drafts: in order.
+            grp: the group's row, where the caller has looked it up.
 
         Raises:
             RefusedError: `unknown_scope`: the group is unknown or has no key here.
         """
-        grp = records.group_row(txn.connection, group)
+        if grp is None:
+            grp = records.group_row(txn.connection, group)
         ends: dict[LogKey, records.LogRow] = {}
         sealed = []
         for draft in drafts:

@@ -75,19 +75,19 @@ def check_write(scopes: ScopeSet, written: str) -> None:
         )
 
 
-def find_group(connection: apsw.Connection, group_name: str) -> tuple[int, bytes, str]:
-    """(row, id, local name) of a group by its local name; empty is home.
+def find_group(connection: apsw.Connection, group_name: str) -> tuple[int, bytes, str, bool]:
+    """(row, id, local name, whether it is a home) of a group by its local name; empty is home.
 
     Raises:
         RefusedError: `unknown_scope`.
     """
     if group_name:
-        sql = "SELECT n, id, name FROM grp WHERE name = ? ORDER BY n LIMIT 1"
+        sql = "SELECT n, id, name, home FROM grp WHERE name = ? ORDER BY n LIMIT 1"
         row = connection.execute(sql, (group_name,)).fetchone()
     else:
         # A home that we asked to join and are not in yet takes no notes.
         row = connection.execute(
-            "SELECT n, id, name FROM grp WHERE home = 1 AND state = 'member'"
+            "SELECT n, id, name, home FROM grp WHERE home = 1 AND state = 'member'"
             " ORDER BY n DESC LIMIT 1"
         ).fetchone()
     if row is None:
@@ -95,7 +95,7 @@ def find_group(connection: apsw.Connection, group_name: str) -> tuple[int, bytes
             "unknown_scope",
             f"there is no group {group_name or 'home'} here: `covey groups` shows them",
         )
-    return int(row[0]), bytes(row[1]), str(row[2])
+    return int(row[0]), bytes(row[1]), str(row[2]), bool(row[3])
 
 
 def readable(

@@ -278,9 +278,8 @@ def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Rem
         RefusedError: `forbidden`, `unknown_scope`, `not_found` or `conflict`.
     """
     connection = txn.connection
-    grp, group, group_name = find_group(connection, note.group_name)
-    home = connection.execute("SELECT home FROM grp WHERE n = ?", (grp,)).get
-    check_write(who.write, write_scope(group_name, note.body.scope, home=bool(home)))
+    grp, group, group_name, home = find_group(connection, note.group_name)
+    check_write(who.write, write_scope(group_name, note.body.scope, home=home))
     replaced = [_replaced(connection, who, written) for written in note.supersedes]
     author = _known_author(connection, grp, who)
     known = _known(connection, author, note)
@@ -299,7 +298,7 @@ def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Rem
         pos=note.body.pos or _next_pos(connection, author, note.body.thread),
         derived_from=[_parent(connection, written) for written in note.derived_from],
     )
-    stored = replica.append_in(txn, group, [entry_draft(body)])[0]
+    stored = replica.append_in(txn, group, [entry_draft(body)], grp=grp)[0]
     if replaced:
         replica.append_in(txn, group, _links(who, stored.id, replaced))
     return Remembered(
