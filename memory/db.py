@@ -144,6 +144,8 @@ class Db:
         self._closed = trio.Event()
         self.after_commit: Callable[[Sequence[object]], None] | None = None
         """Given the units' results in the writer's thread after COMMIT, before callers wake."""
+        self.on_begin: Callable[[], None] | None = None
+        """Called in the writer's thread whenever a transaction or a unit's savepoint begins."""
         self.before_close: Callable[[], None] | None = None
         """Called once on the way out, after the last commit."""
 
@@ -340,12 +342,14 @@ class Db:
             The error that undid all of it, or None.
         """
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            self._begin(connection)
             if not all(unit.run(connection) for unit in self._joining(batch)):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                connection.execute("BEGIN IMMEDIATE")
+                self._begin(connection)
                 for unit in batch:
+                    if self.on_begin is not None:
+                        self.on_begin()
                     if not (unit.dropped or unit.run_apart(connection)):
                         return _rolled_back(unit.error)
             if self._env.fault("store.commit"):
@@ -362,6 +366,11 @@ class Db:
         if self.after_commit is not None:
             self.after_commit([unit.value for unit in batch if unit.error is None])
         return None
+
+    def _begin(self, connection: apsw.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        if self.on_begin is not None:
+            self.on_begin()
 
     def _joining(self, batch: list[_Unit[object]]) -> Iterator[_Unit[object]]:
         """Units in order of arrival, while the transaction is open to more."""

@@ -160,10 +160,14 @@ def scope_row(connection: apsw.Connection, grp: int, name: str) -> int:
 
 def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     connection = txn.connection
-    author, trust, author_state = author_row(
-        connection, entry.grp, entry.device, clean_line(body.agent), entry.owner, entry.relation
+    agent = clean_line(body.agent)
+    author, trust, author_state = txn.once(
+        ("author", entry.grp, entry.device, agent, entry.owner, entry.relation),
+        lambda: author_row(connection, entry.grp, entry.device, agent, entry.owner, entry.relation),
     )
-    scope = scope_row(connection, entry.grp, body.scope)
+    scope = txn.once(
+        ("scope", entry.grp, body.scope), lambda: scope_row(connection, entry.grp, body.scope)
+    )
     parents = list(dict.fromkeys(body.derived_from))
     believed, _ = effective(trust, body.role, parents_trust(connection, parents))
     status = "active"
@@ -368,6 +372,7 @@ def resettle(txn: Txn, n: int, record_id: bytes) -> None:
 def reown(txn: Txn, grp: int, device: bytes, owner: bytes, relation: str) -> bool:
     """Change a device's owner and relation; re-fold what it wrote. Whether anything changed."""
     connection = txn.connection
+    txn.lookups.clear()
     author_row(connection, grp, device, "", owner, relation)
     rows = cast(
         "list[tuple[int, str, float]]",

@@ -8,6 +8,7 @@ or neither is. Source: docs/specs/memory.md, *Records*.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from memory import records
@@ -16,7 +17,7 @@ from memory.ingest import reown
 from memory.localrows import put_local, read_local
 from memory.marks import HighMark
 from memory.scopes import write_scope
-from memory.txn import MemoryEvent, Txn
+from memory.txn import Lookups, MemoryEvent, Txn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,8 @@ class Replica:
         self._indexes: dict[tuple[bytes, int], IdIndex] = {}
         self._commits = 0
         self._receipts_written = 0
+        self._lookups: Lookups = {}
+        db.on_begin = self._lookups.clear
         db.after_commit = self._write_mark
         db.before_close = self._mark.close
 
@@ -107,6 +110,7 @@ class Replica:
 
         def unit(txn: Txn) -> list[bytes]:
             put_local(txn.connection, local)
+            txn.lookups.clear()
             ids = [record.id for record in self.append_in(txn, group, drafts)]
             if receipt is not None:
                 self.put_receipt(txn, receipt.key, receipt.encode(ids))
@@ -122,7 +126,9 @@ class Replica:
         def unit(txn: Txn) -> list[records.Verdict]:
             put_local(txn.connection, local)
             grp = records.group_row(txn.connection, group)
-            return [records.admit_one(txn, grp, record) for record in batch]
+            verdicts = [records.admit_one(txn, grp, record) for record in batch]
+            txn.lookups.clear()
+            return verdicts
 
         return await self.transact(unit)
 
@@ -185,6 +191,7 @@ class Replica:
             for device, owner, relation in owners:
                 if reown(txn, grp, device, owner, relation):
                     changed += records.count_of_author(txn.connection, grp, device)
+            txn.lookups.clear()
             return changed
 
         return await self.transact(unit)
@@ -195,6 +202,7 @@ class Replica:
         def unit(txn: Txn) -> None:
             for record_id, plain in bodies:
                 records.unseal(txn, group, record_id, plain)
+            txn.lookups.clear()
 
         await self.transact(unit)
 
@@ -226,7 +234,7 @@ class Replica:
         """Run `fn` as one atomic unit and announce what it stored once that is on disk."""
 
         def unit(connection: apsw.Connection) -> _Done[T]:
-            txn = Txn(connection)
+            txn = Txn(connection, self._lookups)
             result = fn(txn)
             return _Done(result, txn, _events(txn))
 
@@ -249,11 +257,10 @@ class Replica:
         """
         if grp is None:
             grp = records.group_row(txn.connection, group)
-        ends: dict[LogKey, records.LogRow] = {}
         sealed = []
         for draft in drafts:
-            record, key, row = self._seal(txn, group, grp, draft, ends)
-            ends[key] = records.put(txn, grp, record, row, fresh=True)
+            record, key, row = self._seal(txn, group, grp, draft)
+            txn.lookups["log", key] = records.put(txn, grp, record, row, fresh=True)
             sealed.append(record)
         return sealed
 
@@ -263,12 +270,11 @@ class Replica:
         group: bytes,
         grp: int,
         draft: Draft,
-        ends: dict[LogKey, records.LogRow],
     ) -> tuple[Verified, LogKey, records.LogRow]:
         lane = records.LANE_CONTROL if draft.kind < 32 else records.LANE_DATA
         try:
             key = self._sealer.log(group, lane)
-            row = ends.get(key) or records.log_row(txn.connection, grp, key)
+            row = txn.once(("log", key), lambda: records.log_row(txn.connection, grp, key))
             prev, hlc_min = records.log_end(txn.connection, row)
             at = records.Position(key, row.max_seq + 1, prev, hlc_min)
             return self._sealer.seal(draft, at), key, row
@@ -317,15 +323,13 @@ class Replica:
 def _events(txn: Txn) -> list[MemoryEvent]:
     """The unit's events, a run of the same kind in one; scopes written while we are inside."""
     events: list[MemoryEvent] = []
-    names: dict[int, str] = {}
     for name, record_id, scope in txn.events:
-        if scope not in names:
-            names[scope] = _written(txn.connection, scope)
+        written = txn.once(("written", scope), partial(_written, txn.connection, scope))
         last = events[-1] if events else None
-        if last is not None and last.name == name and last.scope == names[scope]:
+        if last is not None and last.name == name and last.scope == written:
             events[-1] = MemoryEvent(name, (*last.ids, record_id.hex()), last.scope)
         else:
-            events.append(MemoryEvent(name, (record_id.hex(),), names[scope]))
+            events.append(MemoryEvent(name, (record_id.hex(),), written))
     return events
 
 

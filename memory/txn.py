@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import apsw
 
     from memory.seams import LogKey
+
+T = TypeVar("T")
+
+Lookups: TypeAlias = "dict[tuple[object, ...], object]"
+"""Rows that several units of one transaction need: groups, authors, scopes, ends of own logs.
+
+Each statement gives up the interpreter's lock and waits to get it back, which under load costs
+more than the statement. Emptied when a transaction or savepoint begins, and by whatever changes
+such rows.
+"""
 
 
 class MemoryEvent(msgspec.Struct, frozen=True):
@@ -35,13 +47,22 @@ class Txn:
         changed: groups whose set of counting records changed.
         events: (name, id, scope row) to announce.
         marks: own log positions reached.
+        lookups: rows known from this transaction.
     """
 
-    __slots__ = ("changed", "connection", "events", "marks", "stored")
+    __slots__ = ("changed", "connection", "events", "lookups", "marks", "stored")
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, lookups: Lookups | None = None) -> None:
         self.connection = connection
+        self.lookups: Lookups = {} if lookups is None else lookups
         self.stored: dict[bytes, list[bytes]] = {}
         self.changed: set[bytes] = set()
         self.events: list[tuple[str, bytes, int]] = []
         self.marks: dict[LogKey, int] = {}
+
+    def once(self, key: tuple[object, ...], find: Callable[[], T]) -> T:
+        """What `find` returns, asked once a transaction; None is asked for again."""
+        known = self.lookups.get(key)
+        if known is None:
+            known = self.lookups[key] = find()
+        return cast("T", known)  # each key has one kind of value

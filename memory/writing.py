@@ -278,10 +278,12 @@ def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Rem
         RefusedError: `forbidden`, `unknown_scope`, `not_found` or `conflict`.
     """
     connection = txn.connection
-    grp, group, group_name, home = find_group(connection, note.group_name)
+    grp, group, group_name, home = txn.once(
+        ("group", note.group_name), lambda: find_group(connection, note.group_name)
+    )
     check_write(who.write, write_scope(group_name, note.body.scope, home=home))
     replaced = [_replaced(connection, who, written) for written in note.supersedes]
-    author = _known_author(connection, grp, who)
+    author = txn.once(("own", grp, who.agent), lambda: _known_author(connection, grp, who))
     known = _known(connection, author, note)
     if known is not None:
         memory, record_id = known
