@@ -40,7 +40,7 @@ def waited(
         try:
             try:
                 answer = yield request
-            except BaseException as error:  # noqa: BLE001 - handed to `work`: its matter
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - handed to `work`
                 request = work.throw(error)
             else:
                 request = work.send(answer)
