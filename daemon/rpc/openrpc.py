@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +32,10 @@ def describe(registry: Registry) -> dict[str, Json]:
     for entry in entries:
         types += [entry.params, entry.result]
     schemas, components = msgspec.json.schema_components(types, schema_hook=_any, ref_template=_REF)
+    for schema in components.values():
+        # Python 3.13 takes a docstring's indentation off, older ones leave it: the same for all.
+        if isinstance(text := schema.get("description"), str):
+            schema["description"] = inspect.cleandoc(text)
     methods: list[Json] = [
         _method(entry, schemas[2 * i], schemas[2 * i + 1], components)
         for i, entry in enumerate(entries)
