@@ -539,7 +539,11 @@ class Connection:
     async def _serve(self, handler: Handler, stream: WireStream) -> None:
         """Run a handler: whatever it raises ends its own stream only."""
         try:
-            await handler(stream)
+            try:
+                await handler(stream)
+            finally:
+                # Before the peer hears of the end: it may open the next stream at once.
+                self._owner.release_stream(self, stream.protocol)
         except Exception as error:  # noqa: BLE001 - a supervisor: no peer may stop the node
             stream.reset()
             self._explain(stream.protocol, error)
@@ -548,8 +552,6 @@ class Connection:
             raise
         else:
             await stream.aclose()
-        finally:
-            self._owner.release_stream(self, stream.protocol)
 
     def _explain(self, protocol: str, error: Exception) -> None:
         """Tell whose fault it was."""

@@ -411,7 +411,11 @@ class MemFabric:
     async def _serve(self, side: _Side, stream: MemStream, fn: Handler) -> None:
         clean = False
         try:
-            await fn(stream)
+            try:
+                await fn(stream)
+            finally:
+                # Before the peer hears of the end: it may open the next stream at once.
+                side.served[stream.protocol] -= 1
             await stream.aclose()
             clean = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -420,7 +424,6 @@ class MemFabric:
             self._counters["handler_errors"] += 1
             log.exception("handler_failed", extra={"f": {"protocol": stream.protocol}})
         finally:
-            side.served[stream.protocol] -= 1
             if not clean:
                 stream.reset()
 

@@ -115,7 +115,8 @@ class Home:
     def log(self) -> list[dict[str, object]]:
         """The daemon's log, decoded."""
         path = self.folder / "state" / "logs" / "covey.log"
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        # What stands behind the last newline is still being written.
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
     def log_text(self) -> str:
         """The daemon's log as it stands in the file."""

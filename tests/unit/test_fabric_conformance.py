@@ -390,6 +390,26 @@ def test_streams_over_per_peer_max_are_reset_and_the_rest_served(kind: str) -> N
 
 
 @every_kind
+def test_a_place_is_free_again_when_the_peer_hears_of_the_end(kind: str) -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.pair()
+
+        async def brief(stream: Stream) -> None:
+            await stream.send_all(b"served")
+
+        second.fabric.handle(ECHO, brief, per_peer_max=1)
+        for _ in range(100):
+            stream = await first.fabric.open(second.id, ECHO)
+            heard = b""
+            while part := await stream.receive_some():
+                heard += part
+            assert heard == b"served"
+            await stream.aclose()
+
+    play(kind, scenario)
+
+
+@every_kind
 def test_an_unknown_protocol_shows_as_a_broken_stream(kind: str) -> None:
     async def scenario(kit: Kit) -> None:
         first, second = await kit.pair()
