@@ -218,7 +218,9 @@ def _from_flags(flags: Sequence[str]) -> dict[tuple[str, str], Given]:
         name, separator, value = flag.partition("=")
         section, dot, key = name.strip().rpartition(".")
         if not separator or not dot:
-            raise ConfigError(f"--set {flag}: write it as section.key=value")
+            raise ConfigError(
+                f"{name.strip()}: a setting is written section.key; `covey config show` lists them"
+            )
         _check_known(section, key, f"--set {name}")
         found[section, key] = Given(value=value, where=f"--set {name}", origin="flag")
     return found

@@ -33,7 +33,12 @@ _ROWS: Final = (
         "Send jsonrpc 2.0 with a method, params and an id; no batches.",
     ),
     ErrorKind(-32601, "unknown_method", 2, "See `covey rpc rpc.discover` for the methods."),
-    ErrorKind(-32602, "invalid_params", 2, "Compare with `covey rpc rpc.discover`."),
+    ErrorKind(
+        -32602,
+        "invalid_params",
+        2,
+        "The message says what to change; `covey rpc rpc.discover` lists every parameter.",
+    ),
     ErrorKind(
         -32603, "internal", 70, "A fault in Covey: look at `covey logs` and report the last lines."
     ),

@@ -58,7 +58,12 @@ def find_files(paths: list[str]) -> list[str]:
         elif os.path.isfile(path):
             found.append(path)
         else:
-            raise CliError(f"there is no {path}", 4, name="not_found")
+            raise CliError(
+                f"there is no {path}",
+                4,
+                name="not_found",
+                remedy="Give a file or a folder; a relative path counts from here.",
+            )
     return found
 
 

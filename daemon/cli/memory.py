@@ -74,7 +74,9 @@ def run_remember(args: argparse.Namespace) -> int:
             raise CliError("nothing to remember", 2, remedy='Try: covey remember "..."')
         words = sys.stdin.read()
     if not words.strip():
-        raise CliError("nothing to remember: the text is empty", 2)
+        raise CliError(
+            "nothing to remember: the text is empty", 2, remedy='Try: covey remember "..."'
+        )
     params: dict[str, Json] = {"text": words.strip(), "kind": args.kind}
     optional: dict[str, Json] = {
         "title": args.title,

@@ -9,9 +9,10 @@ from daemon.errors import RpcError
 from daemon.homes import take_home
 from daemon.methods.group import find_group, role_name
 from daemon.rpc.registry import Call, method
+from p2p.errors import DecodeError
 from p2p.identity import peer_text
 from p2p.replication.ops import Role
-from p2p.replication.ticket import decode_ticket_untrusted
+from p2p.replication.ticket import Ticket, decode_ticket_untrusted
 
 EXPIRES_S_MAX = 30 * 24 * 3600
 USES_MAX = 1000
@@ -145,10 +146,21 @@ async def _wait_for_addresses(call: Call) -> None:
     )
 
 
+def _read(text: str) -> Ticket:
+    try:
+        return decode_ticket_untrusted(text)
+    except DecodeError as error:
+        raise RpcError(
+            "invalid_params",
+            str(error),
+            remedy="Copy the whole line that `covey invite` printed on the other machine.",
+        ) from None
+
+
 @method("invite.show", scope="read")
 async def show(call: Call, p: TicketParams) -> TicketInfo:
     """Read a ticket without using it."""
-    ticket = decode_ticket_untrusted(p.ticket)
+    ticket = _read(p.ticket)
     return TicketInfo(
         group=ticket.group.hex(),
         name=ticket.name,
@@ -161,6 +173,7 @@ async def show(call: Call, p: TicketParams) -> TicketInfo:
 @method("invite.join", scope="admin")
 async def join(call: Call, p: TicketParams) -> JoinedInfo:
     """Join the group of a ticket."""
+    _read(p.ticket)
     joined = await call.services.replication.join(p.ticket)
     name = joined.name
     if joined.home and joined.state == "member":
