@@ -81,7 +81,7 @@ def _cpu_sampler(argv: Sequence[str], env: dict[str, str]) -> Callable[[], float
         """CPU milliseconds of a run of `argv`, its children included, mean of a few."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         for _ in range(CALLS_PER_SAMPLE):
-            subprocess.run(argv, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+            subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return used / CALLS_PER_SAMPLE * 1e3
