@@ -158,6 +158,11 @@ const commands = {
     const event = await closed
     return { reset: event.error != null }
   },
+  async forgotten ({ peer }) {
+    const here = () => node.getConnections().some((one) => one.remotePeer.toString() === peer)
+    while (here()) await new Promise((resolve) => setTimeout(resolve, 10))
+    return {}
+  },
   async stop () {
     await node.stop()
     setImmediate(() => process.exit(0))

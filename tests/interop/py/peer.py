@@ -184,6 +184,12 @@ class Peer:
             return {"reset": True}
         return {"reset": False}
 
+    async def forgotten(self, peer: str) -> dict:
+        """Wait until a peer that left is gone here too: its library tells of no such event."""
+        while ID.from_base58(peer) in self.host.get_connected_peers():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        return {}
+
     async def stop(self) -> dict:
         self.nursery.cancel_scope.cancel()
         return {}
