@@ -18,6 +18,7 @@ from daemon.errors import RpcError
 from daemon.events import Event, Lagged, hex_ids
 from daemon.rpc.connection import EOF_GRACE_S, UNSENT_BYTES_MAX
 from daemon.rpc.dispatch import receipt_key
+from memory.scopes import allows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -330,7 +331,10 @@ class JsonRpcSession:
                 with scope:
                     while True:
                         item = await subscription.receive()
-                        self._send_event(number, item)
+                        if not self._still_valid():
+                            return
+                        if self._may_see(item):
+                            self._send_event(number, item)
                         while self._connection.unsent_bytes > _EVENTS_AHEAD_BYTES:
                             await self._connection.flush()
                         await trio.lowlevel.checkpoint()
@@ -339,6 +343,18 @@ class JsonRpcSession:
 
         self._nursery.start_soon(pump)
         return number, reset
+
+    def _still_valid(self) -> bool:
+        """Whether the agent's token is still good; the person's connection always is."""
+        principal = self._context.principal
+        return not principal.agent_id or self._context.services.agents.still_valid(principal)
+
+    def _may_see(self, item: Event | Lagged) -> bool:
+        """Whether an event is of a memory scope that the caller may read, or of none."""
+        if isinstance(item, Lagged) or item.topic != "memory":
+            return True
+        scope = item.data.get("scope")
+        return not isinstance(scope, str) or allows(self._context.caller().read, scope)
 
     def _send_event(self, number: int, item: Event | Lagged) -> None:
         if isinstance(item, Lagged):

@@ -394,7 +394,8 @@ class Admission:
         due_ms = ms_of(item.header.hlc) - int(self._config.skew_s * 1000)
         rows = [row for row in run.local if row[0] == "hold"]
         rows += await self._store.local("hold", group.id)
-        held = [held_of(row) for row in rows if row[1][2] == HOLD_SKEW]
+        gone = {row[1][0] for row in run.local if row[0] == "hold-"}
+        held = [held_of(row) for row in rows if row[1][2] == HOLD_SKEW and row[1][0] not in gone]
         newcomer = Held(item.id, item.header.author, due_ms, len(wire))
         self._emit(
             "clock.skew",
