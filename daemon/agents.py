@@ -64,6 +64,15 @@ class Principal:
             return False
         return any(own == scope or own.partition(":")[0] == scope for own in self.scopes)
 
+    def covers(self, scope: str) -> bool:
+        """Whether a token with `scope` could do nothing that this principal cannot."""
+        verb, _, target = scope.partition(":")
+        return self.is_owner or any(
+            own == scope or own in {verb, f"{verb}:*"}
+            for own in self.scopes
+            if target or own in {verb, f"{verb}:*"}
+        )
+
     def memory_scopes(self, verb: str, project: str) -> ScopeSet:
         """Memory scopes that `verb` (read or write) reaches.
 

@@ -8,6 +8,8 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.paths import Paths
     from p2p.replication.service import Replication
 
@@ -30,12 +32,17 @@ async def ensure_groups(replication: Replication, paths: Paths) -> list[str]:
     for name in (HOME, PRIVATE):
         if name in here:
             continue
-        created = await replication.create_group(name, home=name == HOME)
-        if created.recovery_seed is not None:
-            save_recovery(paths.recovery, created.group, name, created.recovery_seed)
+        created = await replication.create_group(
+            name, home=name == HOME, keep_seed=recovery_keeper(paths, name)
+        )
         made.append(name)
         log.info("group_created", extra={"f": {"name": name, "group": created.group.hex()}})
     return made
+
+
+def recovery_keeper(paths: Paths, name: str) -> Callable[[bytes, bytes], None]:
+    """What `Replication.create_group` calls with the seed of the group `name`."""
+    return lambda group, seed: save_recovery(paths.recovery, group, name, seed)
 
 
 def save_recovery(path: str, group: bytes, name: str, seed: bytes) -> None:

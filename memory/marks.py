@@ -70,11 +70,12 @@ class HighMark:
         except FileNotFoundError:
             return
         found = decode_marks_untrusted(data)
+        # Also of a bad file: the next write must cut off what stands behind the new content.
+        self._written = data
         if found is None:
             log.warning("high_mark_unreadable", extra={"f": {"bytes": len(data)}})
             return
         self.positions = found
-        self._written = data
 
     def raise_to(self, marks: dict[LogKey, int]) -> None:
         """Move positions forward; never back."""

@@ -108,7 +108,7 @@ def get(connection: apsw.Connection, who: Caller, ids: Sequence[str], now_ms: in
             and _is_visible(connection, target.memory, now_ms)
         ):
             memories.append(target.memory)
-    hits = _whole(connection, list(dict.fromkeys(memories)), now_ms)
+    hits = _whole(connection, who, list(dict.fromkeys(memories)), now_ms)
     return Hits(hits=hits, withheld=Withheld(), searched=len(ids), ms=0.0)
 
 
@@ -117,7 +117,9 @@ def _is_visible(connection: apsw.Connection, memory: int, now_ms: int) -> bool:
     return connection.execute(sql, (now_ms, memory)).fetchone() is not None
 
 
-def _whole(connection: apsw.Connection, memories: Sequence[int], now_ms: int) -> list[Hit]:
+def _whole(
+    connection: apsw.Connection, who: Caller, memories: Sequence[int], now_ms: int
+) -> list[Hit]:
     rows = load_rows(connection, memories)
     texts = load_texts(connection, memories)
     return [
@@ -125,15 +127,17 @@ def _whole(connection: apsw.Connection, memories: Sequence[int], now_ms: int) ->
             rows[memory],
             now_ms=now_ms,
             text=texts.get(memory, ""),
-            superseded_by=_superseded_by(connection, rows[memory]),
+            superseded_by=_superseded_by(connection, who, rows[memory]),
         )
         for memory in memories
     ]
 
 
-def _superseded_by(connection: apsw.Connection, row: Row) -> bytes | None:
+def _superseded_by(connection: apsw.Connection, who: Caller, row: Row) -> bytes | None:
     newer = successor(connection, row.memory) if row.status == "superseded" else None
-    return None if newer is None else newer.id
+    if newer is None or find_target(connection, who, newer.id.hex()) is None:
+        return None  # it may stand in a scope of which the caller must not know
+    return newer.id
 
 
 def list_page(
@@ -174,7 +178,7 @@ def list_page(
         connection.execute(_LIST + sql + _LIST_TAIL, values).fetchall(),
     )
     page = found[:limit]
-    hits = _whole(connection, [memory for memory, _ in page], now_ms)
+    hits = _whole(connection, who, [memory for memory, _ in page], now_ms)
     more = encode_cursor(page[-1][1], page[-1][0]) if len(found) > limit else None
     return Page(hits=hits, cursor=more)
 

@@ -7,7 +7,8 @@ import os
 
 import msgspec
 
-from daemon.agents import AgentView
+from daemon.agents import DEFAULT_SCOPES, AgentView
+from daemon.errors import RpcError
 from daemon.paths import make_private
 from daemon.rpc.registry import Call, Empty, method
 
@@ -66,6 +67,13 @@ def remove_token(path: str) -> None:
 @method("agents.add", scope="admin")
 async def add(call: Call, p: AddParams) -> Added:
     """Register an agent and make its token."""
+    beyond = [s for s in p.scopes or DEFAULT_SCOPES if not call.principal.covers(s)]
+    if beyond:
+        raise RpcError(
+            "forbidden",
+            f"a token cannot give what it has not: {', '.join(beyond)}",
+            remedy="Name fewer scopes, or let the person make the token at a terminal.",
+        )
     token = await call.services.agents.add(p.name, p.scopes, p.client)
     if p.save:
         write_token(call.services.paths.agent_token(p.name), token)

@@ -131,7 +131,7 @@ async def list_groups(call: Call, p: Empty) -> list[GroupInfo]:
 async def create(call: Call, p: CreateParams) -> Created:
     """Found a group for people or machines that are not all yours."""
     from daemon.agents import AGENT_NAME
-    from daemon.first_start import save_recovery
+    from daemon.first_start import recovery_keeper
 
     if not AGENT_NAME.fullmatch(p.name) or len(p.name) > 32 or p.name in NAMES_TAKEN:
         raise RpcError(
@@ -141,10 +141,10 @@ async def create(call: Call, p: CreateParams) -> Created:
         )
     if any(view.name == p.name for view in call.services.replication.groups()):
         raise RpcError("conflict", "a group of that name is here already")
-    made = await call.services.replication.create_group(p.name)
-    if made.recovery_seed is not None:
-        save_recovery(call.services.paths.recovery, made.group, p.name, made.recovery_seed)
     services = call.services
+    made = await services.replication.create_group(
+        p.name, keep_seed=recovery_keeper(services.paths, p.name)
+    )
     await services.memory.set_device_name(services.config.node.name, [made.group])
     return Created(name=p.name, group=made.group.hex())
 

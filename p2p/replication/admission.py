@@ -200,8 +200,10 @@ class Admission:
         return outcome.result(throttled=throttled), outcome.admitted
 
     def _over_rate(self, group: Group, peer: bytes | None, outcome: _Outcome) -> bool:
-        if peer is None or not group.synced_once or peer in self._groups.own_devices():
+        if peer is None or peer in self._groups.own_devices():
             return False
+        if not group.synced_once and group.role(peer) is not None:
+            return False  # a first sync brings what years have written
         brought = outcome.stored + outcome.held + outcome.refused
         return not self._quota.spend(peer, brought, self._env.now())
 

@@ -52,6 +52,12 @@ class ReplicationConfig:
     quarantine_retry_s: float = 30.0
     """How often held records are looked at; a due one waits at most this long."""
 
+    pending_bytes_max: int = 16 << 20
+    """Bytes of records of a group that wait for what they cite; a control record has up to 66 KB,
+    so the number alone is no bound."""
+    pending_stranger_records_max: int = 64
+    """Of these, how many may come from peers that are no members, all of them together: enough for
+    a newcomer to show how it was let in."""
     pending_records_max: int = 4096
     """Records of a group that wait for a control record they cite."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -27,6 +28,8 @@ from p2p.replication.views import PeerSync, SyncResult
 from p2p.rpc_mesh import ADDRS, ASKED_PEERS_MAX, AddrsQuery
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from p2p.net.seam import Stream
     from p2p.node import Node
     from p2p.replication.core import Core
@@ -121,10 +124,18 @@ class Driver:
         if peer in self._peers or not self._core.groups.is_member(peer):
             return
         assert self._nursery is not None, "called from tasks of the nursery"
-        self._nursery.start_soon(self._pusher.feed, peer, self._pusher.add(peer))
-        self._nursery.start_soon(self._learn_addrs, peer)
+        state = self._pusher.add(peer)
+        self._nursery.start_soon(self._contained, peer, partial(self._pusher.feed, peer, state))
+        self._nursery.start_soon(self._contained, peer, partial(self._learn_addrs, peer))
         # One of the two opens the session on connect, the other only if that one does not.
         self._set_due(peer, 0.0 if self._core.me < peer else FALLBACK_S)
+
+    async def _contained(self, peer: bytes, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception:  # a supervisor: what a peer sets off ends its own task, not the daemon
+            self.failures += 1
+            log.exception("task_failed", extra={"f": {"peer": peer.hex()[:16]}})
 
     def _down(self, peer: bytes) -> None:
         self._pusher.remove(peer)

@@ -8,7 +8,6 @@ from p2p.replication.authority import Authority
 from p2p.replication.epoch import epoch_id, make_epoch, new_secret, tag_commit
 from p2p.replication.groups import (
     SECRET_EXCHANGE,
-    SECRET_RECOVERY,
     STATE_MEMBER,
     Group,
 )
@@ -19,13 +18,20 @@ from p2p.replication.record import LANE_CONTROL, Envelope, Record
 from p2p.replication.sealing import ControlDraft, Place, sign_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from p2p.identity import Identity
     from p2p.replication.core import Core
     from p2p.replication.store import LocalRow
 
 
 async def found_group(
-    core: Core, name: str, *, home: bool, recovery: Identity | None, recovery_seed: bytes | None
+    core: Core,
+    name: str,
+    *,
+    home: bool,
+    recovery: Identity | None,
+    before_commit: Callable[[bytes], None],
 ) -> Group:
     """Make a group of which we are the founder.
 
@@ -34,7 +40,8 @@ async def found_group(
         name: local name.
         home: whether it is one person's devices.
         recovery: the key that outranks us, or None.
-        recovery_seed: its seed, kept in a local row so that it can be shown again.
+        before_commit: given the group's id while nothing of it is stored yet, to put the recovery
+            seed in a safe place: a genesis never changes, so a seed lost here is lost for ever.
     """
     rng = core.env.rng
     private, secret = generate_exchange(rng), new_secret(rng)
@@ -64,8 +71,7 @@ async def found_group(
         ("secret", (group.id, SECRET_EXCHANGE, genesis.exchange_key, private)),
         ("epoch", (group.id, epoch_id(second.id), secret)),
     ]
-    if recovery is not None:
-        local.append(("secret", (group.id, SECRET_RECOVERY, recovery.id, recovery_seed)))
+    before_commit(group.id)
     # Known before the commit is told, so that nothing of it is taken for a stranger's.
     core.groups.add(group)
     try:

@@ -25,6 +25,7 @@ from p2p.replication.record import (
     decode_wire_untrusted,
     record_id,
 )
+from p2p.replication.wires import wire_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,7 +52,6 @@ HOLD_REJECTED: Final = "rejected"
 
 SECRET_EXCHANGE: Final = "x25519"  # noqa: S105 - a purpose, not a secret
 SECRET_OWNER: Final = "owner"  # noqa: S105 - a purpose
-SECRET_RECOVERY: Final = "recovery"  # noqa: S105 - a purpose
 
 
 @dataclass(frozen=True)
@@ -315,10 +315,31 @@ def choose_incarnations(me: bytes, logs: Iterable[LogState], wall_ms: int) -> tu
 
 
 def trim_waiting(group: Group, config: ReplicationConfig, now: float) -> None:
-    """Let go of records that waited too long, and of the oldest over the limit."""
+    """Let go of records that waited too long, and of the oldest over a limit.
+
+    Peers that are no members have a small share of their own: whoever knows the group's id can
+    send as one, under any number of keys, and must not push out what members brought.
+    """
+    if not group.waiting:
+        return
+    roles = {
+        waiting.peer: group.role(waiting.peer)
+        for waiting in group.waiting.values()
+        if waiting.peer is not None
+    }
+    of_strangers = [
+        ident
+        for ident, waiting in group.waiting.items()
+        if waiting.peer is not None and roles[waiting.peer] is None
+    ]
+    for ident in of_strangers[: max(0, len(of_strangers) - config.pending_stranger_records_max)]:
+        del group.waiting[ident]
+    size = sum(wire_bytes(waiting.wire) for waiting in group.waiting.values())
     while group.waiting:
         oldest = next(iter(group.waiting))
-        over = len(group.waiting) > config.pending_records_max
-        if not over and group.waiting[oldest].until_s > now:
+        waiting = group.waiting[oldest]
+        over = len(group.waiting) > config.pending_records_max or size > config.pending_bytes_max
+        if not over and waiting.until_s > now:
             return
+        size -= wire_bytes(waiting.wire)
         del group.waiting[oldest]

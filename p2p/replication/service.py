@@ -197,7 +197,12 @@ class Replication:
     # --- groups -------------------------------------------------------------------------------
 
     async def create_group(
-        self, name: str, *, home: bool = False, recovery: bool = True
+        self,
+        name: str,
+        *,
+        home: bool = False,
+        recovery: bool = True,
+        keep_seed: Callable[[bytes, bytes], None] | None = None,
     ) -> CreatedGroup:
         """Found a group.
 
@@ -205,6 +210,9 @@ class Replication:
             name: local name.
             home: whether it holds one person's devices.
             recovery: whether to make a key that outranks the founder, for a lost or stolen device.
+            keep_seed: given (group, recovery seed) before anything of the group is stored; it must
+                have put the seed in a safe place when it returns, for no other copy is made. What
+                it raises ends the founding, and nothing was stored.
 
         Raises:
             GroupError: the name is taken.
@@ -212,7 +220,14 @@ class Replication:
         self._check_name(name)
         seed = self._core.env.rng.randbytes(32) if recovery else None
         key = None if seed is None else Identity.from_seed(seed)
-        group = await found_group(self._core, name, home=home, recovery=key, recovery_seed=seed)
+
+        def before_commit(group: bytes) -> None:
+            if seed is not None and keep_seed is not None:
+                keep_seed(group, seed)
+
+        group = await found_group(
+            self._core, name, home=home, recovery=key, before_commit=before_commit
+        )
         return CreatedGroup(group=group.id, recovery_seed=seed)
 
     async def rename_group(self, group: bytes, name: str, *, home: bool | None = None) -> None:

@@ -21,6 +21,7 @@ from p2p.replication.ops import (
     encode_payload,
 )
 from p2p.replication.record import Record, RecordWire
+from p2p.replication.wires import wire_bytes
 from tests.helpers.hostile import Pen, forged, with_body
 from tests.helpers.mesh import Mesh
 
@@ -230,6 +231,53 @@ async def test_waiting_records_are_limited_and_let_go_after_an_hour(
     await trio.sleep(config.pending_s + 1)
     await b.admit([b.pen(incarnation=9).write()])
     assert len(b.group.waiting) == 0
+
+
+async def test_strangers_share_a_few_waiting_places_and_push_no_member_out() -> None:
+    config = replace(ReplicationConfig.test(), pending_stranger_records_max=5)
+    b = await bench(config=config)
+    first = b.pen(incarnation=1).write(auth=(b"m" * 32,))
+    await b.admit([first], peer=b.bob.id)
+    for n in range(2, 40):
+        # A key of its own each time: a new identity costs a stranger nothing.
+        await b.admit([b.pen(incarnation=n).write(auth=(bytes([n]) * 32,))], peer=bytes([n]) * 32)
+    assert len(b.group.waiting) == 6
+    assert first.id in b.group.waiting
+
+
+async def test_what_waits_is_bounded_in_bytes() -> None:
+    config = replace(ReplicationConfig.test(), pending_bytes_max=100_000)
+    b = await bench(config=config)
+    for n in range(1, 12):
+        record = b.pen(incarnation=n).write(body=b"x" * 30_000, auth=(bytes([n]) * 32,))
+        await b.admit([record], peer=b.bob.id)
+    size = sum(wire_bytes(waiting.wire) for waiting in b.group.waiting.values())
+    assert 60_000 < size <= 100_000
+
+
+async def test_a_stranger_pays_for_records_before_our_first_sync_too() -> None:
+    b = await bench()
+    b.group.synced_once = False
+    spent: list[bytes] = []
+    quota = b.alice.replication._core.admission._quota
+    spend = quota.spend
+    quota.spend = lambda peer, n, now: spent.append(peer) or spend(peer, n, now)  # type: ignore[method-assign]
+    await b.admit([b.pen(incarnation=1).write(auth=(b"s" * 32,))], peer=b"s" * 32)
+    await b.admit([b.pen(incarnation=2).write(auth=(b"m" * 32,))], peer=b.bob.id)
+    assert spent == [b"s" * 32]
+
+
+async def test_quarantine_keeps_its_limit_within_one_batch() -> None:
+    config = replace(ReplicationConfig.test(), quarantine_records_max=10)
+    b = await bench(config=config)
+    ahead_ms = b.alice.env.wall_ms() + 3_600_000
+    for batch in range(4):
+        records = [
+            b.pen(incarnation=100 * batch + n + 1).write(hlc=(ahead_ms - batch * 50_000 - n) << 16)
+            for n in range(8)
+        ]
+        await b.admit(records)
+    assert len(await b.alice.store.local("hold", b.group_id)) <= 10
 
 
 async def test_a_reader_is_void_and_stays_out_of_the_set() -> None:

@@ -337,7 +337,7 @@ async def test_a_failed_commit_moves_no_mark(tmp_path: Path) -> None:
         assert marks == {HOME: 1, TEAM: 1}
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"\x00" * 100, None])
+@pytest.mark.parametrize("damage", [b"", b"x", b"\x00" * 100, b"\x00" * 5000, None])
 def test_a_torn_mark_is_no_mark(tmp_path: Path, damage: bytes | None) -> None:
     path = tmp_path / "high.mark"
     good = encode_marks({(b"g" * 32, b"a" * 32, 1, 1): 7})

@@ -93,6 +93,36 @@ async def test_the_recovery_seed_is_the_key_the_genesis_names() -> None:
     assert without.recovery_seed is None
 
 
+async def test_the_recovery_seed_is_kept_before_the_group_and_nowhere_else() -> None:
+    alice = Mesh().peer("alice")
+    alice.build()
+    await alice.replication.load()
+    kept: list[tuple[bytes, bytes, int]] = []
+
+    def keep(group: bytes, seed: bytes) -> None:
+        kept.append((group, seed, len(alice.disk.rows)))
+
+    made = await alice.replication.create_group("a", keep_seed=keep)
+    assert kept == [(made.group, made.recovery_seed, 0)]
+    assert made.recovery_seed not in {
+        cell for row in await alice.store.local("secret") for cell in row[1]
+    }
+
+
+async def test_a_seed_that_cannot_be_kept_founds_nothing() -> None:
+    alice = Mesh().peer("alice")
+    alice.build()
+    await alice.replication.load()
+
+    def full(_group: bytes, _seed: bytes) -> None:
+        raise OSError(28, "no space")
+
+    with pytest.raises(OSError, match="no space"):
+        await alice.replication.create_group("a", keep_seed=full)
+    assert alice.replication.groups() == []
+    assert not alice.disk.rows
+
+
 async def test_a_local_name_is_unique_and_can_be_changed() -> None:
     alice = Mesh().peer("alice")
     alice.build()

@@ -142,3 +142,13 @@ async def test_the_same_name_in_two_groups_is_two_scopes(world: World) -> None:
 async def test_asking_for_a_scope_without_memories_finds_nothing(world: World) -> None:
     await world.say("hello")
     assert (await world.find("hello", scope="empty")).hits == []
+
+
+async def test_a_successor_out_of_sight_is_not_named(tmp_path: Path) -> None:
+    async with open_world(tmp_path, inline=True) as world:
+        old = await world.say("the port is 80", world.person, scope="open")
+        new = await world.say("the port is 81", world.person, scope="closed", supersedes=[old])
+        (seen,) = (await world.memory.get(world.person, [old])).hits
+        assert seen.superseded_by == new
+        (hidden,) = (await world.memory.get(world.agent(read=["open"]), [old])).hits
+        assert hidden.superseded_by is None
