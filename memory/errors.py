@@ -35,6 +35,19 @@ class RefusedError(MemoryStoreError):
         self.reason = reason
 
 
+class EmbedError(MemoryStoreError):
+    """An embedder cannot be used or gave no vector.
+
+    Args:
+        reason: `extra_missing`, `model_missing`, `model_altered` or `failed`.
+        message: what is wrong and what to do; never memory text.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class DecodeError(MemoryStoreError):
     """Foreign bytes that are not a valid body. The only error of `decode_*_untrusted`."""
 

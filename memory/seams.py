@@ -6,11 +6,14 @@ not know each other, `daemon.wiring` introduces them and mypy checks there that 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 LogKey: TypeAlias = tuple[bytes, bytes, int, int]
 """(group, author, incarnation, lane); lane 0 is control, 1 is data."""
@@ -22,6 +25,7 @@ LocalRow: TypeAlias = tuple[str, tuple[Cell, ...]]
 """(table, columns) of a table that never leaves this node; docs/specs/memory.md lists them."""
 
 R_contra = TypeVar("R_contra", contravariant=True)
+T = TypeVar("T")
 
 
 class Env(Protocol):
@@ -234,4 +238,66 @@ class Sealer(Protocol):
 
     def seal(self, draft: Draft, at: Position) -> Verified:
         """Encrypt, sign and date the draft."""
+        ...
+
+
+class Offload(Protocol):
+    """Where blocking work runs: threads in the daemon, inline in simulation."""
+
+    async def run(self, fn: Callable[[], T]) -> T:
+        """Run `fn` off the loop and return its result."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors. Blocking: call it through `Offload`.
+
+    Attributes:
+        id: `name@` and 8 hex digits of the SHA-256 of the weights.
+        dim: length of a vector.
+    """
+
+    id: str
+    dim: int
+
+    def encode(self, texts: Sequence[str], *, query: bool) -> NDArray[np.float32]:
+        """float32[n, dim], rows of length 1.
+
+        Args:
+            texts: n texts, cut at what the model can read.
+            query: whether these are questions rather than notes.
+
+        Raises:
+            EmbedError: the model failed or gave what no vector can be.
+        """
+        ...
+
+
+class Scanned(NamedTuple):
+    """A text after the scan.
+
+    Attributes:
+        text: with secrets replaced by `[REDACTED:kind]`.
+        redactions: kinds of what was replaced.
+        flags: `imperative` for text that speaks to a model rather than about something.
+    """
+
+    text: str
+    redactions: tuple[str, ...] = ()
+    flags: frozenset[str] = frozenset()
+
+
+class Scanner(Protocol):
+    """Looks for secrets and for text that gives orders."""
+
+    def scan(self, text: str, *, foreign: bool) -> Scanned:
+        """Scan one text.
+
+        Args:
+            text: cleaned text.
+            foreign: whether somebody else wrote it.
+
+        Raises:
+            RefusedError: `secret`: own text holds one and the setting says to refuse.
+        """
         ...
