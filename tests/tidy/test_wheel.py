@@ -81,7 +81,8 @@ def test_the_wheel_works_in_an_empty_environment_elsewhere(wheel: Path, tmp_path
     # The lock's versions without the developer's tools: pip takes what the wheel asks for.
     constraints = tmp_path / "constraints.txt"
     lock = (ROOT / "requirements" / "dev.lock").read_text("utf-8")
-    pins = [line.split(" ")[0] for line in lock.splitlines() if "==" in line and line[0] != " "]
+    # With its marker: of some packages there is a pin a Python version.
+    pins = [line.rstrip(" \\") for line in lock.splitlines() if "==" in line and line[0] != " "]
     constraints.write_text("\n".join(pins))
     run(*pip, "--constraint", constraints, wheel, cwd=home, **env)
     top_level = run(
