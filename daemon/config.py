@@ -26,7 +26,7 @@ from daemon.config_decode import (
     nearest,
 )
 from daemon.errors import ConfigError
-from memory.store import MemoryConfig
+from memory.config import MemoryConfig
 from p2p.config import P2pConfig
 from p2p.replication.config import ReplicationConfig
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from memory import reading
 from memory.bodies import ProfileBody
+from memory.config import MemoryConfig
 from memory.errors import RefusedError
 from memory.fts import Frequencies
 from memory.model import NOTES_MAX
@@ -47,21 +46,6 @@ __all__ = ["Filter", "Memory", "MemoryConfig", "MemoryEvent"]
 FORGET_IDS_MAX: Final = 256
 EXPIRE_BATCH: Final = 500
 """Memories un-indexed in one transaction."""
-
-
-class MemoryConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of the `[memory]` section.
-
-    Attributes:
-        postings: documents a query's terms may match together in the main index before the most
-            frequent terms are left out; higher finds more and takes longer.
-    """
-
-    postings: int = 20_000
-
-    def __post_init__(self) -> None:
-        if self.postings < 1:
-            raise ValueError("[memory] postings must be at least 1")
 
 
 class Memory:
