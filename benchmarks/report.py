@@ -37,14 +37,20 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on a ratio or value: `Target("<=", 3)`."""
+    """A bound on a ratio or value: `Target("<=", 3)`; `=` is a figure to reproduce."""
 
     op: str
     bound: float
 
     def met(self, value: float) -> bool:
         """Whether `value` is within the bound."""
-        return value <= self.bound if self.op == "<=" else value >= self.bound
+        match self.op:
+            case "<=":
+                return value <= self.bound
+            case ">=":
+                return value >= self.bound
+            case _:
+                return value == self.bound
 
     def __str__(self) -> str:
         return f"{self.op} {self.bound:g}"

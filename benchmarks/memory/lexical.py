@@ -33,14 +33,6 @@ STOP_WORDS = frozenset(
 )
 
 
-def run(options: Options, report: Report) -> None:
-    """Measure."""
-    if options.wants("remember"):
-        remember(options, report)
-    if options.wants("recall"):
-        recall(options, report)
-
-
 def remember(options: Options, report: Report) -> None:
     """Writes a second of 32 writers, each waiting for its durable acknowledgement."""
     each = 60 if options.quick else 200
