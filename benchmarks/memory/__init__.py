@@ -19,6 +19,7 @@ PARTS: Final = (
     ("plain", "plain_search"),
     ("remember", "lexical"),
     ("recall", "lexical"),
+    ("poison", "poison"),
 )
 """(part, function) in order: `part` is the module's function and the name for `--only`."""
 

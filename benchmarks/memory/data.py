@@ -41,7 +41,7 @@ def rows(folder: Path, pattern: str) -> list[dict[str, Any]]:
     for path in files(folder, pattern):
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-        found += [json.loads(line) for line in text.splitlines() if line]
+        found += [json.loads(line) for line in text.split("\n") if line]
     return found
 
 
