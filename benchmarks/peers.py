@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.processes import ROOT
 
 LATTICA = "lattica==1.0.21"
+SUPERLOCALMEMORY = "superlocalmemory==4.1.18"
 
 
 class PeerMissing(Exception):
@@ -31,12 +32,25 @@ def lattica() -> str:
     Raises:
         PeerMissing: it could not be installed.
     """
-    folder = ROOT / "build" / "peers" / LATTICA.replace("==", "-")
+    return _environment(LATTICA)
+
+
+def superlocalmemory() -> str:
+    """The Python of SuperLocalMemory's environment: 2 GB, two minutes the first time.
+
+    Raises:
+        PeerMissing: it could not be installed.
+    """
+    return _environment(SUPERLOCALMEMORY)
+
+
+def _environment(requirement: str) -> str:
+    folder = ROOT / "build" / "peers" / requirement.replace("==", "-")
     python = folder / "bin" / "python"
     stamp = folder / "installed"
     if not stamp.exists():
         _run(sys.executable, "-m", "venv", str(folder))
-        _run(str(python), "-m", "pip", "install", "-q", LATTICA)
+        _run(str(python), "-m", "pip", "install", "-q", requirement)
         stamp.touch()
     return str(python)
 

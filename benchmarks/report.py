@@ -145,8 +145,14 @@ class Report:
         target: Target | None = None,
         yardstick: str = "-",
         yardstick_value: float | None = None,
+        target_ratio: Target | None = None,
     ) -> None:
-        """A row with an absolute target, or none."""
+        """A row with a target for its value or for its ratio to the yardstick, or none."""
+        ratio = value / yardstick_value if yardstick_value else None
+        bound = f"{target} {unit}" if target else "reported"
+        holds = target.met(value) if target else None
+        if target_ratio and ratio is not None:
+            bound, holds = f"ratio {target_ratio}", target_ratio.met(ratio)
         self._row(
             name=name,
             value=round(value, 4),
@@ -154,9 +160,9 @@ class Report:
             yardstick=yardstick
             if yardstick_value is None
             else f"{yardstick} = {yardstick_value:.4g}",
-            ratio=round(value / yardstick_value, 3) if yardstick_value else None,
-            target=f"{target} {unit}" if target else "reported",
-            holds=target.met(value) if target else None,
+            ratio=None if ratio is None else round(ratio, 3),
+            target=bound,
+            holds=holds,
             note="",
             extra={},
         )

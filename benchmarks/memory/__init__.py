@@ -20,6 +20,9 @@ PARTS: Final = (
     ("remember", "lexical"),
     ("recall", "lexical"),
     ("poison", "poison"),
+    ("scale", "scale"),
+    ("agents", "agents"),
+    ("resident", "scale"),
 )
 """(part, function) in order: `part` is the module's function and the name for `--only`."""
 
