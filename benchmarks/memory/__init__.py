@@ -20,6 +20,8 @@ PARTS: Final = (
     ("remember", "lexical"),
     ("recall", "lexical"),
     ("poison", "poison"),
+    ("contradiction", "conflicts"),
+    ("updates", "conflicts"),
     ("scale", "scale"),
     ("agents", "agents"),
     ("resident", "scale"),
