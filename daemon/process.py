@@ -111,6 +111,7 @@ class Daemon:
         notify("STATUS=opening the database\nEXTEND_TIMEOUT_USEC=600000000")
         async with trio.open_nursery() as stores:
             await stores.start(parts.db.run)
+            await stores.start(parts.services.behaviour.run)
             await self._load()
             async with trio.open_nursery() as core:
                 self._start_core(core, unclean=unclean)

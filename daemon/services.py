@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from daemon.paths import Paths
     from daemon.roles import Roles
     from daemon.rpc.registry import Registry
+    from memory.behaviour import Behaviour
     from memory.db import Db
     from memory.replica import Replica
     from memory.store import Memory
@@ -46,6 +47,7 @@ class Services:
         paths: where the files are.
         device: this node's key, which is its peer id.
         memory: the memory.
+        behaviour: what was shown to whom.
         node: the mesh.
         replication: groups, invites and sync.
         roles: what this device may write where.
@@ -66,6 +68,7 @@ class Services:
     paths: Paths
     device: PeerId
     memory: Memory
+    behaviour: Behaviour
     node: Node
     replication: Replication
     roles: Roles

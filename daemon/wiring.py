@@ -29,6 +29,7 @@ from daemon.rpc.dispatch import Dispatcher
 from daemon.rpc.registry import Registry
 from daemon.rpc.server import RpcServer
 from daemon.services import Services
+from memory.behaviour import Behaviour
 from memory.db import Db
 from memory.replica import Replica
 from memory.store import Memory
@@ -138,7 +139,8 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
             )
     node = Node(identity, config.p2p, env, [tcp], book_path=Path(paths.book))
     replication = Replication(node, replica, sealer, env, config.replication)
-    memory = Memory(db, replica, env, bytes(identity.id), config.memory)
+    behaviour = Behaviour(state / "behaviour.db", env)
+    memory = Memory(db, replica, env, bytes(identity.id), config.memory, behaviour)
     agents = AgentStore(db, env.rng, env.wall_ms)
     receipts = Receipts(db, env.wall_ms)
     boot_id = env.rng.randbytes(8).hex()
@@ -149,6 +151,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         paths=paths,
         device=identity.id,
         memory=memory,
+        behaviour=behaviour,
         node=node,
         replication=replication,
         roles=Roles(replication),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
+from memory.flags import IMPERATIVE
 from memory.model import Hit, Kind, Source
 from memory.provenance import author_of, iso, peer_text
 from memory.scopes import write_scope
@@ -28,7 +29,7 @@ MS_PER_DAY: Final = 86_400_000
 
 _ROWS: Final = """
 SELECT m.id, r.id, m.kind, m.role, m.title, m.thread, m.hlc, m.at_ms, m.valid_to, m.tags, m.source,
-  m.status, m.eff_trust, m.tokens, m.chunks, a.agent, a.device, a.class, a.trust, d.name,
+  m.status, m.flags, m.eff_trust, m.tokens, m.chunks, a.agent, a.device, a.class, a.trust, d.name,
   s.name, g.name, g.home
 FROM json_each(?) j JOIN memory m ON m.id = j.value JOIN record r ON r.n = m.id
 JOIN author a ON a.id = m.author JOIN scope s ON s.id = m.scope JOIN grp g ON g.n = s.grp
@@ -63,6 +64,7 @@ class Row(NamedTuple):
     tags: str | None
     source: str | None
     status: str
+    flags: int
     trust: float
     tokens: int
     chunks: int
@@ -178,5 +180,6 @@ def _flags(row: Row, now_ms: int) -> list[str]:
         "refuted": row.status == "refuted",
         "stale": row.valid_to is not None and row.valid_to < now_ms,
         "low_trust": row.trust < LOW_TRUST,
+        "imperative": bool(row.flags & IMPERATIVE),
     }
     return [name for name, holds in conditions.items() if holds]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+from memory.behaviour import Features, Shown
 from memory.errors import RefusedError
 from memory.fts import (
     CHUNK_POOL,
@@ -182,8 +183,19 @@ def recall(
     *,
     postings_max: int,
     now_ms: int,
+    noted: list[Shown] | None = None,
 ) -> Hits:
-    """Answer a checked query; `ms` is left for the caller to fill in."""
+    """Answer a checked query; `ms` is left for the caller to fill in.
+
+    Args:
+        connection: in a read transaction.
+        who: the caller.
+        query: checked by `check_query`.
+        frequencies: document frequencies known from before.
+        postings_max: see `MemoryConfig.postings`.
+        now_ms: the time.
+        noted: filled with what is shown and what its order was made from, for the feedback log.
+    """
     scopes = readable(connection, who.read, query.scope)
     filters = build_filters(
         connection,
@@ -206,6 +218,8 @@ def recall(
     withheld = Withheld(low_trust=len(ranked) - len(trusted) + capped)
     shown = _pair(connection, kept, query, {scope.id for scope in scopes})
     hits = _hits(connection, shown, query, withheld, now_ms)
+    if noted is not None:
+        noted += _noted(hits, shown, words)
     return Hits(hits=hits, withheld=withheld, searched=len(candidates), ms=0.0)
 
 
@@ -335,6 +349,23 @@ def _hits(
             hit.explain = _explain(connection, row, item.candidate)
         hits.append(hit)
     return hits
+
+
+def _noted(hits: Sequence[Hit], shown: Sequence[_Shown], words: Words) -> list[Shown]:
+    """What is shown, for the feedback log."""
+    return [
+        Shown(
+            bytes.fromhex(hit.id),
+            rank,
+            Features(
+                bm25=item.candidate.norm,
+                base=item.candidate.norm,
+                chunks=item.candidate.chunks,
+                words=len(words.terms),
+            ),
+        )
+        for rank, (hit, item) in enumerate(zip(hits, shown, strict=True), 1)
+    ]
 
 
 def _explain(connection: apsw.Connection, row: Row, candidate: Candidate) -> Explain:

@@ -25,17 +25,20 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Sequence
 
+    from memory.behaviour import Behaviour, Shown
     from memory.db import Db
     from memory.model import (
         Caller,
         Forgotten,
         History,
+        Hit,
         Hits,
         NoteIn,
         Page,
         Query,
         Remembered,
         Stats,
+        Version,
     )
     from memory.replica import Replica
     from memory.seams import Env, Receipt
@@ -57,6 +60,7 @@ class Memory:
         env: clocks.
         device: this node's 32-byte key.
         config: settings.
+        behaviour: where to note what was shown, None for nowhere.
     """
 
     def __init__(
@@ -66,12 +70,14 @@ class Memory:
         env: Env,
         device: bytes,
         config: MemoryConfig | None = None,
+        behaviour: Behaviour | None = None,
     ) -> None:
         self._db = db
         self._replica = replica
         self._env = env
         self._device = device
         self._config = config or MemoryConfig()
+        self._behaviour = behaviour
         self._frequencies = Frequencies()
 
     # ---- writing
@@ -194,6 +200,7 @@ class Memory:
         check_query(query)
         started = self._env.now()
         now_ms = self._env.wall_ms()
+        noted: builtins.list[Shown] = []
         hits = await self._db.read(
             lambda connection: recall(
                 connection,
@@ -202,8 +209,17 @@ class Memory:
                 self._frequencies,
                 postings_max=self._config.postings,
                 now_ms=now_ms,
+                noted=noted,
             )
         )
+        if self._behaviour is not None:
+            self._behaviour.note_shown(
+                agent=who.agent,
+                session=who.session,
+                scope=written_scopes(query.scope),
+                query=query.query,
+                shown=noted,
+            )
         hits.ms = round((self._env.now() - started) * 1000, 3)
         return hits
 
@@ -216,6 +232,7 @@ class Memory:
         started = self._env.now()
         now_ms = self._env.wall_ms()
         hits = await self._db.read(lambda connection: reading.get(connection, who, ids, now_ms))
+        self._note_read(who, hits.hits)
         hits.ms = round((self._env.now() - started) * 1000, 3)
         return hits
 
@@ -228,11 +245,13 @@ class Memory:
             RefusedError: `invalid` or `forbidden`.
         """
         now_ms = self._env.wall_ms()
-        return await self._db.read(
+        page = await self._db.read(
             lambda connection: reading.list_page(
                 connection, who, what, cursor=cursor, limit=limit, now_ms=now_ms
             )
         )
+        self._note_read(who, page.hits)
+        return page
 
     async def history(self, who: Caller, memory_id: str) -> History:
         """Everything signed about a memory: its versions, links, forget records.
@@ -241,9 +260,17 @@ class Memory:
             RefusedError: `not_found` or `invalid`.
         """
         now_ms = self._env.wall_ms()
-        return await self._db.read(
+        found = await self._db.read(
             lambda connection: reading.history(connection, who, memory_id, now_ms)
         )
+        self._note_read(who, [version for version in found.versions if version.text is not None])
+        return found
+
+    def _note_read(self, who: Caller, texts: Sequence[Hit | Version]) -> None:
+        """A text that was read without a question is as known to the reader as one recalled."""
+        if self._behaviour is not None:
+            records = [bytes.fromhex(text.id) for text in texts]
+            self._behaviour.note_read(agent=who.agent, session=who.session, records=records)
 
     async def stats(self, who: Caller) -> Stats:
         """Counts of what the caller may read, and the database's size."""
@@ -260,6 +287,11 @@ class Memory:
     def subscribe(self, fn: Callable[[MemoryEvent], None]) -> None:
         """Call `fn` with each `memory.*` event, after its commit, in commit order."""
         self._replica.on_event(fn)
+
+
+def written_scopes(scope: str | Sequence[str] | None) -> str:
+    """The scopes of a query as one text, empty for all the caller may read."""
+    return scope if isinstance(scope, str) else " ".join(scope or ())
 
 
 def _groups_to_tell(txn: Txn) -> list[bytes]:

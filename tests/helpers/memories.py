@@ -15,6 +15,7 @@ import apsw
 import msgspec
 import trio
 
+from memory.behaviour import Behaviour
 from memory.bodies import NoteBody, encode_body
 from memory.connect import APPLICATION_ID, PRAGMAS
 from memory.db import Db
@@ -67,6 +68,7 @@ class World:
     memory: Memory
     sealer: PlainSealer
     clock: Clock
+    behaviour: Behaviour
     events: list[MemoryEvent] = field(default_factory=list)
 
     @property
@@ -209,8 +211,9 @@ async def open_world(
         sealer.join(group)
     db = Db(folder / "covey.db", clock, inline=inline, vfs=vfs)
     replica = Replica(db, sealer, folder)
-    memory = Memory(db, replica, clock, sealer.device)
-    world = World(db, replica, memory, sealer, clock)
+    behaviour = Behaviour(folder / "behaviour.db", clock, inline=inline)
+    memory = Memory(db, replica, clock, sealer.device, behaviour=behaviour)
+    world = World(db, replica, memory, sealer, clock, behaviour)
     memory.subscribe(world.events.append)
     async with trio.open_nursery() as nursery:
         await nursery.start(db.run)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
     from daemon.roles import Roles
     from daemon.rpc.session import Dialect
+    from memory.behaviour import Behaviour
     from memory.replica import Replica
     from memory.store import Memory
     from p2p.identity import PeerId
@@ -266,6 +267,7 @@ async def running_kit(
         paths=paths,
         device=cast("PeerId", DEVICE),
         memory=cast("Memory", None),
+        behaviour=cast("Behaviour", None),
         node=cast("Node", None),
         replication=cast("Replication", None),
         roles=cast("Roles", None),

@@ -1,0 +1,1 @@
+"""Schema of behaviour.db, by number; `memory.schema` applies it."""
