@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,6 +24,15 @@ from memory.bodies import (
     peek_tag,
 )
 from memory.errors import DecodeError
+from memory.evidence import (
+    first_standing,
+    keep_confirmation,
+    keep_endorsement,
+    keep_verdict,
+    reowned,
+    restate_voter,
+    target_here,
+)
 from memory.fts import add_to_index
 from memory.provenance import thread_id
 from memory.scopes import token
@@ -113,8 +122,10 @@ def project(txn: Txn, entry: Entry, plain: bytes) -> None:
             _project_forget(txn, entry, body)
         case ProfileBody():
             _project_profile(txn.connection, entry, body)
-        case VerdictBody() | EndorseBody():
-            _keep(txn.connection, entry, plain, "later")
+        case VerdictBody():
+            keep_verdict(txn, entry.n, entry.hlc, _voter(txn, entry, body.agent), body)
+        case EndorseBody():
+            keep_endorsement(txn, entry.n, entry.hlc, _voter(txn, entry, body.agent), body)
 
 
 def _keep(connection: apsw.Connection, entry: Entry, plain: bytes, why: str) -> None:
@@ -124,16 +135,22 @@ def _keep(connection: apsw.Connection, entry: Entry, plain: bytes, why: str) -> 
     )
 
 
+def _voter(txn: Txn, entry: Entry, agent: str) -> int:
+    """Row of the author of a statement."""
+    name = clean_line(agent)
+    return author_row(txn.connection, entry.grp, entry.device, name, entry.owner, entry.relation)[0]
+
+
 def author_row(
     connection: apsw.Connection, grp: int, device: bytes, agent: str, owner: bytes, relation: str
 ) -> tuple[int, float, str]:
     """(row, T, state) of an author, made on first sight with its start value."""
-    row = connection.execute(
+    found = connection.execute(
         "SELECT id, trust, state FROM author WHERE grp = ? AND device = ? AND agent = ?",
         (grp, device, agent),
     ).fetchone()
-    if row is not None:
-        return int(row[0]), float(row[1]), str(row[2])
+    if found is not None:
+        return int(found[0]), float(found[1]), str(found[2])
     s = start_s(relation)
     trust = author_trust(relation, agent, s, 0.0)
     connection.execute(
@@ -141,7 +158,9 @@ def author_row(
         " VALUES (?, ?, ?, ?, ?, ?, 0, ?)",
         (grp, device, agent, owner, relation, s, trust),
     )
-    return connection.last_insert_rowid(), trust, ""
+    row = connection.last_insert_rowid()
+    known = first_standing(connection, row)
+    return (row, trust, "") if known is None else (row, *known)
 
 
 def scope_row(connection: apsw.Connection, grp: int, name: str) -> int:
@@ -201,6 +220,7 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     txn.events.append(("stored", entry.id, scope))
     if not entry.fresh:
         _settle_neighbours(txn, entry)
+        target_here(txn, entry.id, entry.n, author)
 
 
 def _heading(body: NoteBody) -> str:
@@ -324,6 +344,8 @@ def _project_link(txn: Txn, entry: Entry, body: LinkBody) -> None:
     )
     if body.type == "supersedes":
         restatus(txn, body.dst)
+    elif body.type == "confirms":
+        keep_confirmation(txn, entry.n, entry.hlc, author, body)
 
 
 def _project_forget(txn: Txn, entry: Entry, body: ForgetBody) -> None:
@@ -355,6 +377,7 @@ def _project_profile(connection: apsw.Connection, entry: Entry, body: ProfileBod
 def resettle(txn: Txn, n: int, record_id: bytes) -> None:
     """Show or hide what an entry says after its record's state changed."""
     connection = txn.connection
+    restate_voter(txn, n)
     if connection.execute("SELECT 1 FROM memory WHERE id = ?", (n,)).fetchone():
         retier(txn, n)
         restatus(txn, record_id)
@@ -374,21 +397,16 @@ def reown(txn: Txn, grp: int, device: bytes, owner: bytes, relation: str) -> boo
     connection = txn.connection
     txn.lookups.clear()
     author_row(connection, grp, device, "", owner, relation)
-    rows = cast(
-        "list[tuple[int, str, float]]",
-        connection.execute(
-            "SELECT id, agent, f FROM author WHERE grp = ? AND device = ?"
-            " AND (owner <> ? OR class <> ?)",
-            (grp, device, owner, relation),
-        ).fetchall(),
+    rows = integers(
+        connection,
+        "SELECT id FROM author WHERE grp = ? AND device = ? AND (owner <> ? OR class <> ?)",
+        (grp, device, owner, relation),
     )
-    for author, agent, f in rows:
-        s = start_s(relation)
+    for author in rows:
         connection.execute(
-            "UPDATE author SET owner = ?, class = ?, s = ?, trust = ? WHERE id = ?",
-            (owner, relation, s, author_trust(relation, agent, s, f), author),
+            "UPDATE author SET owner = ?, class = ? WHERE id = ?", (owner, relation, author)
         )
-        refold_trust(txn, integers(connection, "SELECT id FROM memory WHERE author = ?", (author,)))
+        reowned(txn, author)
         written = "SELECT r.id FROM memory m JOIN record r ON r.n = m.id WHERE m.author = ?"
         for record_id in blobs(connection, written, (author,)):
             restatus(txn, record_id)

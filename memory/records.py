@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from memory.bodies import ENTRY_KIND
+from memory.evidence import fork_found
 from memory.ingest import Entry, author_row, entry_of, project, resettle
 from memory.sql import blobs, number
 
@@ -287,6 +288,7 @@ def freeze(txn: Txn, grp: int, log: LogKey, seq: int, a: bytes, b: bytes) -> int
         "UPDATE log SET frozen = ?1 WHERE n = ?2 AND (frozen IS NULL OR frozen > ?1)", (seq, row.n)
     )
     txn.changed.add(log[0])
+    fork_found(txn, log[1])
     above = blobs(
         connection, "SELECT id FROM record WHERE log = ? AND seq >= ? ORDER BY seq", (row.n, seq)
     )

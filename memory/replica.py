@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from memory import records
 from memory.errors import RefusedError, UsageError
+from memory.evidence import TrustEvent, settle
 from memory.ingest import reown
 from memory.localrows import put_local, read_local
 from memory.marks import HighMark
@@ -84,6 +85,7 @@ class Replica:
         self._mark.load()
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
         self._on_event: list[Callable[[MemoryEvent], None]] = []
+        self._on_trust: list[Callable[[TrustEvent], None]] = []
         self._indexes: dict[tuple[bytes, int], IdIndex] = {}
         self._commits = 0
         self._receipts_written = 0
@@ -230,12 +232,17 @@ class Replica:
         """Call `fn` with what happened to memories, after the commit that did it."""
         self._on_event.append(fn)
 
+    def on_trust(self, fn: Callable[[TrustEvent], None]) -> None:
+        """Call `fn` with what became of an author's trust, after the commit that did it."""
+        self._on_trust.append(fn)
+
     async def transact(self, fn: Callable[[Txn], T]) -> T:
         """Run `fn` as one atomic unit and announce what it stored once that is on disk."""
 
         def unit(connection: apsw.Connection) -> _Done[T]:
             txn = Txn(connection, self._lookups)
             result = fn(txn)
+            settle(txn, self.db.wall_ms())
             return _Done(result, txn, _events(txn))
 
         done = await self.db.write(unit, self._announce)
@@ -318,6 +325,9 @@ class Replica:
         for event in done.events:
             for hear in self._on_event:
                 hear(event)
+        for change in txn.told:
+            for listen in self._on_trust:
+                listen(change)
 
 
 def _events(txn: Txn) -> list[MemoryEvent]:

@@ -157,7 +157,7 @@ def refold_trust(txn: Txn, memories: Sequence[int]) -> None:
     # what was left out would keep a trust that its author has lost.
     while pending:
         memory = pending.pop()
-        if _refold_one(txn, memory):
+        if refold_one(txn, memory):
             pending.extend(derived_from(txn.connection, memory))
 
 
@@ -170,19 +170,21 @@ def derived_from(connection: apsw.Connection, memory: int) -> list[int]:
     )
 
 
-def _refold_one(txn: Txn, memory: int) -> bool:
+def refold_one(txn: Txn, memory: int) -> bool:
+    """Compute E of one memory anew and re-index it; whether E changed."""
     connection = txn.connection
     row = connection.execute(
-        "SELECT m.eff_trust, m.role, a.trust FROM memory m JOIN author a ON a.id = m.author"
-        " WHERE m.id = ?",
+        "SELECT m.eff_trust, m.role, a.trust, CASE a.state WHEN 'banned' THEN 0.0"
+        " ELSE m.vouched END FROM memory m JOIN author a ON a.id = m.author WHERE m.id = ?",
         (memory,),
     ).fetchone()
     assert row is not None, "only a projected memory has trust"
-    old, role, trust = row
+    old, role, trust, vouched = row
     parents = blobs(connection, "SELECT parent_id FROM parent WHERE memory = ?", (memory,))
-    new, _ = effective(trust, role, parents_trust(connection, parents))
+    new, _ = effective(trust, role, parents_trust(connection, parents), vouched)
     if new == old:
-        return False
+        # An author may be banned and yet have been worth nothing before.
+        return retier(txn, memory)
     connection.execute(
         "UPDATE memory SET eff_trust = ?, origin_trust = ? WHERE id = ?", (new, trust, memory)
     )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     import apsw
 
+    from memory.evidence import TrustEvent
     from memory.seams import LogKey
 
 T = TypeVar("T")
@@ -47,10 +48,12 @@ class Txn:
         changed: groups whose set of counting records changed.
         events: (name, id, scope row) to announce.
         marks: own log positions reached.
+        judged: author rows about whom something is known anew; folded at the end of the unit.
+        told: what became of authors' trust, to announce.
         lookups: rows known from this transaction.
     """
 
-    __slots__ = ("changed", "connection", "events", "lookups", "marks", "stored")
+    __slots__ = ("changed", "connection", "events", "judged", "lookups", "marks", "stored", "told")
 
     def __init__(self, connection: apsw.Connection, lookups: Lookups | None = None) -> None:
         self.connection = connection
@@ -59,6 +62,8 @@ class Txn:
         self.changed: set[bytes] = set()
         self.events: list[tuple[str, bytes, int]] = []
         self.marks: dict[LogKey, int] = {}
+        self.judged: set[int] = set()
+        self.told: list[TrustEvent] = []
 
     def once(self, key: tuple[object, ...], find: Callable[[], T]) -> T:
         """What `find` returns, asked once a transaction; None is asked for again."""

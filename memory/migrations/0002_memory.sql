@@ -3,6 +3,71 @@
 
 -- ---- trust -----------------------------------------------------------------------------------
 
+DROP TABLE evidence;
+DROP TABLE endorse;
+DROP TABLE domain;
+
+-- What was seen of an author, in its own words or in others' signed ones. Weights are not kept: they
+-- follow from the kind and from how far the voter is trusted today. about, memory: NULL until the
+-- target of a signed verdict is here. voter, rec: who signed it, and where. proof: it brought the
+-- hash of a test run or document. seen: '' not asked, 'no', 'yes': whether the voter had been shown
+-- the target before it confirmed it.
+CREATE TABLE evidence(
+  id INTEGER PRIMARY KEY, about INTEGER REFERENCES author(id), target BLOB, memory INTEGER,
+  kind TEXT NOT NULL, by BLOB, voter INTEGER REFERENCES author(id), rec INTEGER REFERENCES record(n),
+  proof INTEGER NOT NULL DEFAULT 0, seen TEXT NOT NULL DEFAULT '', hlc INTEGER NOT NULL,
+  at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX evidence_about ON evidence(about);
+CREATE INDEX evidence_memory ON evidence(memory) WHERE memory IS NOT NULL;
+CREATE INDEX evidence_target ON evidence(target) WHERE target IS NOT NULL;
+CREATE INDEX evidence_voter ON evidence(voter) WHERE voter IS NOT NULL;
+CREATE UNIQUE INDEX evidence_rec ON evidence(rec) WHERE rec IS NOT NULL;
+
+-- Signed endorsements of owners by others; of each voter's owner the newest that counts is in force.
+CREATE TABLE endorse(
+  rec INTEGER PRIMARY KEY REFERENCES record(n), voter INTEGER NOT NULL REFERENCES author(id),
+  subject BLOB NOT NULL, level INTEGER NOT NULL, until_ms INTEGER, hlc INTEGER NOT NULL
+) STRICT;
+CREATE INDEX endorse_subject ON endorse(subject);
+CREATE INDEX endorse_voter ON endorse(voter);
+
+-- A foreign owner as a whole: no agent of its is trusted more than this.
+CREATE TABLE domain(
+  owner BLOB PRIMARY KEY, s REAL NOT NULL, f REAL NOT NULL, trust REAL NOT NULL, flow REAL NOT NULL,
+  state TEXT NOT NULL, at_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Work that a transaction leaves for the next ones, so that none is long: authors to fold anew,
+-- authors whose memories (after the one named) take over the new trust, and single memories.
+CREATE TABLE refold(author INTEGER PRIMARY KEY REFERENCES author(id)) STRICT;
+CREATE TABLE retrust_author(author INTEGER PRIMARY KEY REFERENCES author(id), after INTEGER NOT NULL)
+  STRICT;
+CREATE TABLE retrust(memory INTEGER PRIMARY KEY) STRICT;
+
+-- Rolled back on this machine: what an author (agent NULL: every agent of the device) wrote since a
+-- time. cursor: records up to this one are done; state says which way it goes.
+CREATE TABLE rollback(
+  id INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, device BLOB NOT NULL, agent TEXT,
+  grp INTEGER REFERENCES grp(n), since_ms INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+  cursor INTEGER NOT NULL DEFAULT 0,
+  state TEXT NOT NULL CHECK (state IN ('planned', 'hiding', 'done', 'undoing', 'undone'))
+) STRICT;
+-- Records that do not count here while their rollback stands; was: the memory's status before.
+CREATE TABLE muted(
+  n INTEGER PRIMARY KEY REFERENCES record(n), rollback INTEGER NOT NULL REFERENCES rollback(id),
+  was TEXT
+) STRICT;
+CREATE INDEX muted_by ON muted(rollback, n);
+
+-- backed: the person, or flow >= 2, vouches for it. vouched: what that raises E to, at least.
+ALTER TABLE memory ADD COLUMN backed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE memory ADD COLUMN confirmations INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE memory ADD COLUMN vouched REAL NOT NULL DEFAULT 0;
+-- From when a fall of trust is measured: .3 within a day is an alarm.
+ALTER TABLE author ADD COLUMN day_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE author ADD COLUMN day_trust REAL NOT NULL DEFAULT 0;
+
 
 -- ---- conflicts, duplicates, lineage ------------------------------------------------------------
 

@@ -151,10 +151,16 @@ async def test_a_fork_hides_all_above_it_for_ever(world: World) -> None:
     await world.replica.admit(HOME, notes)
     log = peer.sealer.log(HOME, 1)
     assert await world.replica.settle(HOME, fork=[(log, 3, notes[2].id, b"z" * 32)]) == 2
-    assert sorted(h.text or "" for h in (await world.find("fact")).hits) == ["fact 0", "fact 1"]
+    assert await _states(world) == ["live", "live", "void", "void"]
+    # Who has two histories is banned: what is left of it is kept, and shown to nobody.
+    assert (await world.find("fact", trust_min=0.0)).hits == []
     await world.replica.settle(HOME, revive=[notes[2].id])
-    assert len((await world.find("fact")).hits) == 2
+    assert await _states(world) == ["live", "live", "void", "void"]
     await world.check_index()
+
+
+async def _states(world: World) -> list[object]:
+    return [row[0] for row in await world.sql("SELECT state FROM record ORDER BY n")]
 
 
 async def test_sealed_bodies_are_projected_when_the_key_comes(world: World) -> None:
@@ -234,16 +240,20 @@ async def test_a_body_that_cannot_be_read_is_kept_and_blocks_nothing(
     assert dict(await world.replica.known([bad.id])) == {bad.id: "live"}
 
 
-async def test_bodies_of_later_parts_are_kept_as_such(world: World) -> None:
+async def test_verdicts_and_endorsements_become_rows_before_their_targets_come(
+    world: World,
+) -> None:
     peer = Peer(world.clock, 7)
     bodies = [
         VerdictBody("bob", b"t" * 32, "useful", "outcome", None, None),
         EndorseBody("bob", b"s" * 32, 50, None),
     ]
     await world.replica.admit(HOME, [peer.write(HOME, body, "invited") for body in bodies])
-    rows = await world.sql("SELECT tag, why, plain FROM kept ORDER BY tag")
-    assert [(tag, why) for tag, why, _ in rows] == [(3, "later"), (4, "later")]
-    assert [decode_body_untrusted(plain) for _, _, plain in rows] == bodies
+    assert await world.sql("SELECT target, kind, about FROM evidence") == [
+        (b"t" * 32, "useful", None)
+    ]
+    assert await world.sql("SELECT subject, level FROM endorse") == [(b"s" * 32, 50)]
+    assert await world.sql("SELECT * FROM kept") == []
     assert is_newer(b"\x92\x07\xa0")
     assert not is_newer(encode_body(bodies[0]))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from memory.evidence import work
 from memory.model import NoteIn
 from memory.trust import (
     LOW,
@@ -170,5 +171,7 @@ async def test_a_fallen_author_loses_trust_in_everything_however_much_it_wrote(
         await world.memory.remember(world.agent(), derived[start : start + 200])
     device = peer.sealer.device
     await world.replica.settle(HOME, owners=[(device, device, "other")])
+    while await world.replica.transact(lambda txn: work(txn, world.clock.ms)):
+        pass
     rows = await world.sql("SELECT eff_trust, tier, count(*) FROM memory GROUP BY 1, 2")
     assert rows == [(0.3, LOW, 1400)]

@@ -1,0 +1,388 @@
+"""What is known about authors: seen here, signed by others; and the work of folding it anew.
+
+`observe` notes what this daemon saw. The projections keep what was signed: verdicts, confirming
+links, endorsements. Both only write rows and name the authors concerned; at the end of the same
+transaction `settle` folds those anew (memory/standing.py) and carries the new trust to their
+memories, at most a batch of them. What is left stands in tables, so that no transaction is long
+and a crash loses none of it: `work` takes the next batch. Source: docs/specs/memory.md, *Trust*.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from memory.sql import blobs, integers, number
+from memory.standing import Standings, weigh_memory
+from memory.status import derived_from, refold_one
+from memory.trust import ALARM_FALL, DAY_MS, KINDS, EvidenceKind, tier_of
+
+if TYPE_CHECKING:
+    import apsw
+
+    from memory.bodies import EndorseBody, LinkBody, VerdictBody
+    from memory.txn import Txn
+
+__all__ = ["EvidenceKind", "TrustEvent", "observe", "settle", "work"]
+
+BATCH: Final = 500
+"""Memories that take over a new trust in one transaction."""
+
+AUTHORS_INLINE: Final = 32
+"""Authors folded in the transaction that concerned them; further ones wait for the next. Guess:
+some milliseconds."""
+
+
+class TrustEvent(NamedTuple):
+    """Something about an author's trust, told after its commit.
+
+    Attributes:
+        name: `changed` (its memories now belong in another index), `alarm` or `banned`.
+        device: its device key.
+        agent: agent name, empty for the person.
+        before: T before; of an alarm, where it was within the last day.
+        after: T now.
+    """
+
+    name: str
+    device: bytes
+    agent: str
+    before: float
+    after: float
+
+
+# ---- what this node saw
+
+
+def observe(
+    txn: Txn,
+    *,
+    author: int,
+    kind: EvidenceKind,
+    memory: int | None = None,
+    at_ms: int,
+    by: bytes | None = None,
+) -> None:
+    """Note a piece of evidence about an author that this daemon saw, in the writer's transaction.
+
+    Args:
+        txn: the writer's unit; trust is folded anew at its end.
+        author: row of the author it is about.
+        kind: what was seen.
+        memory: the memory it was seen on.
+        at_ms: when, Unix milliseconds.
+        by: owner key of whoever said it, for `confirmed` and `refuted`: their trust is its weight.
+    """
+    assert kind in KINDS, f"{kind} is no kind of evidence"
+    txn.connection.execute(
+        "INSERT INTO evidence(about, memory, kind, by, hlc, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (author, memory, kind, by, at_ms << 16, at_ms),
+    )
+    txn.judged.add(author)
+    if memory is not None and by is not None:
+        _again(txn.connection, memory)
+
+
+def fork_found(txn: Txn, device: bytes) -> None:
+    """A device's log is proven forked: its authors are banned when they are folded."""
+    txn.judged.update(integers(txn.connection, "SELECT id FROM author WHERE device = ?", (device,)))
+
+
+# ---- what others signed
+
+
+def keep_verdict(txn: Txn, n: int, hlc: int, voter: int, body: VerdictBody) -> None:
+    """Rows of a signed verdict: of an own agent, of the person, or of somebody else."""
+    _keep(txn, n, hlc, voter, body.target, body.outcome, proof=body.evidence is not None)
+
+
+def keep_confirmation(txn: Txn, n: int, hlc: int, voter: int, body: LinkBody) -> None:
+    """Rows of a link that says: my memory confirms that one."""
+    _keep(txn, n, hlc, voter, body.dst, "confirms", proof=False)
+
+
+def _keep(txn: Txn, n: int, hlc: int, voter: int, target: bytes, kind: str, *, proof: bool) -> None:
+    connection = txn.connection
+    row = connection.execute(
+        "SELECT m.id, m.author FROM record r JOIN memory m ON m.id = r.n WHERE r.id = ?", (target,)
+    ).fetchone()
+    memory, about = (None, None) if row is None else (int(row[0]), int(row[1]))
+    connection.execute(
+        "INSERT OR IGNORE INTO evidence(about, target, memory, kind, voter, rec, proof, hlc, at_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (about, target, memory, kind, voter, n, int(proof), hlc, hlc >> 16),
+    )
+    if about is not None and memory is not None:
+        txn.judged.add(about)
+        _again(connection, memory)
+
+
+def target_here(txn: Txn, record_id: bytes, memory: int, author: int) -> None:
+    """A memory came after verdicts on it: they count from now on."""
+    connection = txn.connection
+    connection.execute(
+        "UPDATE evidence SET about = ?, memory = ? WHERE target = ? AND about IS NULL",
+        (author, memory, record_id),
+    )
+    if connection.changes():
+        txn.judged.add(author)
+        _again(connection, memory)
+
+
+def keep_endorsement(txn: Txn, n: int, hlc: int, voter: int, body: EndorseBody) -> None:
+    """Rows of a signed endorsement of an owner."""
+    txn.connection.execute(
+        "INSERT OR IGNORE INTO endorse VALUES (?, ?, ?, ?, ?, ?)",
+        (n, voter, body.subject, body.level, body.until_ms, hlc),
+    )
+    endorsed_anew(txn, body.subject)
+
+
+def endorsed_anew(txn: Txn, subject: bytes) -> None:
+    """Fold those concerned by a change of an owner's endorsements: it, and whom voices reach."""
+    connection = txn.connection
+    txn.judged.update(integers(connection, "SELECT id FROM author WHERE owner = ?", (subject,)))
+    # Its own voice may now be heard, and those it endorses, so whoever any foreign voice was about.
+    connection.execute(
+        "INSERT OR IGNORE INTO refold SELECT DISTINCT e.about FROM evidence e"
+        " LEFT JOIN author v ON v.id = e.voter WHERE e.about IS NOT NULL"
+        " AND (e.by IS NOT NULL OR v.class NOT IN ('own', 'own_device'))"
+    )
+
+
+def restate_voter(txn: Txn, n: int) -> None:
+    """A signed verdict, link or endorsement began or ceased to count: fold whom it was about."""
+    connection = txn.connection
+    found = connection.execute("SELECT about, memory FROM evidence WHERE rec = ?", (n,)).fetchone()
+    if found is not None and found[0] is not None:
+        txn.judged.add(int(found[0]))
+        _again(connection, int(found[1]))
+    for subject in blobs(connection, "SELECT subject FROM endorse WHERE rec = ?", (n,)):
+        endorsed_anew(txn, subject)
+
+
+def reowned(txn: Txn, author: int) -> None:
+    """An author's owner or relation changed: fold it, and whom it spoke of."""
+    txn.judged.add(author)
+    connection = txn.connection
+    connection.execute(
+        "INSERT OR IGNORE INTO refold SELECT DISTINCT about FROM evidence WHERE voter = ?"
+        " AND about IS NOT NULL",
+        (author,),
+    )
+    connection.execute(
+        "INSERT OR IGNORE INTO retrust SELECT memory FROM evidence WHERE voter = ?"
+        " AND memory IS NOT NULL",
+        (author,),
+    )
+    subjects = blobs(connection, "SELECT DISTINCT subject FROM endorse WHERE voter = ?", (author,))
+    for subject in subjects:
+        endorsed_anew(txn, subject)
+
+
+def first_standing(connection: apsw.Connection, author: int) -> tuple[float, str] | None:
+    """(T, state) of an author just made, if something is known that touches it; else None.
+
+    A new name of a known subject or owner begins where that one is, not at its start value.
+    """
+    known = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM author b WHERE b.device = a.device AND b.agent = a.agent"
+        " AND b.id <> a.id) OR EXISTS (SELECT 1 FROM domain d WHERE d.owner = a.owner)"
+        " OR EXISTS (SELECT 1 FROM endorse e WHERE e.subject = a.owner)"
+        " OR EXISTS (SELECT 1 FROM fork f JOIN log l ON l.n = f.log WHERE l.author = a.device)"
+        " FROM author a WHERE a.id = ?",
+        (author,),
+    ).get
+    if not known:
+        return None
+    now_ms = number(connection, "SELECT max(at_ms) FROM author")
+    found = Standings(connection, now_ms).author(author)
+    connection.execute(
+        "UPDATE author SET s = ?, f = ?, trust = ?, state = ? WHERE id = ?",
+        (found.s, found.f, found.trust, found.state, author),
+    )
+    _later(connection, author)  # as of now, not of the last fold
+    return found.trust, found.state
+
+
+# ---- folding
+
+
+def settle(txn: Txn, now_ms: int) -> None:
+    """At the end of a unit: fold whom it concerned, and carry the trust to their memories.
+
+    Bounded: what exceeds a batch stays in `refold`, `retrust_author` and `retrust` for `work`.
+    """
+    if not txn.judged:
+        return
+    judged = sorted(txn.judged)
+    txn.judged.clear()
+    for author in judged[AUTHORS_INLINE:]:
+        _later(txn.connection, author)
+    standings = Standings(txn.connection, now_ms)
+    for author in judged[:AUTHORS_INLINE]:
+        _fold(txn, standings, author)
+    _batch(txn, standings)
+
+
+def work(txn: Txn, now_ms: int) -> bool:
+    """Do a batch of what is left; whether there is more."""
+    _batch(txn, Standings(txn.connection, now_ms))
+    return pending(txn.connection)
+
+
+def _batch(txn: Txn, standings: Standings) -> None:
+    connection = txn.connection
+    authors = integers(connection, "SELECT author FROM refold LIMIT ?", (AUTHORS_INLINE,))
+    for author in authors:
+        connection.execute("DELETE FROM refold WHERE author = ?", (author,))
+        _fold(txn, standings, author)
+    _memories(txn, standings, BATCH)
+
+
+def _later(connection: apsw.Connection, author: int) -> None:
+    connection.execute("INSERT OR IGNORE INTO refold VALUES (?)", (author,))
+
+
+def pending(connection: apsw.Connection) -> bool:
+    """Whether trust is still being carried to authors or memories."""
+    return bool(
+        number(
+            connection,
+            "SELECT EXISTS (SELECT 1 FROM refold) OR EXISTS (SELECT 1 FROM retrust_author)"
+            " OR EXISTS (SELECT 1 FROM retrust)",
+        )
+    )
+
+
+def _fold(txn: Txn, standings: Standings, author: int) -> None:
+    """Fold one subject in all its groups, and its owner; name what follows from a change."""
+    connection = txn.connection
+    subject = standings.subject_of(author)
+    for row in standings.rows_of(subject):
+        found = standings.author(row)
+        before = connection.execute(
+            "SELECT trust, state, day_ms, day_trust FROM author WHERE id = ?", (row,)
+        ).fetchone()
+        assert before is not None, "the row was read in this transaction"
+        old, old_state, day_ms, day_trust = before
+        if standings.now_ms - day_ms >= DAY_MS:
+            day_ms, day_trust = standings.now_ms, old
+        day_trust = max(day_trust, found.trust)
+        connection.execute(
+            "UPDATE author SET s = ?, f = ?, trust = ?, state = ?, at_ms = ?, day_ms = ?,"
+            " day_trust = ? WHERE id = ?",
+            (
+                found.s,
+                found.f,
+                found.trust,
+                found.state,
+                standings.now_ms,
+                day_ms,
+                day_trust,
+                row,
+            ),
+        )
+        if found.trust == old and found.state == old_state:
+            continue
+        banned = found.state == "banned" != old_state
+        _tell(txn, subject, old, found.trust, day_trust, banned=banned)
+        _carry(connection, row)
+    _fold_owner(txn, standings, author)
+
+
+def _fold_owner(txn: Txn, standings: Standings, author: int) -> None:
+    """The owner's own standing; its other agents are limited by it."""
+    connection = txn.connection
+    owner = standings.owner_of(author)
+    found = standings.domain(owner)
+    if found is None:
+        return
+    old = connection.execute("SELECT trust FROM domain WHERE owner = ?", (owner,)).get
+    connection.execute(
+        "INSERT OR REPLACE INTO domain(owner, s, f, trust, flow, state, at_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (owner, found.s, found.f, found.trust, found.flow, found.state, standings.now_ms),
+    )
+    if old != found.trust:
+        connection.execute(
+            "INSERT OR IGNORE INTO refold SELECT id FROM author WHERE owner = ? AND id <> ?",
+            (owner, author),
+        )
+
+
+def _tell(
+    txn: Txn, subject: tuple[bytes, str], old: float, new: float, day: float, *, banned: bool
+) -> None:
+    device, agent = subject
+    if tier_of(old) != tier_of(new):
+        txn.told.append(TrustEvent("changed", device, agent, old, new))
+    if day - new >= ALARM_FALL > day - old:
+        txn.told.append(TrustEvent("alarm", device, agent, day, new))
+    if banned:
+        txn.told.append(TrustEvent("banned", device, agent, old, new))
+
+
+def _carry(connection: apsw.Connection, author: int) -> None:
+    """An author's trust changed: its memories follow, and whoever it gave its voice."""
+    connection.execute("INSERT OR REPLACE INTO retrust_author VALUES (?, 0)", (author,))
+    connection.execute(
+        "INSERT OR IGNORE INTO refold SELECT DISTINCT e.about FROM author a JOIN evidence e"
+        " ON e.voter = a.id OR e.by = a.owner WHERE a.id = ? AND e.about IS NOT NULL"
+        " AND a.class NOT IN ('own', 'own_device')",
+        (author,),
+    )
+    connection.execute(
+        "INSERT OR IGNORE INTO retrust SELECT e.memory FROM evidence e JOIN author a"
+        " ON a.id = e.voter WHERE e.voter = ? AND e.memory IS NOT NULL"
+        " AND a.class NOT IN ('own', 'own_device')",
+        (author,),
+    )
+    connection.execute(
+        "INSERT OR IGNORE INTO refold SELECT o.id FROM endorse e JOIN author o"
+        " ON o.owner = e.subject WHERE e.voter = ?",
+        (author,),
+    )
+
+
+def _again(connection: apsw.Connection, memory: int) -> None:
+    connection.execute("INSERT OR IGNORE INTO retrust VALUES (?)", (memory,))
+
+
+def _memories(txn: Txn, standings: Standings, limit: int) -> None:
+    """Carry trust to the next memories: single ones first, then those of changed authors."""
+    connection = txn.connection
+    left = limit
+    while left > 0:
+        batch = _next_memories(connection, left)
+        if not batch:
+            return
+        left -= len(batch)
+        for memory in batch:
+            if weigh_memory(connection, standings, memory) is None:
+                continue  # erased meanwhile
+            if refold_one(txn, memory):
+                for child in derived_from(connection, memory):
+                    _again(connection, child)
+
+
+def _next_memories(connection: apsw.Connection, limit: int) -> list[int]:
+    single = integers(connection, "SELECT memory FROM retrust LIMIT ?", (limit,))
+    if single:
+        connection.executemany("DELETE FROM retrust WHERE memory = ?", [(m,) for m in single])
+        return single
+    row = connection.execute("SELECT author, after FROM retrust_author LIMIT 1").fetchone()
+    if row is None:
+        return []
+    author, after = row
+    found = integers(
+        connection,
+        "SELECT id FROM memory WHERE author = ? AND id > ? ORDER BY id LIMIT ?",
+        (author, after, limit),
+    )
+    if len(found) < limit:
+        connection.execute("DELETE FROM retrust_author WHERE author = ?", (author,))
+    else:
+        connection.execute(
+            "UPDATE retrust_author SET after = ? WHERE author = ?", (found[-1], author)
+        )
+    return found
