@@ -138,6 +138,25 @@ def check_database(paths: Paths) -> Check:
     )
 
 
+def check_embedder(paths: Paths) -> Check:
+    """Whether the embedder's file is the published one; reads its 23 MB."""
+    from memory.embed import EXTRA, check_model
+
+    name = "store.embedder"
+    try:
+        wanted = load(paths.config_file).memory.embedder
+    except ConfigError:
+        return _ok(name, "not looked at: the settings cannot be read")
+    if wanted == "none":
+        return _ok(name, "none, as [memory] embedder says")
+    found = check_model()
+    if found.state == "ok":
+        return _ok(name, found.message)
+    if found.state == "extra_missing" and wanted == "auto":
+        return _ok(name, f"none; install {EXTRA} to find memories by meaning")
+    return _bad(name, found.message, "Recall goes on by words alone until then.")
+
+
 def check_last_run(paths: Paths, *, running: bool) -> Check:
     """Whether the last run ended cleanly."""
     if not running and os.path.exists(paths.running):
@@ -230,6 +249,7 @@ def examine(
         lambda: check_config(paths),
         lambda: check_disk(paths),
         lambda: check_database(paths),
+        lambda: check_embedder(paths),
         lambda: check_last_run(paths, running=running),
     ]
     named = {check.name: check for check in [*asked, *(make() for make in local)]}

@@ -212,9 +212,11 @@ class Daemon:
         core.start_soon(self._purge_receipts)
         core.start_soon(self._watchdog)
         core.start_soon(self._preload_mcp)
+        core.start_soon(services.embeddings.run)
         services.health.add("store.disk", self._check_disk)
         services.health.add("store.writer", self._check_writer)
         services.health.add("mesh.listen", self._check_mesh)
+        services.health.add("embed.backlog", self._check_embeddings)
         if unclean:
             core.start_soon(self._check_database)
 
@@ -315,6 +317,17 @@ class Daemon:
         await self.parts.db.write(lambda _connection: None)
         took_ms = (self._env.now() - before) * 1000
         return Check(name="store.writer", status="ok", message=f"commits in {took_ms:.1f} ms")
+
+    async def _check_embeddings(self) -> Check:
+        status = await self.parts.services.embeddings.status()
+        return Check(
+            name="embed.backlog",
+            status="degraded" if status.problem else "ok",
+            message=status.message,
+            remedy="Recall goes on by words. `covey doctor store` looks at the model's file."
+            if status.problem
+            else "",
+        )
 
     async def _check_mesh(self) -> Check:
         await trio.lowlevel.checkpoint()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from daemon.rpc.registry import Registry
     from memory.behaviour import Behaviour
     from memory.db import Db
+    from memory.embedding import Embeddings
     from memory.replica import Replica
     from memory.store import Memory
     from p2p.env import Env
@@ -48,6 +49,7 @@ class Services:
         device: this node's key, which is its peer id.
         memory: the memory.
         behaviour: what was shown to whom.
+        embeddings: vectors of its chunks.
         node: the mesh.
         replication: groups, invites and sync.
         roles: what this device may write where.
@@ -69,6 +71,7 @@ class Services:
     device: PeerId
     memory: Memory
     behaviour: Behaviour
+    embeddings: Embeddings
     node: Node
     replication: Replication
     roles: Roles

@@ -31,6 +31,9 @@ from daemon.rpc.server import RpcServer
 from daemon.services import Services
 from memory.behaviour import Behaviour
 from memory.db import Db
+from memory.embed import load_embedder, require_embedder
+from memory.embedding import Embeddings
+from memory.errors import EmbedError
 from memory.replica import Replica
 from memory.store import Memory
 from p2p.env import SystemEnv
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from daemon.config import Config
     from daemon.paths import Paths
     from daemon.services import Control
+    from memory.config import MemoryConfig
     from p2p.env import Env
     from p2p.identity import Identity
 
@@ -140,7 +144,10 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
     node = Node(identity, config.p2p, env, [tcp], book_path=Path(paths.book))
     replication = Replication(node, replica, sealer, env, config.replication)
     behaviour = Behaviour(state / "behaviour.db", env)
-    memory = Memory(db, replica, env, bytes(identity.id), config.memory, behaviour)
+    embeddings = _embeddings(config.memory, db, replica, env)
+    memory = Memory(
+        db, replica, env, bytes(identity.id), config.memory, behaviour, embeddings=embeddings
+    )
     agents = AgentStore(db, env.rng, env.wall_ms)
     receipts = Receipts(db, env.wall_ms)
     boot_id = env.rng.randbytes(8).hex()
@@ -152,6 +159,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         device=identity.id,
         memory=memory,
         behaviour=behaviour,
+        embeddings=embeddings,
         node=node,
         replication=replication,
         roles=Roles(replication),
@@ -191,4 +199,25 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         mcp=mcp,
         server=server,
         receipts=receipts,
+    )
+
+
+def _embeddings(config: MemoryConfig, db: Db, replica: Replica, env: Env) -> Embeddings:
+    """Vectors in the background.
+
+    Raises:
+        ConfigError: the settings insist on an embedder that is not installed.
+    """
+    try:
+        require_embedder(config)
+    except EmbedError as error:
+        raise ConfigError(f"[memory] embedder: {error}") from None
+    return Embeddings(
+        db,
+        replica,
+        env,
+        ThreadOffload(),
+        lambda: load_embedder(config),
+        ram_bytes_max=config.vector_ram_bytes,
+        wanted=config.embedder != "none",
     )

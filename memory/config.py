@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -11,10 +13,18 @@ class MemoryConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         postings: documents a query's terms may match together in the main index before the most
             frequent terms are left out; higher finds more and takes longer.
+        embedder: `auto` uses the model of the extra `embed` where it is installed, `minilm` insists
+            on it, `none` searches by words alone.
+        vector_ram_bytes: codes of vectors held in memory, 384 bytes each; those beyond it are read
+            from the database, 2 ms a recall.
     """
 
     postings: int = 20_000
+    embedder: Literal["auto", "none", "minilm"] = "auto"
+    vector_ram_bytes: int = 96 * 2**20
 
     def __post_init__(self) -> None:
         if self.postings < 1:
             raise ValueError("[memory] postings must be at least 1")
+        if self.vector_ram_bytes < 0:
+            raise ValueError("[memory] vector_ram_bytes must not be negative")

@@ -60,6 +60,7 @@ _DF: Final = {
     MAIN: "SELECT doc FROM main_vocab WHERE term = ?",
     LOW: "SELECT doc FROM low_vocab WHERE term = ?",
 }
+_NO_VECTORS: Final = "DELETE FROM vec WHERE chunk IN (SELECT id FROM chunk WHERE memory = ?)"
 _WORD: Final = re.compile(r"\w+")
 # Quoted text, and what has no space inside but several words: paths, dotted names, versions, error
 # codes. Worth more as a whole than word by word.
@@ -83,6 +84,7 @@ def move_to_tier(connection: apsw.Connection, memory: int, scope: int, old: int,
     """Take a memory out of one index and into another, in this order.
 
     'delete', tier, insert: a row that left its view before it left its index raises CorruptError.
+    What is in no index keeps no vectors. The caller notes the memory in `Txn.touched`.
     """
     rows = cast(
         "list[ChunkRow]",
@@ -95,6 +97,8 @@ def move_to_tier(connection: apsw.Connection, memory: int, scope: int, old: int,
             connection.execute(_DELETE[old], row)
         connection.execute(_COUNT[old], (-len(rows), scope))
     connection.execute("UPDATE memory SET tier = ? WHERE id = ?", (new, memory))
+    if new == NONE:
+        connection.execute(_NO_VECTORS, (memory,))
     add_to_index(connection, new, scope, rows)
 
 

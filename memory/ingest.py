@@ -209,6 +209,7 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
         size=(tokens(text), len(chunks)),
     )
     _insert_chunks(connection, entry.n, scope, tier, clean_line(_heading(body)), chunks)
+    txn.touched.add(entry.n)
     for parent in parents:
         connection.execute("INSERT INTO parent VALUES (?, ?)", (entry.n, parent))
     if body.idem is not None and entry.relation == "own":

@@ -253,8 +253,34 @@ class Forgotten(msgspec.Struct, kw_only=True):
     status: Literal["forgotten", "not_found", "not_yours"]
 
 
+class EmbedStatus(msgspec.Struct, kw_only=True):
+    """How far recall by meaning is.
+
+    Attributes:
+        state: off, loading, ready or failed.
+        model: id of the embedder; empty without one.
+        vectors: chunks that have a vector.
+        chunks: chunks that recall can find.
+        backlog: chunks that wait for one.
+        message: one line for a person.
+        problem: whether something is wrong that a person should see to.
+    """
+
+    state: str
+    model: str
+    vectors: int
+    chunks: int
+    backlog: int
+    message: str
+    problem: bool = False
+
+
 class Stats(msgspec.Struct, kw_only=True):
-    """Sizes of the memory."""
+    """Sizes of the memory.
+
+    Attributes:
+        embedding: vectors of the whole store; absent where none were asked for.
+    """
 
     memories: int
     by_status: dict[str, int]
@@ -264,3 +290,4 @@ class Stats(msgspec.Struct, kw_only=True):
     chunks: int
     db_bytes: int
     wal_bytes: int
+    embedding: EmbedStatus | None = None

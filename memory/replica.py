@@ -7,9 +7,10 @@ or neither is. Source: docs/specs/memory.md, *Records*.
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from memory import records
 from memory.errors import RefusedError, UsageError
@@ -18,7 +19,7 @@ from memory.ingest import reown
 from memory.localrows import put_local, read_local
 from memory.marks import HighMark
 from memory.scopes import write_scope
-from memory.txn import Lookups, MemoryEvent, Txn
+from memory.txn import Lookups, MemoryEvent, Place, Txn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +45,15 @@ NOTHING_SEALED: Final = "this group has no key here yet: wait for the first sync
 class _Done(Generic[T]):
     """What a unit of ours leaves for the time after COMMIT."""
 
-    __slots__ = ("events", "result", "txn")
+    __slots__ = ("events", "places", "result", "txn")
 
-    def __init__(self, result: T, txn: Txn, events: list[MemoryEvent]) -> None:
+    def __init__(
+        self, result: T, txn: Txn, events: list[MemoryEvent], places: Mapping[int, Place]
+    ) -> None:
         self.result = result
         self.txn = txn
         self.events = events
+        self.places = places
 
 
 class IdIndex:
@@ -86,6 +90,7 @@ class Replica:
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
         self._on_event: list[Callable[[MemoryEvent], None]] = []
         self._on_trust: list[Callable[[TrustEvent], None]] = []
+        self._on_touched: list[Callable[[Mapping[int, Place]], None]] = []
         self._indexes: dict[tuple[bytes, int], IdIndex] = {}
         self._commits = 0
         self._receipts_written = 0
@@ -236,6 +241,10 @@ class Replica:
         """Call `fn` with what became of an author's trust, after the commit that did it."""
         self._on_trust.append(fn)
 
+    def on_touched(self, fn: Callable[[Mapping[int, Place]], None]) -> None:
+        """Call `fn` with where the memories of a commit are now, in commit order."""
+        self._on_touched.append(fn)
+
     async def transact(self, fn: Callable[[Txn], T]) -> T:
         """Run `fn` as one atomic unit and announce what it stored once that is on disk."""
 
@@ -243,7 +252,9 @@ class Replica:
             txn = Txn(connection, self._lookups)
             result = fn(txn)
             settle(txn, self.db.wall_ms())
-            return _Done(result, txn, _events(txn))
+            # Nobody to tell, nothing to look up.
+            places = _places(txn) if self._on_touched and txn.touched else {}
+            return _Done(result, txn, _events(txn), places)
 
         done = await self.db.write(unit, self._announce)
         return done.result
@@ -322,6 +333,9 @@ class Replica:
         for group, ids in txn.stored.items():
             for tell in self._on_commit:
                 tell(group, ids)
+        if done.places:
+            for follow in self._on_touched:
+                follow(done.places)
         for event in done.events:
             for hear in self._on_event:
                 hear(event)
@@ -341,6 +355,18 @@ def _events(txn: Txn) -> list[MemoryEvent]:
         else:
             events.append(MemoryEvent(name, (record_id.hex(),), written))
     return events
+
+
+def _places(txn: Txn) -> dict[int, Place]:
+    """(scope, tier) of the touched memories as this unit leaves them, None for erased ones."""
+    places: dict[int, Place] = dict.fromkeys(txn.touched)
+    rows = txn.connection.execute(
+        "SELECT id, scope, tier FROM memory WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(txn.touched)),),
+    )
+    for memory, scope, tier in cast("list[tuple[int, int, int]]", rows.fetchall()):
+        places[memory] = (scope, tier)
+    return places
 
 
 def _written(connection: apsw.Connection, scope: int) -> str:

@@ -106,6 +106,7 @@ def expire(txn: Txn, memories: Sequence[int]) -> int:
         assert row is not None, "an expired memory was found a moment ago"
         if row[1] != NONE:
             move_to_tier(txn.connection, memory, row[0], row[1], NONE)
+            txn.touched.add(memory)
     return len(memories)
 
 
@@ -129,6 +130,7 @@ def retier(txn: Txn, memory: int) -> bool:
     if new == old:
         return False
     move_to_tier(txn.connection, memory, scope, old, new)
+    txn.touched.add(memory)
     return True
 
 

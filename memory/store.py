@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from memory.behaviour import Behaviour, Shown
     from memory.db import Db
+    from memory.embedding import Embeddings
     from memory.model import (
         Caller,
         Forgotten,
@@ -61,6 +62,7 @@ class Memory:
         device: this node's 32-byte key.
         config: settings.
         behaviour: where to note what was shown, None for nowhere.
+        embeddings: vectors of chunks and queries; None searches by words alone.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Memory:
         device: bytes,
         config: MemoryConfig | None = None,
         behaviour: Behaviour | None = None,
+        *,
+        embeddings: Embeddings | None = None,
     ) -> None:
         self._db = db
         self._replica = replica
@@ -78,6 +82,7 @@ class Memory:
         self._device = device
         self._config = config or MemoryConfig()
         self._behaviour = behaviour
+        self._embeddings = embeddings
         self._frequencies = Frequencies()
 
     # ---- writing
@@ -275,7 +280,10 @@ class Memory:
     async def stats(self, who: Caller) -> Stats:
         """Counts of what the caller may read, and the database's size."""
         sizes = self._db.sizes()
-        return await self._db.read(lambda connection: reading.stats(connection, who, sizes))
+        stats = await self._db.read(lambda connection: reading.stats(connection, who, sizes))
+        if self._embeddings is not None:
+            stats.embedding = await self._embeddings.status()
+        return stats
 
     async def receipt(self, key: bytes) -> bytes | None:
         """What a mutating call left under this key, if it was carried out."""

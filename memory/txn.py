@@ -25,6 +25,10 @@ such rows.
 """
 
 
+Place: TypeAlias = "tuple[int, int] | None"
+"""(scope row, tier) a memory is in; None when it is gone."""
+
+
 class MemoryEvent(msgspec.Struct, frozen=True):
     """Something that happened to memories; never their text.
 
@@ -51,9 +55,20 @@ class Txn:
         judged: author rows about whom something is known anew; folded at the end of the unit.
         told: what became of authors' trust, to announce.
         lookups: rows known from this transaction.
+        touched: memory rows whose chunks were added, removed or changed tier.
     """
 
-    __slots__ = ("changed", "connection", "events", "judged", "lookups", "marks", "stored", "told")
+    __slots__ = (
+        "changed",
+        "connection",
+        "events",
+        "judged",
+        "lookups",
+        "marks",
+        "stored",
+        "told",
+        "touched",
+    )
 
     def __init__(self, connection: apsw.Connection, lookups: Lookups | None = None) -> None:
         self.connection = connection
@@ -64,6 +79,7 @@ class Txn:
         self.marks: dict[LogKey, int] = {}
         self.judged: set[int] = set()
         self.told: list[TrustEvent] = []
+        self.touched: set[int] = set()
 
     def once(self, key: tuple[object, ...], find: Callable[[], T]) -> T:
         """What `find` returns, asked once a transaction; None is asked for again."""

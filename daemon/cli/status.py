@@ -109,6 +109,9 @@ def _memory(memory: dict[str, Json]) -> None:
     count = int(out.number(memory.get("memories")))
     size = out.size(out.number(memory.get("db_bytes")) + out.number(memory.get("wal_bytes")))
     out.say(f"  {count:,} memories in {int(out.number(memory.get('records'))):,} records, {size}")
+    embedding = out.text(out.mapping(memory.get("embedding")).get("message"))
+    if embedding:
+        out.say(f"  {embedding}")
     for title, field in (("from", "by_origin"), ("in", "by_scope")):
         parts = sorted(
             out.mapping(memory.get(field)).items(), key=lambda item: -out.number(item[1])

@@ -74,6 +74,9 @@ ALTER TABLE author ADD COLUMN day_trust REAL NOT NULL DEFAULT 0;
 
 -- ---- vectors -----------------------------------------------------------------------------------
 
+-- Models that have rows in `vec`: whether another one's are left is asked often, and `vec` is large.
+CREATE TABLE vec_model(model TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+
 
 -- ---- erasure and forgetting --------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import apsw
 import msgspec
@@ -19,6 +19,7 @@ from memory.behaviour import Behaviour
 from memory.bodies import NoteBody, encode_body
 from memory.connect import APPLICATION_ID, PRAGMAS
 from memory.db import Db
+from memory.embedding import Embeddings
 from memory.model import Caller, NoteIn, Query, ScopeSet
 from memory.replica import Replica
 from memory.schema import migrate
@@ -27,12 +28,14 @@ from memory.writing import Draft
 from tests.helpers.plain_sealer import PlainRecord, PlainSealer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from memory.bodies import Body
     from memory.model import Hits
-    from memory.seams import Cell
+    from memory.seams import Cell, Embedder
     from memory.txn import MemoryEvent
+
+T = TypeVar("T")
 
 HOME = hashlib.sha256(b"home").digest()
 PRIVATE = hashlib.sha256(b"private").digest()
@@ -59,6 +62,14 @@ class Clock:
         return name in self.faults
 
 
+class InlineOffload:
+    """Blocking work in the loop."""
+
+    async def run(self, fn: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        return fn()
+
+
 @dataclass
 class World:
     """Everything a test of the memory touches."""
@@ -66,6 +77,7 @@ class World:
     db: Db
     replica: Replica
     memory: Memory
+    embeddings: Embeddings
     sealer: PlainSealer
     clock: Clock
     behaviour: Behaviour
@@ -200,9 +212,17 @@ def empty_database() -> bytes:
 
 @asynccontextmanager
 async def open_world(
-    folder: Path, *, seed: int = 1, inline: bool = False, vfs: str | None = None
+    folder: Path,
+    *,
+    seed: int = 1,
+    inline: bool = False,
+    vfs: str | None = None,
+    embedder: Embedder | None = None,
 ) -> AsyncIterator[World]:
-    """A running memory over `folder/covey.db`, with the groups home, private and team."""
+    """A running memory over `folder/covey.db`, with the groups home, private and team.
+
+    Vectors are made if an embedder is given.
+    """
     if not (folder / "covey.db").exists():
         (folder / "covey.db").write_bytes(empty_database())
     clock = Clock(seed)
@@ -212,8 +232,11 @@ async def open_world(
     db = Db(folder / "covey.db", clock, inline=inline, vfs=vfs)
     replica = Replica(db, sealer, folder)
     behaviour = Behaviour(folder / "behaviour.db", clock, inline=inline)
-    memory = Memory(db, replica, clock, sealer.device, behaviour=behaviour)
-    world = World(db, replica, memory, sealer, clock, behaviour)
+    embeddings = Embeddings(
+        db, replica, clock, InlineOffload(), lambda: embedder, wanted=embedder is not None
+    )
+    memory = Memory(db, replica, clock, sealer.device, behaviour=behaviour, embeddings=embeddings)
+    world = World(db, replica, memory, embeddings, sealer, clock, behaviour)
     memory.subscribe(world.events.append)
     async with trio.open_nursery() as nursery:
         await nursery.start(db.run)
@@ -226,5 +249,6 @@ async def open_world(
                 ("grp", (TEAM, "team", 0, "member")),
             ],
         )
+        await nursery.start(embeddings.run)
         yield world
-        await db.aclose()
+        nursery.cancel_scope.cancel()

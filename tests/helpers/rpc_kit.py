@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from daemon.roles import Roles
     from daemon.rpc.session import Dialect
     from memory.behaviour import Behaviour
+    from memory.embedding import Embeddings
     from memory.replica import Replica
     from memory.store import Memory
     from p2p.identity import PeerId
@@ -268,6 +269,7 @@ async def running_kit(
         device=cast("PeerId", DEVICE),
         memory=cast("Memory", None),
         behaviour=cast("Behaviour", None),
+        embeddings=cast("Embeddings", None),
         node=cast("Node", None),
         replication=cast("Replication", None),
         roles=cast("Roles", None),

@@ -1,0 +1,1 @@
+"""Data files the package reads: BERT's uncased vocabulary."""
