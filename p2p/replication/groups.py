@@ -28,7 +28,7 @@ from p2p.replication.record import (
 from p2p.replication.wires import wire_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from p2p.identity import Verifier
@@ -292,13 +292,24 @@ async def fetch_of(store: RecordStore, group: bytes, ids: Sequence[bytes]) -> li
     return found
 
 
-def choose_incarnations(me: bytes, logs: Iterable[LogState], wall_ms: int) -> tuple[int, int]:
+def choose_incarnations(
+    me: bytes, logs: Iterable[LogState], wall_ms: int, marks: Mapping[LogKey, int] | None = None
+) -> tuple[int, int]:
     """Incarnations to go on with after a start: (control, data).
 
-    A log that ends in a fork, or far in the future of our clock, is not continued.
+    A log that ends in a fork, or far in the future of our clock, is not continued. Nor is one of
+    which we once had more than is here now: the database is an older image, and its next place has
+    been signed before.
+
+    Args:
+        me: our device key.
+        logs: the group's logs as the store has them.
+        wall_ms: own wall clock.
+        marks: how far our own logs of this group had come, by `high.mark`.
     """
     logs = [log for log in logs if log.key[1] == me]
-    last = max((log.key[2] for log in logs), default=0)
+    ours = {key: seq for key, seq in (marks or {}).items() if key[1] == me}
+    last = max((key[2] for key in [*(log.key for log in logs), *ours]), default=0)
     chosen = []
     for lane in (LANE_CONTROL, LANE_DATA):
         newest = max(
@@ -307,11 +318,22 @@ def choose_incarnations(me: bytes, logs: Iterable[LogState], wall_ms: int) -> tu
         unusable = newest is None or newest.fork_seq is not None
         if newest is not None and clock_was_wrong(newest.head_hlc, wall_ms):
             unusable = True
+        if newest is not None and _was_ahead(newest, ours):
+            unusable = True
         if newest is None or unusable:
             chosen.append(next_incarnation(last, wall_ms))
         else:
             chosen.append(newest.key[2])
     return chosen[0], chosen[1]
+
+
+def _was_ahead(newest: LogState, marks: Mapping[LogKey, int]) -> bool:
+    """Whether a lane of ours was further than its newest log here: on it, or on a newer one."""
+    return any(
+        (key[2], seq) > (newest.key[2], newest.max_seq)
+        for key, seq in marks.items()
+        if key[3] == newest.key[3]
+    )
 
 
 def trim_waiting(group: Group, config: ReplicationConfig, now: float) -> None:

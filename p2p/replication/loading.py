@@ -16,6 +16,7 @@ from p2p.replication.shares import record_of
 
 if TYPE_CHECKING:
     from p2p.replication.core import Core
+    from p2p.replication.store import LogKey
 
 
 async def load_group(core: Core, group: Group) -> None:
@@ -28,7 +29,8 @@ async def load_group(core: Core, group: Group) -> None:
             group.exchange[public] = private
     logs = await core.store.logs(group.id)
     wall_ms = core.env.wall_ms()
-    group.incarnations = list(choose_incarnations(core.me, logs, wall_ms))
+    marks = await _marks(core, group.id)
+    group.incarnations = list(choose_incarnations(core.me, logs, wall_ms, marks))
     group.headers = sum(log.max_seq for log in logs)
     for log in logs:
         if not too_far_ahead(log.head_hlc, wall_ms):
@@ -42,6 +44,18 @@ async def load_group(core: Core, group: Group) -> None:
             group.rejected.add(columns[0])
     await _load_epochs(core, group)
     core.keeper.load_sealer(group)
+
+
+async def _marks(core: Core, group: bytes) -> dict[LogKey, int]:
+    """How far our own logs of the group had come, by the file that no old image brings back."""
+    marks: dict[LogKey, int] = {}
+    for _, (_, author, incarnation, lane, seq) in await core.store.local("mark", group):
+        assert isinstance(author, bytes), "we wrote it"
+        assert isinstance(incarnation, int), "we wrote it"
+        assert isinstance(lane, int), "we wrote it"
+        assert isinstance(seq, int), "we wrote it"
+        marks[group, author, incarnation, lane] = seq
+    return marks
 
 
 def _never_left(group: Group) -> bool:

@@ -40,7 +40,14 @@ LOCAL_KEY_COLUMNS: Final[Mapping[str, int]] = {
 }
 """How many leading columns are a local row's key."""
 
-_GROUP_COLUMN: Final[Mapping[str, int]] = {"grp": 0, "secret": 0, "epoch": 0, "hold": 1, "peer": 0}
+_GROUP_COLUMN: Final[Mapping[str, int]] = {
+    "grp": 0,
+    "secret": 0,
+    "epoch": 0,
+    "hold": 1,
+    "peer": 0,
+    "mark": 0,
+}
 
 NO_HEAD: Final = bytes(32)
 
