@@ -121,6 +121,26 @@ class LogConfig:
         _at_least(self, file_bytes=64 * 1024, files=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackupConfig:
+    """`[backup]`: copies that the daemon makes by itself."""
+
+    every_s: float = 24 * 3600.0
+    """Time between two automatic backups; 0: none are made."""
+    keep: int = 7
+    """How many backups are kept; the oldest go first. Raising it costs a database's size each."""
+    dir: str = ""
+    """Folder for backups; empty: `backups` in the state folder. An erasure does not reach copies
+    outside of the state folder."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, every_s=0, keep=1)
+        if 0 < self.every_s < 60:
+            raise ValueError("every_s must be 0 or at least 60")
+        if self.dir and not os.path.isabs(self.dir):
+            raise ValueError("dir must be an absolute path")
+
+
 def _at_least(config: object, **floors: float) -> None:
     for name, floor in floors.items():
         if cast("float", getattr(config, name)) < floor:
@@ -142,6 +162,7 @@ class Config:
     rpc: RpcConfig
     mcp: McpConfig
     log: LogConfig
+    backup: BackupConfig
     origins: Mapping[str, str]
 
     def section(self, name: str) -> object:
@@ -161,6 +182,7 @@ SECTIONS: Final[Mapping[str, type]] = {
     "rpc": RpcConfig,
     "mcp": McpConfig,
     "log": LogConfig,
+    "backup": BackupConfig,
 }
 _FIELD_OF: Final = {name: name.rsplit(".", 1)[-1] for name in SECTIONS}
 PRESETS: Final[Mapping[str, Callable[[], P2pConfig]]] = {
@@ -296,6 +318,7 @@ def decode(
         rpc=_build(RpcConfig(), "rpc", given),
         mcp=_build(McpConfig(), "mcp", given),
         log=_build(LogConfig(), "log", given),
+        backup=_build(BackupConfig(), "backup", given),
         origins={f"{section}.{key}": item.where for (section, key), item in given.items()},
     )
 

@@ -29,6 +29,9 @@ Part = Literal["net", "store", "clients"]
 
 # 3.51.3 mended a bug by which a reset of the write-ahead log could corrupt the database.
 SQLITE_MIN: Final = (3, 51, 3)
+_RESTORE: Final = (
+    "`covey down`, then `covey restore latest`: the state as it is goes aside, not away."
+)
 _LOW_BYTES: Final = 500 * 2**20
 
 
@@ -127,14 +130,14 @@ def check_database(paths: Paths) -> Check:
         return _bad(
             "store.check",
             f"the database cannot be read: {type(error).__name__}",
-            "Stop the daemon, copy the state folder aside, and restore a backup.",
+            _RESTORE,
         )
     if row and row[0] == "ok":
         return _ok("store.check", "the database is sound")
     return _bad(
         "store.check",
         "the database is damaged",
-        "Stop the daemon, copy the state folder aside, and restore a backup.",
+        _RESTORE,
     )
 
 

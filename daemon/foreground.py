@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -19,6 +20,7 @@ from daemon.instance import AlreadyRunning, InstanceLock, RunningMarker, check_f
 from daemon.logging_setup import setup
 from daemon.paths import PathsError, make_private
 from daemon.process import Daemon, first_leaf
+from daemon.restore import finish_restore
 from daemon.wiring import ProcessEnv
 from memory.errors import StoreError
 from p2p.identity import KeyFileError
@@ -73,6 +75,12 @@ def run_foreground(paths: Paths, flags: Sequence[str] = ()) -> int:
 
 def _run_locked(config: Config, paths: Paths, env: Env, flags: Sequence[str]) -> int:
     setup(config.log, paths.logs, env.now)
+    try:
+        finished = finish_restore(Path(paths.state))
+    except StoreError as error:
+        return _complain(str(error), EXIT_CONFIG)
+    if finished:
+        log.info("restore_finished")
     marker = RunningMarker(paths.running)
     unclean = marker.set()
     log.info("starting", extra={"f": {"version": daemon.__version__, "unclean": unclean}})

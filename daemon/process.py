@@ -213,6 +213,8 @@ class Daemon:
         core.start_soon(self._watchdog)
         core.start_soon(self._preload_mcp)
         core.start_soon(services.embeddings.run)
+        core.start_soon(services.backups.run)
+        services.health.add("backup.age", services.backups.check)
         services.health.add("store.disk", self._check_disk)
         services.health.add("store.writer", self._check_writer)
         services.health.add("mesh.listen", self._check_mesh)
@@ -303,7 +305,9 @@ class Daemon:
                 name="store.integrity",
                 status="ok" if sound else "failed",
                 message="checked after the last run died" if sound else "the database is damaged",
-                remedy="" if sound else "Stop the daemon and run `covey doctor store`.",
+                remedy=""
+                if sound
+                else "`covey down`, then `covey restore latest`; `covey verify` says more.",
             )
 
         self.parts.services.health.add("store.integrity", probe)

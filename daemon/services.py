@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import trio
 
     from daemon.agents import AgentStore
+    from daemon.backup import Backups
     from daemon.config import Config
     from daemon.events import EventHub
     from daemon.health import Health
@@ -63,6 +64,7 @@ class Services:
         mesh_up: set once the mesh listens.
         boot_id: random hex of this start, the `epoch` of events.
         started_ms: Unix milliseconds of this start.
+        backups: copies of the state.
     """
 
     env: Env
@@ -85,3 +87,4 @@ class Services:
     mesh_up: trio.Event
     boot_id: str
     started_ms: int
+    backups: Backups

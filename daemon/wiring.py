@@ -18,6 +18,7 @@ from typing_extensions import override
 
 import daemon
 from daemon.agents import AgentStore
+from daemon.backup import Backups
 from daemon.errors import ConfigError
 from daemon.events import EventHub
 from daemon.health import Health
@@ -173,6 +174,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         mesh_up=trio.Event(),
         boot_id=boot_id,
         started_ms=env.wall_ms(),
+        backups=Backups(paths, config.backup, env, ThreadOffload(), bytes(identity.id)),
     )
     dispatcher = Dispatcher(config.rpc, receipts, env.now)
     mcp = McpHost(

@@ -46,7 +46,9 @@ STATEMENTS_CACHED: Final = 200
 CLOSE_GRACE_S: Final = 5.0
 """How long closing may take on the way out: one running statement."""
 
-RESTORE: Final = "stop the daemon, copy its folder aside, then put your newest backup in its place"
+RESTORE: Final = (
+    "stop the daemon with `covey down`; `covey restore latest` puts your newest backup in its place"
+)
 
 
 class Link:

@@ -272,6 +272,8 @@ def _json_note(line: bytes, where: str, uri: str, digest: str) -> Note:
         raise ImportFileError(f"{where}: not a JSON object on one line ({exc})") from exc
     if not isinstance(note, dict):
         raise ImportFileError(f"{where}: a note is a JSON object with at least a text")
+    # What an export adds: who had signed it. The line's source says where it is from.
+    note.pop("covey", None)
     for name in note:
         if name not in FIELDS:
             raise ImportFileError(f"{where}: unknown field {_shown(name)}{_nearest(name)}")

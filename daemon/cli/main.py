@@ -36,6 +36,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "history": ("memory", "all that was signed about a note"),
         "forget": ("memory", "take a note out of recall"),
         "import": ("importing", "store the notes of Markdown, text and JSON Lines files"),
+        "export": ("export", "write the memory as JSON Lines, Markdown or a SQLite file"),
     },
     "Machines": {
         "invite": ("pairing", "make a ticket for another machine"),
@@ -48,6 +49,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "mcp": ("", "carry an agent's MCP to the daemon (agents run this)"),
         "connect": ("agents", "what to put into an agent's configuration"),
         "agents": ("agents", "tokens of the agents on this machine"),
+    },
+    "Keep and check": {
+        "backup": ("backup", "copies of this machine's state: create, list, verify, prune"),
+        "verify": ("verify", "check every record, text and index entry again"),
+        "restore": ("backup", "put a backup in the place of the state; the daemon is stopped"),
     },
     "Look closer": {
         "doctor": ("doctor", "find what is wrong and how to mend it"),

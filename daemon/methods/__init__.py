@@ -10,6 +10,34 @@ if TYPE_CHECKING:
 
 def all_methods() -> list[ModuleType]:
     """The modules whose methods a daemon serves."""
-    from daemon.methods import agents, config, group, invite, memory, net, peers, process, rpc, sync
+    from daemon.methods import (
+        agents,
+        backup,
+        config,
+        export,
+        group,
+        invite,
+        memory,
+        net,
+        peers,
+        process,
+        rpc,
+        sync,
+        verify,
+    )
 
-    return [agents, config, group, invite, memory, net, peers, process, rpc, sync]
+    return [
+        agents,
+        backup,
+        config,
+        export,
+        group,
+        invite,
+        memory,
+        net,
+        peers,
+        process,
+        rpc,
+        sync,
+        verify,
+    ]

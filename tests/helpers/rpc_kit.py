@@ -31,6 +31,7 @@ from p2p.env import SystemEnv
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from daemon.backup import Backups
     from daemon.json_types import Json
     from daemon.roles import Roles
     from daemon.rpc.session import Dialect
@@ -283,6 +284,7 @@ async def running_kit(
         mesh_up=trio.Event(),
         boot_id="boot",
         started_ms=env.wall_ms(),
+        backups=cast("Backups", None),
     )
     dispatcher = Dispatcher(settings.rpc, Receipts(db, env.wall_ms), env.now)
     server = RpcServer(services, registry, dispatcher, mcp)

@@ -1,0 +1,396 @@
+"""Backups and restores of real daemons: under load, killed, erased, altered, with the key."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, cast
+
+import apsw
+import pytest
+
+from tests.helpers.daemons import Home, wait_gone, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from daemon.json_types import Json
+
+TABLES = ("memory", "chunk", "link", "claim", "forgetting", "parent", "kept", "author", "scope")
+"""What a restore must bring back as it was."""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    made = Home(tmp_path / "h")
+    yield made
+    made.stop()
+
+
+def backup(home: Home, *words: str, **env: str) -> Path:
+    made = home.json("backup", "create", *words, env=env)
+    assert isinstance(made, dict)
+    return home.folder / "state" / "backups" / str(made["name"])
+
+
+def dump(home: Home) -> dict[str, list[tuple[object, ...]]]:
+    """Rows of a stopped node's memory."""
+    connection = apsw.Connection(str(home.folder / "state" / "covey.db"))
+    found = {}
+    for table in TABLES:
+        rows = connection.execute(f"SELECT * FROM {table}").fetchall()
+        # Counters of changes and the order of pieces' numbers are not content.
+        names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})").fetchall()]
+        kept = [
+            i
+            for i, name in enumerate(names)
+            if (table, name)
+            not in {("scope", "generation"), ("chunk", "id"), ("memory", "claim"), ("claim", "id")}
+        ]
+        found[table] = sorted((tuple(row[i] for i in kept) for row in rows), key=repr)
+    connection.close()
+    return found
+
+
+def fill(home: Home) -> str:
+    """A few notes of every sort; the id of one that is to be erased or forgotten."""
+    home.ok("remember", "the zebrafish swims in tank seven", "--scope", "lab", "--tag", "fish")
+    old = home.json("remember", "staging runs on port 8080", "--title", "ports")
+    home.ok("remember", "staging runs on port 9090", "--supersedes", _id(old))
+    gone = home.json("remember", "the cellar door sticks in winter")
+    home.ok("forget", _id(gone))
+    home.ok(
+        "rpc",
+        "memory.remember",
+        json.dumps(
+            {
+                "text": "the build needs node 22",
+                "kind": "claim",
+                "claim": {"subject": "build", "attribute": "node", "value": "22"},
+                "thread": "setup",
+                "speaker": "bob",
+                "source": {"uri": "file:x", "tool": "t"},
+            }
+        ),
+    )
+    last = home.json("remember", "quokkas smile at the harbour", "--scope", "private/zoo")
+    return _id(last)
+
+
+def _id(result: Json) -> str:
+    if isinstance(result, list):
+        result = result[0]
+    assert isinstance(result, dict)
+    return str(result["id"])
+
+
+def plain_bytes(folder: Path, words: bytes) -> list[str]:
+    """Files below a folder that hold these bytes."""
+    return [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_socket() and words in path.read_bytes()
+    ]
+
+
+def test_a_restored_node_is_what_was_backed_up(home: Home) -> None:
+    home.up()
+    fill(home)
+    made = backup(home)
+    home.ok("remember", "written after the backup")
+    home.stop()
+    after = dump(home)
+    done = home.json("restore", made.name)
+    assert isinstance(done, dict)
+    restored = dump(home)
+    texts = {str(row) for row in after["chunk"]} - {str(row) for row in restored["chunk"]}
+    assert len(texts) == 1
+    assert "written after the backup" in texts.pop()
+    home.up()
+    assert home.texts("zebrafish") == ["the zebrafish swims in tank seven"]
+    assert home.texts("written after the backup") == []
+    assert "port 9090" in home.texts("staging port")[0]
+    assert home.texts("cellar door") == []
+    home.ok("doctor", "store")
+    aside = home.folder / "state" / str(done["aside"]).rsplit("/", 1)[1]
+    assert (aside / "covey.db").is_file()
+    assert aside.stat().st_mode & 0o777 == 0o700
+
+
+def test_rows_of_the_memory_come_back_as_they_were(home: Home) -> None:
+    home.up()
+    fill(home)
+    made = backup(home)
+    home.stop()
+    before = dump(home)
+    home.ok("restore", made.name)
+    assert dump(home) == before
+
+
+def test_a_backup_holds_no_plain_text_and_is_ours_alone(home: Home) -> None:
+    home.up()
+    fill(home)
+    made = backup(home)
+    assert plain_bytes(made, b"zebrafish") == []
+    assert plain_bytes(home.folder / "state", b"zebrafish") != []
+    for path in [made, *made.iterdir()]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    stock = sqlite3.connect(made / "covey.db")
+    assert stock.execute("SELECT count(*) FROM body_key").fetchone() == (0,)
+    assert stock.execute("SELECT count(*) FROM body").fetchone()[0] > 5
+    stock.close()
+
+
+@pytest.mark.slow
+def test_writes_go_on_while_a_backup_is_made(home: Home) -> None:
+    home.up()
+    stop = threading.Event()
+    written: list[int] = []
+
+    def write() -> None:
+        while not stop.is_set():
+            home.ok("remember", f"load number {len(written)}", "--scope", "load")
+            written.append(1)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_until("some notes", lambda: len(written) > 3)
+        made = [backup(home) for _ in range(3)]
+    finally:
+        stop.set()
+        writer.join()
+    assert len({path.name for path in made}) == 3
+    for path in made:
+        home.ok("backup", "verify", path.name)
+    home.stop()
+    home.ok("restore", made[-1].name)
+    home.up()
+    assert len(home.texts("load number", "--limit", "100")) >= 4
+
+
+@pytest.mark.parametrize("point", ["backup.copied", "backup.filled", "backup.renamed"])
+def test_a_kill_in_a_backup_leaves_a_whole_one_or_none(home: Home, point: str) -> None:
+    pid = home.up(COVEY_TEST_FAULT=f"{point}:1")
+    home.ok("remember", "kept through the kill")
+    home.run("backup", "--no-autostart")
+    wait_gone(pid)
+    home.up()
+    found = home.json("backup", "list")
+    assert isinstance(found, list)
+    assert len(found) == (1 if point == "backup.renamed" else 0)
+    backups = home.folder / "state" / "backups"
+    wait_until(
+        "the rest is gone", lambda: not [p for p in backups.iterdir() if p.name.startswith(".")]
+    )
+    assert home.texts("kept through") == ["kept through the kill"]
+    home.ok("backup", "verify", backup(home).name)
+
+
+@pytest.mark.parametrize(
+    ("point", "count", "then"),
+    [
+        ("restore.projecting", 1, "up"),
+        ("restore.projected", 1, "restore"),
+        ("restore.staged", 1, "up"),
+        ("restore.journal", 1, "up"),
+        ("restore.journal", 1, "restore"),
+        ("restore.aside", 1, "up"),
+        ("restore.swapped", 1, "restore"),
+        ("restore.aside", 2, "up"),
+        ("restore.swapped", 2, "up"),
+    ],
+)
+def test_a_kill_in_a_restore_leaves_one_of_the_two_states(
+    home: Home, point: str, count: int, then: str
+) -> None:
+    home.up()
+    home.ok("remember", "in the backup")
+    made = backup(home)
+    home.ok("remember", "after the backup")
+    home.stop()
+    killed = home.run("restore", made.name, env={"COVEY_TEST_FAULT": f"{point}:{count}"})
+    assert killed.returncode == -9
+    state = home.folder / "state"
+    swapping = (state / "restore.json").exists()
+    assert swapping == (point not in ("restore.projecting", "restore.projected", "restore.staged"))
+    if then == "restore":
+        home.ok("restore", made.name)
+        swapping = True
+    home.up()
+    assert "in the backup" in home.texts("backup")
+    assert ("after the backup" in home.texts("backup")) != swapping
+    assert not (state / "restore.json").exists()
+    assert not list(state.glob(".restoring-*"))
+    home.ok("remember", "life goes on")
+    home.ok("doctor", "store")
+
+
+@pytest.mark.slow
+def test_erased_text_stays_gone_in_backup_and_restore(home: Home) -> None:
+    home.up()
+    fill(home)
+    target = home.json("remember", "the xylophone is hidden in locker ninety")
+    record = bytes.fromhex(_id(target))
+    made = backup(home)
+    home.stop()
+    state = home.folder / "state"
+    keep = home.folder / "elsewhere"
+    shutil.copytree(made, keep)
+    # What an erasure leaves behind: the file beside the database, and no key in the backups.
+    with (state / "erased.ids").open("ab") as file:
+        file.write(record)
+    from daemon.backup import shred_backups
+
+    assert shred_backups(state, [record]) == 1
+    assert shred_backups(state, [record]) == 0
+    home.ok("restore", made.name)
+    restored = plain_bytes(state, b"xylophone")
+    assert [name for name in restored if not name.startswith("before-restore-")] == []
+    # The state that was put aside held it in plain; the next erasure takes it out there too.
+    assert restored
+    assert shred_backups(state, [record]) == 1
+    assert plain_bytes(state, b"xylophone") == []
+    home.up()
+    assert home.texts("xylophone") == []
+    assert home.texts("zebrafish") != []
+    # A copy elsewhere still has its key; the erasure that this machine knows of stands.
+    home.stop()
+    home.ok("restore", str(keep))
+    shutil.rmtree(keep)
+    assert plain_bytes(state, b"xylophone") == []
+    home.up()
+    assert home.texts("xylophone") == []
+
+
+@pytest.mark.slow
+def test_the_key_travels_under_its_passphrase_only(home: Home, tmp_path: Path) -> None:
+    home.up()
+    fill(home)
+    word = "correct horse battery"
+    made = backup(home, "--with-key", COVEY_PASSPHRASE=word)
+    key = (home.folder / "state" / "key").read_bytes()
+    assert plain_bytes(made, key[4:36]) == []
+    status = cast("dict[str, Json]", home.json("status"))
+    home.stop()
+    fresh = Home(tmp_path / "new", "node")
+    without = fresh.run("restore", str(made))
+    assert without.returncode == 77
+    assert "--with-key" in without.stderr
+    wrong = fresh.run("restore", str(made), "--with-key", env={"COVEY_PASSPHRASE": "incorrect 1"})
+    assert wrong.returncode == 77
+    assert not (fresh.folder / "state" / "key").exists()
+    assert not (fresh.folder / "state" / "covey.db").exists()
+    fresh.ok("restore", str(made), "--with-key", env={"COVEY_PASSPHRASE": word})
+    try:
+        fresh.up()
+        again = cast("dict[str, Json]", fresh.json("status"))
+        assert again["peer_id"] == status["peer_id"]
+        assert fresh.texts("zebrafish") == ["the zebrafish swims in tank seven"]
+        fresh.ok("remember", "written on the new machine")
+    finally:
+        fresh.stop()
+
+
+def test_a_short_passphrase_is_refused(home: Home) -> None:
+    home.up()
+    done = home.run("backup", "create", "--with-key", env={"COVEY_PASSPHRASE": "short"})
+    assert done.returncode == 2
+    assert "8 characters" in done.stderr
+
+
+def test_a_backup_of_another_device_is_refused(home: Home, tmp_path: Path) -> None:
+    other = Home(tmp_path / "other")
+    try:
+        other.up()
+        made = backup(other)
+    finally:
+        other.stop()
+    home.up()
+    home.stop()
+    done = home.run("restore", str(made))
+    assert done.returncode == 6
+    assert "another device" in done.stderr
+
+
+def _alter_manifest(made: Path) -> None:
+    path = made / "manifest.json"
+    path.write_text(path.read_text().replace('"bytes"', '"bites"', 1))
+
+
+def _lie_about_a_hash(made: Path) -> None:
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["covey.db"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+
+
+def _cut_the_copy(made: Path) -> None:
+    os.truncate(made / "covey.db", (made / "covey.db").stat().st_size // 2)
+
+
+def _lead_elsewhere(made: Path) -> None:
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../../key"] = manifest["files"]["covey.db"]
+    path.write_text(json.dumps(manifest))
+
+
+def _link_elsewhere(made: Path) -> None:
+    (made / "covey.db.keys").rename(made.parent / "moved")
+    (made / "covey.db.keys").symlink_to(made.parent / "moved")
+
+
+def _take_the_keys(made: Path) -> None:
+    (made / "covey.db.keys").unlink()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _alter_manifest,
+        _lie_about_a_hash,
+        _cut_the_copy,
+        _lead_elsewhere,
+        _link_elsewhere,
+        _take_the_keys,
+    ],
+)
+def test_what_was_altered_is_not_restored(home: Home, harm: object) -> None:
+    home.up()
+    home.ok("remember", "still here")
+    made = backup(home)
+    home.stop()
+    before = dump(home)
+    assert callable(harm)
+    harm(made)
+    done = home.run("restore", made.name)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be used" in done.stderr
+    assert "covey backup list" in done.stderr
+    assert dump(home) == before
+    assert not list((home.folder / "state").glob(".restoring-*"))
+
+
+def test_a_restore_beside_a_running_daemon_is_refused(home: Home) -> None:
+    home.up()
+    made = backup(home)
+    done = home.run("restore", made.name)
+    assert done.returncode == 6
+    assert "covey down" in done.stderr
+
+
+def test_old_ones_go_and_what_is_asked_for_stays(home: Home) -> None:
+    home.up()
+    names = [backup(home).name for _ in range(3)]
+    gone = cast("dict[str, Json]", home.json("backup", "prune", "--keep", "2"))
+    assert gone["removed"] == [names[0]]
+    listed = home.json("backup", "list")
+    assert isinstance(listed, list)
+    assert [cast("dict[str, Json]", row)["name"] for row in listed] == [names[2], names[1]]
+    assert home.run("backup", "verify", "../backups").returncode == 4
+    assert home.run("backup", "verify", names[0]).returncode == 4
