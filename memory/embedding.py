@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from memory import vecrows
-from memory.embed import EXTRA, checked
+from memory.embed import EXTRA, checked, give_back_memory
 from memory.errors import EmbedError, RefusedError, StoreError
 from memory.model import EmbedStatus
 from memory.sql import number
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from memory.replica import Replica
     from memory.seams import Embedder, Env, Offload
     from memory.txn import Place
-    from memory.vecrows import Todo
+    from memory.vecrows import Todo, VectorRow
     from memory.vectors import VectorIndex
 
 log = logging.getLogger("covey.memory.embedding")
@@ -123,6 +123,8 @@ class Embeddings:
         self._fresh: set[int] = set()
         self._sweep_below: int | None = None
         """The sweep has seen all chunks from here on; 0 when it is done, None before it begins."""
+        self._sweep_again = False
+        """Begin anew: a flag of its own, so that no step under way overwrites the wish."""
         self._work = trio.Event()
         self._recalls = 0
         self._quiet = trio.Event()
@@ -132,6 +134,8 @@ class Embeddings:
         self._skipped: set[int] = set()
         """Chunks that fail by themselves."""
         self._clearing = False
+        self._busy = False
+        """Whether a batch was computed since memory was last given back."""
 
     # ---- for recall
 
@@ -184,7 +188,7 @@ class Embeddings:
             model="" if embedder is None else embedder.id,
             vectors=vectors,
             chunks=chunks,
-            backlog=0 if embedder is None else max(0, chunks - vectors),
+            backlog=max(0, chunks - vectors) if self._state in {"loading", "ready"} else 0,
             message=self._message(vectors, chunks),
             problem=bool(self._problem),
         )
@@ -236,7 +240,8 @@ class Embeddings:
                 self._state = "ready"
                 pause_s = RETRY_FIRST_S
                 await self._work_on()
-            except StoreError as error:
+            except Exception as error:  # this is the supervisor: recall by words needs none of it
+                log.exception("embedding_failed")
                 self._report(error)
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
@@ -267,7 +272,7 @@ class Embeddings:
     def _report(self, error: Exception) -> None:
         """Keep and log a failure; never memory text, which other errors' messages might hold."""
         own = isinstance(error, EmbedError | StoreError)
-        self._problem = str(error) if own else f"the embedder failed: {type(error).__name__}"
+        self._problem = str(error) if own else type(error).__name__
         log.warning("embedder_failed", extra={"f": {"why": self._problem}})
 
     # ---- following commits; in the loop
@@ -277,6 +282,8 @@ class Embeddings:
         index = self.index
         assert index is not None, "commits are followed once the index exists"
         index.move(places)
+        if None in places.values():
+            self._queries.clear()  # a question may quote what was erased
         if self._moved is not None:
             self._moved.update(places)
         self._fresh.update(m for m, place in places.items() if place and place[1] != NONE)
@@ -286,7 +293,7 @@ class Embeddings:
         self._work.set()
 
     def _restart_sweep(self) -> None:
-        self._sweep_below = None
+        self._sweep_again = True
         self._work.set()
 
     # ---- loading
@@ -304,7 +311,7 @@ class Embeddings:
                 if not rows:
                     break
                 after = rows[-1].chunk
-                index.add([row for row in rows if row.memory not in self._moved])
+                index.add(self._settled(rows))
                 await self._load_moved(index)
         finally:
             self._moved = None
@@ -319,7 +326,15 @@ class Embeddings:
             rows = await self._db.read(
                 partial(vecrows.stored_of, model=index.model, memories=again)
             )
-            index.add([row for row in rows if row.memory not in self._moved])
+            index.add(self._settled(rows))
+
+    def _settled(self, rows: Sequence[VectorRow]) -> list[VectorRow]:
+        """Rows whose memory was not touched since they were read, and whose code is whole."""
+        assert self.index is not None, "loaded once there is an embedder"
+        assert self._moved is not None, "a slice is being read"
+        return [
+            row for row in rows if row.memory not in self._moved and len(row.code) == self.index.dim
+        ]
 
     # ---- working
 
@@ -335,7 +350,14 @@ class Embeddings:
                 self._restart_sweep()
             else:
                 self._problem, pause_s = "", RETRY_FIRST_S
-                await self._work.wait()
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait for work; what the batches took of memory goes back first."""
+        if self._busy:
+            self._busy = False
+            await self._offload.run(give_back_memory)
+        await self._work.wait()
 
     async def _do_what_there_is(self) -> None:
         """Work until nothing is left.
@@ -345,23 +367,26 @@ class Embeddings:
         """
         while True:
             self._work = trio.Event()
-            if await self._embed_fresh():
-                continue
+            await self._embed_fresh()
+            if self._sweep_again:
+                self._sweep_again, self._sweep_below = False, None
             if self._sweep_below == 0:
-                return
+                if not self._fresh:
+                    return
+                continue
             await self._sweep_on()
             if self._sweep_below == 0:
                 await self._retire_old()
 
-    async def _embed_fresh(self) -> bool:
-        """Embed what commits have touched; whether there was anything to look at."""
-        if not self._fresh:
-            return False
-        newest = sorted(self._fresh, reverse=True)[:FRESH_READ]
-        self._fresh.difference_update(newest)
+    async def _embed_fresh(self) -> None:
+        """Embed what commits have touched."""
         model = self._model()
-        await self._embed(await self._db.read(lambda c: vecrows.missing_of(c, model, newest)))
-        return True
+        while self._fresh:
+            newest = sorted(self._fresh, reverse=True)[:FRESH_READ]
+            self._fresh.difference_update(newest)
+            missing = partial(vecrows.missing_of, model=model, memories=newest)
+            for batch in self._batches(await self._db.read(missing)):
+                await self._embed(batch)
 
     async def _sweep_on(self) -> None:
         """One window of the sweep."""
@@ -371,23 +396,35 @@ class Embeddings:
                 await self._db.read(lambda c: number(c, "SELECT max(id) FROM chunk")) + 1
             )
         todo, rest = await self._db.read(lambda c: vecrows.missing_below(c, model, below))
-        # Before the work: a restart of the sweep meanwhile must win.
+        for batch in self._batches(todo):
+            await self._embed_fresh()  # a new note does not wait for a window of old ones
+            await self._embed(batch)
         self._sweep_below = rest
-        await self._embed(todo)
 
     def _model(self) -> str:
         assert self._embedder is not None, "work begins with an embedder"
         return self._embedder.id
 
-    async def _embed(self, todo: Sequence[Todo]) -> None:
-        for batch in _batches([item for item in todo if item.chunk not in self._skipped]):
-            await self._wait_for_quiet()
-            try:
-                vectors = await self._encode([item.document for item in batch])
-            except EmbedError:
-                await self._embed_singly(batch)
-            else:
-                await self._store(batch, vectors)
+    def _batches(self, todo: Sequence[Todo]) -> Iterator[list[Todo]]:
+        """Chunks of like length together, newest first within a length."""
+        batch: list[Todo] = []
+        left = [item for item in todo if item.chunk not in self._skipped]
+        for item in sorted(left, key=lambda item: (len(item.document), -item.chunk)):
+            if batch and (len(batch) + 1) * len(item.document) > BATCH_CHARS_MAX:
+                yield batch
+                batch = []
+            batch.append(item)
+        if batch:
+            yield batch
+
+    async def _embed(self, batch: Sequence[Todo]) -> None:
+        await self._wait_for_quiet()
+        try:
+            vectors = await self._encode([item.document for item in batch])
+        except EmbedError:
+            await self._embed_singly(batch)
+        else:
+            await self._store(batch, vectors)
 
     async def _embed_singly(self, batch: Sequence[Todo]) -> None:
         """After a failure: find the text that is to blame, if it is one.
@@ -409,6 +446,7 @@ class Embeddings:
     async def _encode(self, texts: list[str]) -> NDArray[np.float32]:
         embedder = self._embedder
         assert embedder is not None, "work begins with an embedder"
+        self._busy = True
         try:
             return await self._offload.run(
                 lambda: checked(embedder.encode(texts, query=False), len(texts), embedder.dim)
@@ -464,15 +502,3 @@ class Embeddings:
         for start in range(0, last, RETIRE_CHUNKS):
             span = (start, start + RETIRE_CHUNKS)
             await self._db.write(partial(vecrows.execute, sql=sql, bound=(*span, *bound)))
-
-
-def _batches(todo: Sequence[Todo]) -> Iterator[list[Todo]]:
-    """Chunks of like length together, newest first within a length."""
-    batch: list[Todo] = []
-    for item in sorted(todo, key=lambda item: (len(item.text), -item.chunk)):
-        if batch and (len(batch) + 1) * len(item.document) > BATCH_CHARS_MAX:
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
