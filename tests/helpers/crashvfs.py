@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
@@ -233,7 +234,8 @@ class Image:
         """Write the files into `folder`, which is emptied first."""
         folder.mkdir(exist_ok=True)
         for old in folder.iterdir():
-            old.unlink()
+            # A migration leaves a folder of backups beside the database.
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         for name, data in self.files.items():
             (folder / name).write_bytes(data)
 

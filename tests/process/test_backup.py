@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sqlite3
+import subprocess
 import threading
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +15,7 @@ import apsw
 import pytest
 
 from tests.helpers.daemons import Home, wait_gone, wait_until
+from tests.helpers.need import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -292,8 +295,129 @@ def test_the_key_travels_under_its_passphrase_only(home: Home, tmp_path: Path) -
         assert again["peer_id"] == status["peer_id"]
         assert fresh.texts("zebrafish") == ["the zebrafish swims in tank seven"]
         fresh.ok("remember", "written on the new machine")
+        # No file there knew how far the old logs had gone since: they are not continued.
+        own = bytes.fromhex(str(again["node_id"]))
+        assert incarnations(fresh, own, 1) == 2
     finally:
         fresh.stop()
+
+
+def stay_at_a_port(home: Home) -> None:
+    """Listen where others look for it after both were down."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    path = home.folder / "config.toml"
+    path.write_text(path.read_text().replace("/tcp/0", f"/tcp/{port}"))
+
+
+def incarnations(home: Home, device: bytes, lane: int) -> int:
+    """How many logs a device has begun in its home, with records in them."""
+    connection = apsw.Connection(
+        str(home.folder / "state" / "covey.db"), flags=apsw.SQLITE_OPEN_READONLY
+    )
+    found = connection.execute(
+        "SELECT count(*) FROM log l JOIN grp g ON g.n = l.grp AND g.home = 1"
+        " WHERE l.author = ? AND l.lane = ? AND l.max_seq > 0",
+        (device, lane),
+    ).get
+    connection.close()
+    assert isinstance(found, int)
+    return found
+
+
+@pytest.mark.slow
+def test_a_restored_machine_forks_nothing_and_gets_its_later_notes_back(
+    home: Home, tmp_path: Path
+) -> None:
+    desk = Home(tmp_path / "desk", "desk")
+    stay_at_a_port(desk)
+    try:
+        home.up()
+        desk.up()
+        ticket = cast("dict[str, Json]", home.json("invite", "--no-wait"))["ticket"]
+        desk.ok("join", str(ticket), "--yes")
+        home.ok("remember", "before the backup")
+        made = backup(home)
+        home.ok("remember", "seen by the desk after the backup")
+        wait_until("the desk has it", lambda: "seen by the desk" in str(desk.texts("seen desk")))
+        own = bytes.fromhex(str(cast("dict[str, Json]", home.json("status"))["node_id"]))
+        desk.stop()
+        home.stop()
+        # The image of a disk, and with it the file that would have told: the worst case.
+        (home.folder / "state" / "high.mark").unlink()
+        home.ok("restore", made.name)
+        home.up()
+        assert home.texts("seen desk") == []
+        home.ok("remember", "written while nobody could say what was lost")
+        assert incarnations(home, own, 1) == 2
+        desk.up()
+        wait_until(
+            "the desk has the new one", lambda: "nobody could say" in str(desk.texts("nobody lost"))
+        )
+        wait_until(
+            "the later one is back", lambda: "seen by the desk" in str(home.texts("seen desk"))
+        )
+        for node in (home, desk):
+            connection = apsw.Connection(
+                str(node.folder / "state" / "covey.db"), flags=apsw.SQLITE_OPEN_READONLY
+            )
+            assert connection.execute("SELECT count(*) FROM fork").get == 0
+            assert connection.execute("SELECT count(*) FROM log WHERE frozen IS NOT NULL").get == 0
+            connection.close()
+            assert node.run("verify").returncode == 0
+            assert "fork" not in {line.get("event") for line in node.log()}
+    finally:
+        desk.stop()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_backup_and_leaves_nothing(tmp_path: Path) -> None:
+    need("root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        need("mount")
+    home = Home(tmp_path / "h")
+    with (home.folder / "config.toml").open("a") as file:
+        file.write(f'[backup]\ndir = "{disk}/copies"\n')
+    try:
+        home.up()
+        home.ok("remember", "kept though no backup could be made")
+        done = home.run("backup", "--json")
+        error = json.loads(done.stdout)["error"]
+        assert done.returncode == 75
+        assert error["name"] == "storage_full"
+        assert "[backup] dir" in error["message"]
+        assert list((disk / "copies").iterdir()) == []
+        assert home.texts("kept though") == ["kept though no backup could be made"]
+    finally:
+        home.stop()
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_copy_outside_is_said_to_be_out_of_reach(home: Home, tmp_path: Path) -> None:
+    with (home.folder / "config.toml").open("a") as file:
+        file.write(f'[backup]\ndir = "{tmp_path}/outside"\n')
+    home.up()
+    home.ok("remember", "something")
+    done = home.run("backup")
+    assert "an erasure does not reach it" in done.stderr
+    made = cast("list[dict[str, Json]]", home.json("backup", "list"))
+    assert made[0]["outside"] is True
+    assert made[0]["erased_since"] == 0
+    home.stop()
+    connection = apsw.Connection(str(home.folder / "state" / "covey.db"))
+    connection.execute("INSERT INTO erased VALUES (?, x'', 9000000000000000000)", (bytes(32),))
+    connection.close()
+    home.up()
+    assert "older than an erasure: 1 records, still in it" in home.ok("backup", "list")
 
 
 def test_a_short_passphrase_is_refused(home: Home) -> None:
