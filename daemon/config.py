@@ -104,6 +104,25 @@ class McpConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HooksConfig:
+    """`[hooks]`: what agents are given unasked, once `covey connect CLIENT --hooks` was run."""
+
+    tokens_max: int = 600
+    """Longest text of a hook in tokens of 3.6 bytes, and never over 4,000 characters.
+    Raising it costs the agent that much of its context on every prompt."""
+    trust_min: float = 0.7
+    """Least trust of what is shown, 0 to 1. Others' memories are never shown unasked."""
+    timeout_ms: int = 150
+    """A hook that has no answer by then says nothing. Raising it delays every prompt on a busy
+    machine."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, tokens_max=50, trust_min=0, timeout_ms=10)
+        if self.trust_min > 1 or self.timeout_ms > 1500:
+            raise ValueError("trust_min is at most 1, timeout_ms at most 1500")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """`[log]`: the log files in the state folder."""
 
@@ -161,6 +180,7 @@ class Config:
     memory: MemoryConfig
     rpc: RpcConfig
     mcp: McpConfig
+    hooks: HooksConfig
     log: LogConfig
     backup: BackupConfig
     origins: Mapping[str, str]
@@ -181,6 +201,7 @@ SECTIONS: Final[Mapping[str, type]] = {
     "memory": MemoryConfig,
     "rpc": RpcConfig,
     "mcp": McpConfig,
+    "hooks": HooksConfig,
     "log": LogConfig,
     "backup": BackupConfig,
 }
@@ -317,6 +338,7 @@ def decode(
         memory=_build(MemoryConfig(), "memory", given),
         rpc=_build(RpcConfig(), "rpc", given),
         mcp=_build(McpConfig(), "mcp", given),
+        hooks=_build(HooksConfig(), "hooks", given),
         log=_build(LogConfig(), "log", given),
         backup=_build(BackupConfig(), "backup", given),
         origins={f"{section}.{key}": item.where for (section, key), item in given.items()},

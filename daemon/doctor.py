@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import daemon
-from daemon.cli.client import CliError, NotRunning, open_client
+from daemon.cli.client import CliError, NotRunning, open_client, socket_candidates
 from daemon.cli.out import mapping, number, rows, text
 from daemon.config import load
 from daemon.errors import ConfigError
@@ -177,7 +177,7 @@ def check_agents(agents: list[dict[str, Json]]) -> Check:
     if active:
         return _ok("clients", ", ".join(active))
     # An agent works without a token too: nothing is wrong.
-    return _ok("clients", "no agent has a token; `covey connect claude-code --print` makes one")
+    return _ok("clients", "no agent has a token; `covey connect` lists those that are here")
 
 
 def _ask_daemon(paths: Paths, socket_path: str | None) -> tuple[list[Check], bool]:
@@ -257,6 +257,11 @@ def examine(
     ]
     named = {check.name: check for check in [*asked, *(make() for make in local)]}
     checks = [*named.values(), *check_modes(paths)]
+    if part in {None, "clients"}:
+        from daemon.connect.inspect import check_clients
+
+        sockets = socket_candidates(paths, os.environ, socket_path) if running else []
+        checks += check_clients(paths, sockets, os.environ)
     if part is not None:
         prefix = {"net": ("mesh", "sync", "peers"), "store": ("store", "modes", "last_run"),
                   "clients": ("clients", "daemon")}[part]  # fmt: skip

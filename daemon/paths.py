@@ -96,6 +96,11 @@ class Paths:
         """Token file of an agent."""
         return self._state(f"agents/{name}.token")
 
+    @property
+    def connections(self) -> str:
+        """Folder of what `covey connect` wrote, and what was there before."""
+        return self._state("connect")
+
     def as_dict(self) -> dict[str, str]:
         """All of it, for `covey paths`."""
         return {

@@ -42,9 +42,9 @@ def run_doctor(args: argparse.Namespace) -> int:
         return 1 if bad else 0
     for check in bad if args.quiet else bad + [c for c in checks if c.status == "ok"]:
         word = out.paint(f"{check.status:<9}", _MARK[check.status])
-        out.say(f"{word}{check.name:<16}{out.clean(check.message)}")
+        out.say(f"{word}{check.name:<20}{out.clean(check.message)}")
         if check.remedy:
-            out.say(f"{'':<25}{out.clean(check.remedy)}")
+            out.say(f"{'':<29}{out.clean(check.remedy)}")
     failed = sum(check.status == "failed" for check in bad)
     if failed:
         out.note(f"{failed} of {len(checks)} checks failed")

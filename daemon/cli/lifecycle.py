@@ -125,9 +125,11 @@ def _next_steps(status: dict[str, Json], *, first: bool) -> None:
     out.say("  covey invite           add another machine of yours")
     found = [(name, key) for name, path, key in CLIENTS if os.path.exists(os.path.expanduser(path))]
     for name, key in found:
-        out.say(f"  covey connect {key:<12} --print   let {name} use it")
+        out.say(f"  covey connect {key:<12} let {name} use it")
     if not found:
-        out.say("  covey connect CLIENT --print   let an agent use it")
+        out.say(
+            "  covey connect          which agents are here; covey connect CLIENT lets one use it"
+        )
 
 
 def configure_down(parser: argparse.ArgumentParser) -> None:

@@ -8,14 +8,12 @@ Only the chosen command's parser is built and only its module imported: the whol
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
-from daemon.cli.options import add_shared
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
     from types import ModuleType
 
@@ -47,7 +45,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Agents": {
         "mcp": ("", "carry an agent's MCP to the daemon (agents run this)"),
-        "connect": ("agents", "what to put into an agent's configuration"),
+        "hook": ("", "answer an agent's hook with what matters now (agents run this)"),
+        "connect": ("connect", "let an agent use the memory: writes its configuration"),
+        "disconnect": ("connect", "take that back, and end the agent's token"),
         "agents": ("agents", "tokens of the agents on this machine"),
     },
     "Keep and check": {
@@ -79,7 +79,7 @@ def usage() -> str:
     lines = ["usage: covey COMMAND [options]   (covey COMMAND --help shows more)", ""]
     for title, group in COMMANDS.items():
         lines.append(title)
-        lines += [f"  {name:<10}{text}" for name, (_, text) in group.items()]
+        lines += [f"  {name:<11}{text}" for name, (_, text) in group.items()]
         lines.append("")
     lines += [
         "First steps",
@@ -92,6 +92,11 @@ def usage() -> str:
 
 def base_parser(name: str, text: str) -> argparse.ArgumentParser:
     """A parser with the options that all commands share."""
+    # Here, so that a relay and a hook do not wait for it.
+    import argparse
+
+    from daemon.cli.options import add_shared
+
     parser = argparse.ArgumentParser(
         prog=f"covey {name}",
         description=text[:1].upper() + text[1:] + ".",
@@ -125,6 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from daemon.mcp.relay import main as relay
 
         return relay(words[1:])
+    if words[:1] == ["hook"]:
+        from daemon.hooks.client import main as hook
+
+        return hook(words[1:])
     if not words or words[0] in {"-h", "--help", "help"}:
         print(usage())
         return 0 if words else 2

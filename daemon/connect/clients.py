@@ -35,6 +35,8 @@ class Client(NamedTuple):
         command: the client's own way to add a server, empty when it has none; `{env}` stands for
             the environment in its syntax, `{command}` for our path, `{json}` for the whole entry.
         env_flag: how `command` writes one environment variable.
+        removal: the client's own way to take the server out again, empty when it has none.
+        hooks: file of its hooks, empty when it has none that we know.
         note: what else to do, for people.
     """
 
@@ -49,6 +51,8 @@ class Client(NamedTuple):
     extra: tuple[tuple[str, str | bool | int | tuple[str, ...]], ...] = ()
     command: str = ""
     env_flag: str = ""
+    removal: str = ""
+    hooks: str = ""
     note: str = ""
 
 
@@ -62,11 +66,13 @@ _ALL: Final = (
         "Claude Code",
         "mcpServers",
         "json",
-        "~/.claude.json",
+        "${CLAUDE_CONFIG_DIR:-~}/.claude.json",
         project=".mcp.json",
         extra=STDIO,
         command="claude mcp add --scope user covey {env}-- {command} mcp",
         env_flag="-e {name}={value}",
+        removal="claude mcp remove --scope user covey",
+        hooks="${CLAUDE_CONFIG_DIR:-~/.claude}/settings.json",
     ),
     Client(
         "claude-desktop",
@@ -87,6 +93,8 @@ _ALL: Final = (
         project=".codex/config.toml",
         command="codex mcp add covey {env}-- {command} mcp",
         env_flag="--env {name}={value}",
+        removal="codex mcp remove covey",
+        hooks="${CODEX_HOME:-~/.codex}/hooks.json",
         note="A project file counts in trusted projects only.",
     ),
     Client(
@@ -120,6 +128,9 @@ _ALL: Final = (
         "json",
         "~/.gemini/settings.json",
         project=".gemini/settings.json",
+        command="gemini mcp add -s user {env}covey {command} mcp",
+        env_flag="-e {name}={value}",
+        removal="gemini mcp remove -s user covey",
         note="Servers run in trusted folders only.",
     ),
     Client(
@@ -216,6 +227,9 @@ _ALL: Final = (
 CLIENTS: Final[Mapping[str, Client]] = {client.name: client for client in _ALL}
 """By name, in the order they are listed."""
 
+AUTOMATIC: Final = ("claude-code", "codex", "cursor", "vscode", "gemini")
+"""Those whose configuration `covey connect` writes itself; the others are told what to write."""
+
 
 def user_file(client: Client, platform: str, environ: Mapping[str, str]) -> str:
     """Path of the client's user file on this machine.
@@ -232,6 +246,11 @@ def user_file(client: Client, platform: str, environ: Mapping[str, str]) -> str:
     else:
         template = client.linux
     return _fill(template, environ)
+
+
+def hooks_file(client: Client, environ: Mapping[str, str]) -> str:
+    """Path of the client's file of hooks; empty when it has none."""
+    return _fill(client.hooks, environ)
 
 
 def _fill(template: str, environ: Mapping[str, str]) -> str:

@@ -76,6 +76,27 @@ def own_command(client: Client, *, command: str, env: Mapping[str, str]) -> str:
     )
 
 
+def own_argv(template: str, client: Client, *, command: str, env: Mapping[str, str]) -> list[str]:
+    """A command of the client's own as words, for no shell.
+
+    Args:
+        template: `client.command` or `client.removal`.
+        client: whose.
+        command: absolute path of `covey`.
+        env: environment of the relay.
+    """
+    server = {"name": SERVER, "command": command, "args": ["mcp"], "env": dict(env)}
+    words: list[str] = []
+    for word in template.replace("{env}", "{env} ").split():
+        if word == "{env}":
+            flag, _, form = client.env_flag.partition(" ")
+            for name, value in env.items():
+                words += [flag, form.format(name=name, value=value)]
+        else:
+            words.append({"{command}": command, "{json}": json.dumps(server)}.get(word, word))
+    return words
+
+
 def instructions(client: Client, *, file: str, command: str, env: Mapping[str, str]) -> str:
     """What a person does to connect a client, in plain text.
 

@@ -161,7 +161,7 @@ def test_connect_prints_the_entry_and_keeps_the_token_private(home: Home) -> Non
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert home.run("recall", "x", env={"COVEY_GRANT": token}).returncode == 0
     assert home.run("connect", "nonsense", "--print").returncode == 2
-    assert home.run("connect", "cursor").returncode == 2
+    assert home.run("connect", "zed").returncode == 2
     home.ok("agents", "revoke", "cursor")
     assert not path.exists()
 

@@ -145,9 +145,14 @@ def test_control_a_clean_file_that_changes_is_looked_at_again(empty_tree: Path) 
 
 
 def test_clocks_and_random_numbers_are_let_in_at_named_doors_only() -> None:
-    # The command line and an agent's relay are processes of their own, without an Env: they wait
-    # for the daemon by the real clock and name their connection.
-    doors = {"p2p/env.py", "daemon/wiring.py", "daemon/mcp/greeting.py"}
+    # The command line, an agent's relay and its hooks are processes of their own, without an Env:
+    # they wait for the daemon by the real clock and name their connection.
+    doors = {
+        "p2p/env.py",
+        "daemon/wiring.py",
+        "daemon/mcp/greeting.py",
+        "daemon/hooks/client.py",
+    }
     exceptions = {
         str(path.relative_to(ROOT))
         for path in lint.python_files()

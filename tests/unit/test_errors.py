@@ -135,8 +135,10 @@ def test_foreign_texts_are_not_passed_on(error: Exception) -> None:
 
 def modules_of(package: ModuleType) -> Iterator[ModuleType]:
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        # MCP answers in codes of its own, the demo in words, and `__main__` runs.
-        if not found.name.startswith(("daemon.demo", "daemon.mcp", "daemon.__main__")):
+        # MCP answers in codes of its own, the demo in words, and `__main__` runs; agents are
+        # connected by the command line alone, which tells the reason itself.
+        others = ("daemon.demo", "daemon.mcp", "daemon.connect", "daemon.__main__")
+        if not found.name.startswith(others):
             yield importlib.import_module(found.name)
 
 

@@ -1,0 +1,332 @@
+"""`covey connect`, `disconnect` and hooks against a real daemon, with programs on PATH for agents.
+
+The programs are scripts that note how they were called and edit the client's file as the real ones
+do; `tests/interop/test_real_clients.py` runs the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.helpers.daemons import Home, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from daemon.json_types import Json
+
+# Notes its arguments and its environment, then does what `claude mcp add|remove` does to its file.
+PROGRAM = f"""\
+#!{sys.executable}
+import json, os, sys
+here = os.path.dirname(os.path.abspath(sys.argv[0]))
+with open(os.path.join(here, "calls"), "a") as file:
+    file.write(json.dumps([sys.argv, dict(os.environ)]) + "\\n")
+if os.path.exists(os.path.join(here, "fails")):
+    print("you are not signed in", file=sys.stderr)
+    sys.exit(3)
+path = os.path.join(os.environ["HOME"], ".claude.json")
+settings = json.load(open(path)) if os.path.exists(path) else {{}}
+servers = settings.setdefault("mcpServers", {{}})
+words = sys.argv[1:]
+if os.path.exists(os.path.join(here, "idle")):
+    sys.exit(0)
+if words[:2] == ["mcp", "add"]:
+    at = words.index("--")
+    pairs = [words[i + 1] for i in range(at) if words[i] == "-e"]
+    servers["covey"] = {{
+        "type": "stdio", "command": words[at + 1], "args": words[at + 2:],
+        "env": dict(pair.split("=", 1) for pair in pairs),
+    }}
+    if os.path.exists(os.path.join(here, "chatty")):
+        settings["firstRun"] = True
+elif words[:2] == ["mcp", "remove"]:
+    del servers["covey"]
+json.dump(settings, open(path, "w"), indent=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    made = Home(tmp_path_factory.mktemp("connect") / "h", "desk")
+    made.up()
+    yield made
+    made.stop()
+
+
+class User:
+    """A person's home folder beside the daemon's, with what is on their PATH."""
+
+    def __init__(self, daemon: Home, folder: Path) -> None:
+        self.daemon = daemon
+        self.folder = folder
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.work = folder / "project"
+        self.work.mkdir()
+        self.env = {"HOME": str(folder), "PATH": str(self.bin)}
+
+    def install(self, name: str) -> None:
+        program = self.bin / name
+        program.write_text(PROGRAM)
+        program.chmod(0o755)
+
+    def calls(self) -> list[tuple[list[str], dict[str, str]]]:
+        path = self.bin / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [cast("tuple[list[str], dict[str, str]]", tuple(json.loads(x))) for x in lines]
+
+    def covey(self, *words: str, code: int = 0, stdin: str = "") -> str:
+        done = self.daemon.run(*words, env=self.env, stdin=stdin)
+        assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def json(self, *words: str) -> dict[str, Json]:
+        done = self.daemon.run(*words, "--json", env=self.env)
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return cast("dict[str, Json]", json.loads(done.stdout))
+
+    def path(self, name: str, text: str | None = None) -> Path:
+        path = self.folder / name
+        if text is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return path
+
+    def token(self, agent: str) -> str:
+        path = self.daemon.folder / "state" / "agents" / f"{agent}.token"
+        return path.read_text().strip() if path.exists() else ""
+
+    def states(self, agent: str) -> list[bool]:
+        """Of each token this agent ever had, whether it works."""
+        listed = self.daemon.json("agents")
+        assert isinstance(listed, list)
+        rows = [cast("dict[str, Json]", row) for row in listed]
+        return [row["revoked_ms"] is None for row in rows if row["name"] == agent]
+
+
+@pytest.fixture
+def user(daemon_home: Home, tmp_path: Path) -> Iterator[User]:
+    made = User(daemon_home, tmp_path)
+    yield made
+    for name in ("claude-code", "codex", "cursor", "vscode", "gemini"):
+        daemon_home.run("disconnect", name, "--yes", env=made.env)
+
+
+CURSOR = '{\n  // mine\n  "mcpServers": {\n    "x": {"command": "y"},\n  },\n}\n'
+
+
+def test_connect_and_disconnect_leave_the_file_as_it_was_and_no_token(user: User) -> None:
+    path = user.path(".cursor/mcp.json", CURSOR)
+    path.chmod(0o640)
+    told = user.covey("connect", "cursor", "--yes")
+    assert "+    " in told
+    assert "connected" in told
+    text = path.read_text()
+    assert "// mine" in text
+    assert '"covey": {' in text
+    token = user.token("cursor")
+    assert token.startswith("cvy_")
+    assert token not in text, "the relay reads its file"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert user.states("cursor")[0]
+    assert "nothing was changed" in user.covey("connect", "cursor")
+    assert path.read_text() == text
+    assert user.token("cursor") == token
+    assert "disconnected" in user.covey("disconnect", "cursor", "--yes")
+    assert path.read_text() == CURSOR
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert user.token("cursor") == ""
+    assert not any(user.states("cursor"))
+    refused = user.daemon.run("status", env={"COVEY_AGENT": "cursor", "COVEY_GRANT": token})
+    assert refused.returncode == 5
+    assert "not connected" in user.covey("disconnect", "cursor", "--yes")
+    assert token not in user.daemon.log_text()
+
+
+def test_nobody_is_asked_so_nothing_is_done(user: User) -> None:
+    path = user.path(".cursor/mcp.json", CURSOR)
+    told = user.covey("connect", "cursor", code=5)
+    assert "covey connect cursor --yes" in told
+    assert path.read_text() == CURSOR
+    assert user.token("cursor") == ""
+    plan = user.json("connect", "cursor", "--dry-run")
+    assert plan["done"] == "planned"
+    (step,) = cast("list[dict[str, Json]]", plan["steps"])
+    assert '+    "covey": {' in str(step["diff"])
+    assert path.read_text() == CURSOR
+    assert user.token("cursor") == ""
+
+
+def test_a_file_that_cannot_be_read_is_left_alone_and_the_entry_is_printed(user: User) -> None:
+    path = user.path(".cursor/mcp.json", "{'single': 1}")
+    told = user.covey("connect", "cursor", "--yes", code=5)
+    assert "line 1" in told
+    assert '"mcpServers": {' in told
+    assert path.read_text() == "{'single': 1}"
+    assert user.token("cursor") == ""
+
+
+def test_the_clients_own_command_is_used_without_a_shell_and_without_the_token(user: User) -> None:
+    user.install("claude")
+    before = '{"mcpServers": {"x": {"command": "y"}}, "n": 1}'
+    path = user.path(".claude.json", before)
+    user.covey("connect", "claude-code", "--yes")
+    ((argv, environ),) = user.calls()
+    assert argv[0] == str(user.bin / "claude")
+    assert argv[1:6] == ["mcp", "add", "--scope", "user", "covey"]
+    at = argv.index("--")
+    assert argv[at + 1].startswith("/")
+    assert argv[at + 2 :] == ["mcp"]
+    token = user.token("claude-code")
+    assert token
+    assert token not in json.dumps([argv, environ])
+    assert token not in path.read_text()
+    # Only our entry was added, so the way back is the file as it was, in its own form.
+    user.covey("disconnect", "claude-code", "--yes")
+    assert path.read_text() == before
+    assert not any(user.states("claude-code"))
+
+
+def test_a_client_that_writes_more_than_our_entry_takes_it_out_itself(user: User) -> None:
+    user.install("claude")
+    (user.bin / "chatty").touch()
+    user.covey("connect", "claude-code", "--yes")
+    user.covey("disconnect", "claude-code", "--yes")
+    assert [call[0][2] for call in user.calls()] == ["add", "remove"]
+    assert json.loads(user.path(".claude.json").read_text()) == {"mcpServers": {}, "firstRun": True}
+
+
+@pytest.mark.parametrize(("mark", "reason"), [("fails", "signed in"), ("idle", "left no entry")])
+def test_when_the_clients_command_does_not_do_it_the_file_is_edited(
+    mark: str, reason: str, user: User
+) -> None:
+    user.install("claude")
+    (user.bin / mark).touch()
+    told = user.covey("connect", "claude-code", "--yes")
+    assert reason in told
+    settings = json.loads(user.path(".claude.json").read_text())
+    assert settings["mcpServers"]["covey"]["args"] == ["mcp"]
+    told = user.covey("disconnect", "claude-code", "--yes")
+    assert not user.path(".claude.json").exists()
+
+
+def test_a_moved_covey_updates_the_entry(user: User) -> None:
+    path = user.path(".codex/config.toml", 'model = "x"\n')
+    user.covey("connect", "codex", "--yes")
+    good = path.read_text()
+    command = next(line for line in good.splitlines() if line.startswith("command"))
+    path.write_text(good.replace(command, 'command = "/gone/covey"'))
+    told = user.daemon.run("doctor", "clients", env=user.env)
+    assert told.returncode == 1
+    assert "/gone/covey" in told.stdout
+    user.covey("connect", "codex", "--yes")
+    assert path.read_text() == good
+    user.covey("disconnect", "codex", "--yes")
+    assert path.read_text() == 'model = "x"\n'
+
+
+def test_a_project_file_has_no_token_and_its_relay_has(user: User) -> None:
+    user.daemon.work.mkdir(exist_ok=True)
+    user.covey("connect", "claude-code", "--project", "--yes")
+    path = user.daemon.work / ".mcp.json"
+    entry = json.loads(path.read_text())["mcpServers"]["covey"]
+    assert "COVEY_GRANT" not in entry["env"]
+    user.covey("disconnect", "claude-code", "--project", "--yes")
+    assert not path.exists()
+    assert user.states("claude-code")[0], "other places of this agent may need it"
+    user.covey("connect", "claude-code", "--project", "--yes")
+    user.covey("disconnect", "claude-code", "--yes")
+    assert not path.exists(), "the record knows where it stood"
+    assert not any(user.states("claude-code"))
+
+
+@pytest.mark.slow  # four handshakes
+def test_the_doctor_shakes_hands_through_the_entry(user: User) -> None:
+    user.covey("connect", "cursor", "--yes")
+    user.covey("connect", "codex", "--hooks", "--yes")
+    assert "agent cursor is served" in user.covey("doctor", "clients")
+    listed = user.daemon.run("connect", "--json", env=user.env).stdout
+    rows = {row["client"]: row for row in json.loads(listed)}
+    assert rows["cursor"]["state"] == "yes"
+    assert rows["codex"]["hooks"] == "yes"
+    user.daemon.ok("agents", "revoke", "cursor")
+    told = user.covey("doctor", "clients", code=1)
+    assert "clients.cursor" in told
+    assert "covey connect cursor" in told
+    user.covey("connect", "cursor", "--yes")
+    assert "agent cursor is served" in user.covey("doctor", "clients")
+    hooks = user.path(".codex/hooks.json")
+    hooks.write_text(hooks.read_text().replace("/covey hook", "/gone/covey hook"))
+    assert "a hook in" in user.covey("doctor", "clients", code=1)
+
+
+def test_wrong_uses_say_what_to_do(user: User) -> None:
+    assert "--print" in user.covey("connect", "zed", code=2)
+    assert "--hooks" in user.covey("connect", "cursor", "--hooks", code=2)
+    assert "Known:" in user.covey("connect", "nonsense", code=2)
+    assert "name" in user.covey("connect", "cursor", "--name", "../x", code=2)
+    told = user.daemon.run("connect", "cursor", "--yes", env={**user.env, "CLAUDECODE": "1"})
+    assert told.returncode == 5, "an agent makes no tokens"
+    assert not user.path(".cursor").exists()
+
+
+def hook(user: User, event: str, **said: Json) -> str:
+    stdin = json.dumps({"session_id": "ab-01", "cwd": str(user.daemon.work), **said})
+    settings = json.loads(user.path(".claude/settings.json").read_text())
+    line = settings["hooks"][event][0]["hooks"][0]["command"]
+    assert line.endswith(f" hook claude-code {event}")
+    # The test runs this checkout, whatever is installed; a loaded machine may take its time.
+    done = user.daemon.run(
+        *line[line.index("hook ") :].split(),
+        stdin=stdin,
+        env={**user.env, "COVEY_HOOKS__TIMEOUT_MS": "1500"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if not done.stdout:
+        return ""
+    return str(json.loads(done.stdout)["hookSpecificOutput"]["additionalContext"])
+
+
+def test_hooks_recall_unasked(user: User) -> None:
+    user.covey("connect", "claude-code", "--hooks", "--yes")
+    home = user.daemon
+    home.ok("remember", "The zeppelin build needs node 22", "--scope", "private/hooks")
+    home.ok("remember", "Zeppelins are named after rivers", "--kind", "decision")
+    home.ok("remember", "A plain note about zeppelins in general")
+    text = hook(user, "UserPromptSubmit", prompt="Which node does the zeppelin build need?")
+    assert "The zeppelin build needs node 22" in text
+    assert "trust 1.00 you: person@desk" in text
+    text = hook(user, "SessionStart", source="startup")
+    assert "named after rivers" in text
+    assert "plain note" not in text
+    assert hook(user, "UserPromptSubmit", prompt="qqqqq") == ""
+    user.covey("disconnect", "claude-code", "--yes")
+    assert not user.path(".claude").exists()
+
+
+def test_a_hook_starts_no_daemon_and_survives_its_end(tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    user = User(home, tmp_path / "h")
+    home.up()
+    user.covey("connect", "claude-code", "--hooks", "--yes")
+    home.ok("remember", "zeppelins float")
+    assert "float" in hook(user, "UserPromptSubmit", prompt="zeppelins")
+    home.stop()
+    wait_until("the daemon is gone", lambda: home.pid is None)
+    assert hook(user, "UserPromptSubmit", prompt="zeppelins") == ""
+    assert home.pid is None
+
+
+def test_the_token_of_an_agent_can_be_kept_for_its_relay(user: User) -> None:
+    token = user.daemon.ok("agents", "add", "kept", "--save").strip()
+    assert user.token("kept") == token
+    path = user.daemon.folder / "state" / "agents" / "kept.token"
+    assert path.stat().st_mode & 0o777 == 0o600
+    user.daemon.ok("agents", "revoke", "kept")
+    assert not path.exists()
