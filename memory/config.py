@@ -13,6 +13,7 @@ class MemoryConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         postings: documents a query's terms may match together in the main index before the most
             frequent terms are left out; higher finds more and takes longer.
+        cache: give an answer again while nothing that it could show has changed.
         embedder: `auto` uses the model of the extra `embed` where it is installed, `minilm` insists
             on it, `none` searches by words alone.
         vector_ram_bytes: codes of vectors held in memory, 384 bytes each; those beyond it are read
@@ -20,6 +21,7 @@ class MemoryConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     postings: int = 20_000
+    cache: bool = True
     embedder: Literal["auto", "none", "minilm"] = "auto"
     vector_ram_bytes: int = 96 * 2**20
 

@@ -7,7 +7,6 @@ exactly as it was indexed. Source: docs/specs/memory.md, *Full text*.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, cast
 
 import apsw
@@ -18,6 +17,8 @@ from memory.trust import LOW, MAIN, NONE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from memory.parse import Words
+
 CHUNK_POOL: Final = {MAIN: 300, LOW: 60}
 """Best chunks taken from each index."""
 
@@ -26,19 +27,6 @@ MEMORY_POOL: Final = {MAIN: 100, LOW: 20}
 
 POSTINGS_LOW_MAX: Final = 2_000
 """Summed document frequency of a query's terms in the low index."""
-
-TERMS_MAX: Final = 64
-"""Words of a query that are looked at; a query is at most 4 KiB, so this cuts pasted text only."""
-
-# The evaluation's list, so that figures compare: docs/specs/memory.md, *Full text*.
-_STOP: Final = (
-    "a an the of to in on at for and or but is are was were be been being am do does did doing "
-    "have has had having i you he she it we they me him her us them my your his its our their "
-    "this that these those what which who whom whose when where why how with from by as about into "
-    "than then so if not no can could will would shall should may might must there "
-    "here s t d ll re ve m"
-)
-STOP_WORDS: Final = frozenset(_STOP.split())
 
 _INSERT: Final = {
     MAIN: "INSERT INTO main_fts(rowid, scope_tok, title, text) VALUES (?, ?, ?, ?)",
@@ -61,10 +49,6 @@ _DF: Final = {
     LOW: "SELECT doc FROM low_vocab WHERE term = ?",
 }
 _NO_VECTORS: Final = "DELETE FROM vec WHERE chunk IN (SELECT id FROM chunk WHERE memory = ?)"
-_WORD: Final = re.compile(r"\w+")
-# Quoted text, and what has no space inside but several words: paths, dotted names, versions, error
-# codes. Worth more as a whole than word by word.
-_PHRASE: Final = re.compile(r'"([^"\n]{2,200})"|([^\s"]{3,200})')
 
 ChunkRow = tuple[int, str, str, str]
 """(chunk id, scope token, title, text)."""
@@ -100,27 +84,6 @@ def move_to_tier(connection: apsw.Connection, memory: int, scope: int, old: int,
     if new == NONE:
         connection.execute(_NO_VECTORS, (memory,))
     add_to_index(connection, new, scope, rows)
-
-
-class Words:
-    """A query, taken apart.
-
-    Attributes:
-        terms: words to look for, lower case, stop words left out unless none is left.
-        phrases: sequences of words that count as a whole.
-    """
-
-    __slots__ = ("phrases", "terms")
-
-    def __init__(self, text: str) -> None:
-        words = list(dict.fromkeys(_WORD.findall(text.lower())))
-        kept = [word for word in words if word not in STOP_WORDS]
-        self.terms = (kept or words)[:TERMS_MAX]
-        self.phrases: list[str] = []
-        for quoted, name in _PHRASE.findall(text):
-            parts = _WORD.findall((quoted or name).lower().replace("_", " "))
-            if len(parts) > 1 and len(self.phrases) < TERMS_MAX:
-                self.phrases.append(" ".join(parts))
 
 
 def expression(words: Words, terms: Sequence[str], scopes: Sequence[int] | None) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
+from memory.filters import HLC_MAX
 from memory.flags import IMPERATIVE
 from memory.model import Hit, Kind, Source
-from memory.provenance import author_of, iso, peer_text
+from memory.provenance import MS_PER_DAY, author_of, iso, peer_text
 from memory.scopes import write_scope
 from memory.status import parents_trust
 from memory.trust import CEILING, effective
@@ -25,8 +26,6 @@ LOW_TRUST: Final = 0.5
 PREVIEW_CHARS: Final = 80
 """Title of a hit without text and without title: the beginning of its text."""
 
-MS_PER_DAY: Final = 86_400_000
-
 _ROWS: Final = """
 SELECT m.id, r.id, m.kind, m.role, m.title, m.thread, m.hlc, m.at_ms, m.valid_to, m.tags, m.source,
   m.status, m.flags, m.eff_trust, m.tokens, m.chunks, a.agent, a.device, a.class, a.trust, d.name,
@@ -36,16 +35,17 @@ JOIN author a ON a.id = m.author JOIN scope s ON s.id = m.scope JOIN grp g ON g.
 LEFT JOIN device d ON d.key = a.device
 """
 
-# The newest memory that validly replaces this one: the conditions of memory/status.py.
-_SUCCESSOR: Final = """
-SELECT sr.n, sr.id, sm.status, sm.scope FROM record r JOIN memory m ON m.id = r.n
-JOIN author a ON a.id = m.author
+# The newest memory that validly replaces each of these: the conditions of memory/status.py.
+_SUCCESSORS: Final = """
+SELECT m.id, sr.n, sr.id, sm.status, sm.scope FROM json_each(?1) j JOIN memory m ON m.id = j.value
+JOIN record r ON r.n = m.id JOIN author a ON a.id = m.author
 JOIN link l ON l.dst = r.id AND l.type = 'supersedes' AND l.src <> l.dst
 JOIN record lr ON lr.n = l.n AND lr.state = 'live' JOIN author la ON la.id = l.author
 JOIN record sr ON sr.id = l.src AND sr.state = 'live'
 JOIN memory sm ON sm.id = sr.n AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
-WHERE r.n = ? AND (la.owner = a.owner OR (la.class = 'own' AND la.agent = '')) AND sm.hlc >= m.hlc
-ORDER BY sm.hlc DESC, sr.n DESC LIMIT 1
+WHERE (la.owner = a.owner OR (la.class = 'own' AND la.agent = '')) AND sm.hlc >= m.hlc
+  AND max(l.hlc, sm.hlc) <= ?2
+ORDER BY sm.hlc, sr.n
 """
 
 
@@ -98,13 +98,21 @@ def load_rows(connection: apsw.Connection, memories: Sequence[int]) -> dict[int,
     return {cast("int", row[0]): Row(*row) for row in found}
 
 
-def load_texts(connection: apsw.Connection, memories: Iterable[int]) -> dict[int, str]:
-    """Texts by memory: their chunks, joined."""
+def load_texts(
+    connection: apsw.Connection, memories: Iterable[int], *, titled: bool = False
+) -> dict[int, str]:
+    """Texts by memory: their chunks, joined.
+
+    Args:
+        connection: a reader.
+        memories: rows.
+        titled: put what was indexed as title in front.
+    """
     parts: dict[int, list[str]] = {}
     found = connection.execute(
-        "SELECT c.memory, c.text FROM json_each(?) j JOIN chunk c ON c.memory = j.value"
-        " ORDER BY c.memory, c.i",
-        (json.dumps(list(memories)),),
+        "SELECT c.memory, CASE WHEN ?1 AND c.i = 0 THEN c.title || char(10) || c.text ELSE c.text"
+        " END FROM json_each(?2) j JOIN chunk c ON c.memory = j.value ORDER BY c.memory, c.i",
+        (int(titled), json.dumps(list(memories))),
     )
     for memory, text in found:
         parts.setdefault(cast("int", memory), []).append(cast("str", text))
@@ -121,10 +129,12 @@ def load_previews(connection: apsw.Connection, memories: Iterable[int]) -> dict[
     return {cast("int", m): " ".join(cast("str", text).split()) for m, text in found}
 
 
-def successor(connection: apsw.Connection, memory: int) -> Successor | None:
-    """The newest memory that validly replaces this one."""
-    row = connection.execute(_SUCCESSOR, (memory,)).fetchone()
-    return None if row is None else Successor(*row)
+def successors(
+    connection: apsw.Connection, memories: Iterable[int], until_hlc: int = HLC_MAX
+) -> dict[int, Successor]:
+    """The newest memory that validly replaces each of these, said by `until_hlc`."""
+    found = connection.execute(_SUCCESSORS, (json.dumps(list(memories)), until_hlc))
+    return {cast("int", row[0]): Successor(*row[1:]) for row in found}
 
 
 def limited_by(connection: apsw.Connection, row: Row) -> str:
@@ -151,6 +161,7 @@ def make_hit(
     preview: str = "",
     score: float = 0.0,
     superseded_by: bytes | None = None,
+    disputed: Sequence[bytes] = (),
 ) -> Hit:
     """A hit as the caller sees it."""
     return Hit(
@@ -167,15 +178,17 @@ def make_hit(
         scope=row.scope,
         kind=cast("Kind", row.kind),
         tags=[] if row.tags is None else msgspec.json.decode(row.tags, type=list[str]),
-        flags=_flags(row, now_ms),
+        flags=_flags(row, now_ms, disputed=bool(disputed)),
         source=None if row.source is None else msgspec.json.decode(row.source, type=Source),
         thread=None if row.thread is None else row.thread.hex(),
         superseded_by=None if superseded_by is None else superseded_by.hex(),
+        disputed=[other.hex() for other in disputed],
     )
 
 
-def _flags(row: Row, now_ms: int) -> list[str]:
+def _flags(row: Row, now_ms: int, *, disputed: bool) -> list[str]:
     conditions: Mapping[str, bool] = {
+        "disputed": disputed,
         "superseded": row.status == "superseded",
         "refuted": row.status == "refuted",
         "stale": row.valid_to is not None and row.valid_to < now_ms,

@@ -206,7 +206,7 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
         tier=tier,
         trust=(trust, believed),
         digest=digest,
-        size=(tokens(text), len(chunks)),
+        size=(tokens(text), len(chunks), len(text), int(text.rstrip().endswith("?"))),
     )
     _insert_chunks(connection, entry.n, scope, tier, clean_line(_heading(body)), chunks)
     txn.touched.add(entry.n)
@@ -239,7 +239,7 @@ def _insert_memory(
     tier: int,
     trust: tuple[float, float],
     digest: bytes,
-    size: tuple[int, int],
+    size: tuple[int, int, int, int],
 ) -> None:
     claim = None if body.claim is None else _claim_row(txn.connection, scope, body.claim)
     speaker = clean_line(body.speaker) if body.speaker else None
@@ -247,8 +247,8 @@ def _insert_memory(
     txn.connection.execute(
         "INSERT INTO memory(id, author, scope, kind, role, speaker, title, thread, pos, hlc, at_ms,"
         " valid_from, valid_to, claim, claim_value, tags, source, status, tier, origin_trust,"
-        " eff_trust, content_hash, expires_ms, tokens, chunks) VALUES"
-        " (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " eff_trust, content_hash, expires_ms, tokens, chunks, chars, asks) VALUES"
+        " (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             entry.n,
             author,
@@ -273,8 +273,7 @@ def _insert_memory(
             trust[1],
             digest,
             expires_ms,
-            size[0],
-            size[1],
+            *size,
         ),
     )
 

@@ -116,7 +116,10 @@ class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         scope: one scope, several, or None for all the caller may read.
         since: ISO 8601; only notes dated at or after.
         until: ISO 8601; only notes dated at or before.
+        as_of: ISO 8601; what was known here by then: later notes, and later words about older
+            ones, do not count.
         trust_min: hits below this trust are withheld and counted.
+        quarantined: also show what is withheld because others' text gives orders or rules.
         detail: `text`, or `index` (titles only).
         budget_tokens: bodies are given until this many tokens (UTF-8 bytes / 3.6) are used.
     """
@@ -129,6 +132,7 @@ class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     author: str | None = None
     since: str | None = None
     until: str | None = None
+    as_of: str | None = None
     trust_min: float = 0.5
     quarantined: bool = False
     detail: Literal["text", "index"] = "text"
@@ -157,17 +161,58 @@ class Author(msgspec.Struct, kw_only=True):
 
 
 class Explain(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How a hit got its rank. Later parts add their terms."""
+    """How a hit got its rank: score = max(f, 0) x trust x echo / 2.5.
+
+    f = base + previous + following + thread + by_author + length + question; base is .4 of the
+    words' normalised score and .6 of the meaning's, or the words' alone without an embedder.
+
+    Attributes:
+        bm25: raw score of the best chunk by words.
+        bm25_norm: discounted by length, 0 to 1 over the trusted candidates.
+        cosine: raw score of the best chunk by meaning; None if it has no vector (yet).
+        cosine_norm: as `bm25_norm`; without a vector that is taken.
+        length_discount: factor on `bm25` for the number of chunks.
+        previous: from the memory before it in its thread.
+        following: from the one after it.
+        thread: from the best of its thread.
+        by_author: if the question names its author, or nobody and the person wrote it.
+        length: for its length.
+        question: taken off if it ends with a question mark.
+        author_trust: trust of its author.
+        role_ceiling: most that its role may claim.
+        limited_by: author, domain, role or parent: what holds its trust down.
+        echo: .5 if somebody else's text repeats the question.
+        tier: main or low.
+        rank: place before trust.
+        score: before the division by 2.5.
+        embedder: id of the model, empty without.
+        ranker: `fixed`.
+    """
 
     bm25: float = 0.0
     bm25_norm: float = 0.0
+    cosine: float | None = None
+    cosine_norm: float = 0.0
     length_discount: float = 1.0
+    base: float = 0.0
+    previous: float = 0.0
+    following: float = 0.0
+    thread: float = 0.0
+    by_author: float = 0.0
+    length: float = 0.0
+    question: float = 0.0
+    f: float = 0.0
     author_trust: float = 0.0
     role_ceiling: float = 1.0
     trust: float = 0.0
     limited_by: str = ""
+    echo: float = 1.0
+    tier: Literal["main", "low"] = "main"
+    rank: int = 0
     score: float = 0.0
     chunks: int = 1
+    embedder: str = ""
+    ranker: str = "fixed"
 
 
 class Hit(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -180,6 +225,11 @@ class Hit(msgspec.Struct, kw_only=True, omit_defaults=True):
         created: ISO 8601 UTC.
         scope: as the caller would write it.
         text: None when the token budget or `detail="index"` left it out: `memory.get` fetches it.
+        flags: superseded, refuted, disputed, stale (its validity is over), low_trust, orders
+            (somebody else's text that gives orders or rules).
+        superseded_by: id of what replaces it.
+        disputed: ids of memories of others that contradict it and are shown beside it.
+        copies: duplicates of it that were found and left out.
     """
 
     id: str
@@ -200,6 +250,8 @@ class Hit(msgspec.Struct, kw_only=True, omit_defaults=True):
     source: Source | None = None
     thread: str | None = None
     superseded_by: str | None = None
+    disputed: list[str] = []
+    copies: int = 0
     explain: Explain | None = None
 
 

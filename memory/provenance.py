@@ -13,6 +13,8 @@ from memory.model import Author
 if TYPE_CHECKING:
     from memory.model import Relation
 
+MS_PER_DAY: Final = 86_400_000
+
 PERSON: Final = "you"
 """Shown name of the person at the terminal, who has no agent name."""
 

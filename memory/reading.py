@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, cast
 import msgspec
 
 from memory.errors import RefusedError
+from memory.filters import build_filters
 from memory.hits import (
     Row,
     load_rows,
     load_texts,
     make_hit,
-    successor,
+    successors,
 )
 from memory.model import History, Hit, Hits, Page, Stats, Version, Withheld
 from memory.provenance import author_of, hlc_ms, iso
-from memory.recall import build_filters
 from memory.scopes import allows, readable
 from memory.sql import blobs, number
 from memory.writing import find_target
@@ -134,7 +134,9 @@ def _whole(
 
 
 def _superseded_by(connection: apsw.Connection, who: Caller, row: Row) -> bytes | None:
-    newer = successor(connection, row.memory) if row.status == "superseded" else None
+    if row.status != "superseded":
+        return None
+    newer = successors(connection, [row.memory]).get(row.memory)
     if newer is None or find_target(connection, who, newer.id.hex()) is None:
         return None  # it may stand in a scope of which the caller must not know
     return newer.id

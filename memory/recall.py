@@ -1,108 +1,89 @@
 """Recall: from a question to hits, in one short read transaction.
 
-Steps, numbered as in docs/specs/memory.md, *Recall*: 1 parse, 2 lexical candidates from the main
-and the low index, 5 normalise, 7 weigh by trust, 8 withhold, 9 pair what is replaced with what
-replaces it, 10 spend the token budget. One statement a channel, three for the hits: no query per
-hit.
+Steps, numbered as in docs/specs/memory.md, *Recall*: 1 parse, 2 lexical and 3 dense candidates from
+the main and the low index, 4 union, 5 fuse, 6 structure, 7 weigh by trust, 8 withhold, 9 pair what
+is replaced or contradicted with its counterpart, 10 spend the token budget. A handful of statements
+whatever the number of candidates: no query per hit.
 """
-
-# SQL is put together from this file's own constants; every value is bound.
-# ruff: noqa: S608
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Final
 
 from memory.behaviour import Features, Shown
+from memory.cache import Answered
 from memory.errors import RefusedError
-from memory.fts import (
-    CHUNK_POOL,
-    MEMORY_POOL,
-    POSTINGS_LOW_MAX,
-    Words,
-    expression,
-    stem,
-    within_budget,
+from memory.filters import HLC_MAX, Filters, build_filters, hlc_at
+from memory.flags import IMPERATIVE
+from memory.fts import POSTINGS_LOW_MAX, expression, stem, within_budget
+from memory.fuse import (
+    ECHO,
+    SCORE_MAX,
+    Candidate,
+    cap_distrusted,
+    collapse,
+    length_discount,
+    normalise,
+    weigh,
 )
-from memory.fuse import Candidate, best_chunks, cap_distrusted, fuse, length_discount
 from memory.hits import (
+    LOW_TRUST,
     Row,
-    Successor,
     ceiling,
     limited_by,
     load_previews,
     load_rows,
     load_texts,
     make_hit,
-    successor,
 )
 from memory.model import Explain, Hit, Hits, Withheld
-from memory.provenance import PERSON, parse_iso, peer_text
-from memory.scopes import readable
+from memory.pairs import Pairing, Place, pair
+from memory.parse import Words, repeats
+from memory.pool import Asked, gather, known_names, load_facts
+from memory.provenance import parse_iso
+from memory.structure import add_structure
 from memory.trust import LOW, MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import apsw
+    import numpy as np
+    from numpy.typing import NDArray
 
     from memory.fts import Frequencies
-    from memory.fuse import ChunkRow
+    from memory.fuse import Facts
     from memory.model import Caller, Query
+    from memory.parse import Names
+    from memory.pool import Vectors
     from memory.scopes import ScopeRow
-    from memory.seams import Cell
 
 QUERY_BYTES_MAX: Final = 4096
 LIMIT_MAX: Final = 100
 
-CHAIN_MAX: Final = 16
-"""Versions followed from an old memory to its newest."""
-
-# The scope's token weighs nothing, a title twice a text (a weight multiplies tf, so divides k1).
-# `ORDER BY bm25()` instead of `rank`: .75 ms against .98 for 300 of 521 chunks.
-_COLUMNS: Final = "c.memory, -t.b, m.chunks, m.eff_trust, m.status, a.owner"
-_JOINS: Final = (
-    " JOIN chunk c ON c.id = t.id JOIN memory m ON m.id = c.memory JOIN author a ON a.id = m.author"
-    " WHERE (m.expires_ms IS NULL OR m.expires_ms > ?)"
-)
-_PLAIN: Final = {
-    MAIN: "SELECT "
-    + _COLUMNS
-    + " FROM (SELECT rowid AS id, bm25(main_fts, 0.0, 4.0, 2.0) AS b FROM main_fts"
-    " WHERE main_fts MATCH ? ORDER BY b LIMIT ?) t" + _JOINS,
-    LOW: "SELECT "
-    + _COLUMNS
-    + " FROM (SELECT rowid AS id, bm25(low_fts, 0.0, 4.0, 2.0) AS b FROM low_fts"
-    " WHERE low_fts MATCH ? ORDER BY b LIMIT ?) t" + _JOINS,
-}
-# With filters the best chunks must be looked for among those that pass, so the pool is cut last.
-_FILTERED: Final = {
-    MAIN: "SELECT "
-    + _COLUMNS
-    + " FROM (SELECT rowid AS id, bm25(main_fts, 0.0, 4.0, 2.0) AS b FROM main_fts"
-    " WHERE main_fts MATCH ?) t" + _JOINS,
-    LOW: "SELECT "
-    + _COLUMNS
-    + " FROM (SELECT rowid AS id, bm25(low_fts, 0.0, 4.0, 2.0) AS b FROM low_fts"
-    " WHERE low_fts MATCH ?) t" + _JOINS,
-}
-_FILTER_TAIL: Final = " ORDER BY t.b LIMIT ?"
+RANKER: Final = "fixed"
+"""The fixed weights of fuse.py and structure.py."""
 
 
-class Filters(NamedTuple):
-    """Conditions on `memory m`, as SQL of constants and bound values."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recall:
+    """A checked query on its way through the steps."""
 
-    sql: str
-    bound: tuple[Cell, ...]
-
-
-class _Shown(NamedTuple):
-    """A place in the answer."""
-
-    memory: int
-    candidate: Candidate
-    newer: Successor | None
+    who: Caller
+    query: Query
+    frequencies: Frequencies
+    postings_max: int
+    """Documents the query's terms may match together in the main index."""
+    now_ms: int
+    scopes: Sequence[ScopeRow]
+    """Those the caller may read and asks for."""
+    names: Names | None = None
+    """Whom it names, None to look them up."""
+    vectors: Vectors | None = None
+    vector: NDArray[np.float32] | None = None
+    """float32[dim] of the query without those names; None without an embedder."""
 
 
 def check_query(query: Query) -> None:
@@ -121,106 +102,67 @@ def check_query(query: Query) -> None:
         raise RefusedError("invalid", "trust_min must be 0 to 1")
     if query.budget_tokens < 0:
         raise RefusedError("invalid", "budget_tokens must not be negative")
+    for name in ("since", "until", "as_of"):
+        written = getattr(query, name)
+        if written is not None:
+            parse_iso(written, name)
 
 
-def build_filters(
-    connection: apsw.Connection,
-    *,
-    kinds: Sequence[str] = (),
-    tags: Sequence[str] = (),
-    author: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
-) -> Filters:
-    """Conditions of a query or a listing.
-
-    Raises:
-        RefusedError: `invalid` date.
-    """
-    parts: list[str] = []
-    bound: list[Cell] = []
-    if kinds:
-        parts.append("m.kind IN (SELECT value FROM json_each(?))")
-        bound.append(json.dumps(list(kinds)))
-    for tag in tags:
-        parts.append("EXISTS (SELECT 1 FROM json_each(m.tags) WHERE value = ?)")
-        bound.append(tag)
-    if author is not None:
-        parts.append("m.author IN (SELECT value FROM json_each(?))")
-        bound.append(json.dumps(find_authors(connection, author)))
-    if since is not None:
-        parts.append("m.at_ms >= ?")
-        bound.append(parse_iso(since, "since"))
-    if until is not None:
-        parts.append("m.at_ms <= ?")
-        bound.append(parse_iso(until, "until"))
-    return Filters("".join(f" AND {part}" for part in parts), tuple(bound))
-
-
-def find_authors(connection: apsw.Connection, written: str) -> list[int]:
-    """Author rows that a person means by `agent`, `agent@device`, a device's name, id or key."""
-    wanted = written.strip().lower()
-    rows = connection.execute(
-        "SELECT a.id, a.agent, a.device, d.name FROM author a LEFT JOIN device d"
-        " ON d.key = a.device"
-    )
-    found = []
-    for author, agent, device, name in rows:
-        key = cast("bytes", device)
-        devices = {peer_text(key).lower(), key.hex()} | ({str(name).lower()} if name else set())
-        agent_name = (str(agent) or PERSON).lower()
-        names = devices | {agent_name} | {f"{agent_name}@{device}" for device in devices}
-        if wanted in names:
-            found.append(cast("int", author))
-    return found
-
-
-def recall(
-    connection: apsw.Connection,
-    who: Caller,
-    query: Query,
-    frequencies: Frequencies,
-    *,
-    postings_max: int,
-    now_ms: int,
-    noted: list[Shown] | None = None,
-) -> Hits:
-    """Answer a checked query; `ms` is left for the caller to fill in.
-
-    Args:
-        connection: in a read transaction.
-        who: the caller.
-        query: checked by `check_query`.
-        frequencies: document frequencies known from before.
-        postings_max: see `MemoryConfig.postings`.
-        now_ms: the time.
-        noted: filled with what is shown and what its order was made from, for the feedback log.
-    """
-    scopes = readable(connection, who.read, query.scope)
-    filters = build_filters(
-        connection,
-        kinds=query.kinds,
-        tags=query.tags,
-        author=query.author,
-        since=query.since,
-        until=query.until,
-    )
+def recall(connection: apsw.Connection, ask: Recall) -> Answered:
+    """Answer a query; `ms` is left for the caller to fill in."""
+    query = ask.query
+    rows = tuple(scope.id for scope in ask.scopes)
     words = Words(query.query)
-    unlimited = who.read.everything and query.scope is None
-    candidates: list[Candidate] = []
-    for tier, budget in ((MAIN, postings_max), (LOW, POSTINGS_LOW_MAX)):
-        matched = _expression(connection, words, scopes, frequencies, tier, budget, unlimited)
-        if matched:
-            candidates += _channel(connection, tier, matched, filters, now_ms)
-    ranked = fuse(candidates)
-    trusted = [c for c in ranked if c.trust >= query.trust_min]
-    kept, capped = cap_distrusted(trusted, query.limit)
-    withheld = Withheld(low_trust=len(ranked) - len(trusted) + capped)
-    shown = _pair(connection, kept, query, {scope.id for scope in scopes})
-    hits = _hits(connection, shown, query, withheld, now_ms)
-    if noted is not None:
-        noted += _noted(hits, shown, words)
-    return Hits(hits=hits, withheld=withheld, searched=len(candidates), ms=0.0)
+    asked = _asked(connection, ask, words)
+    names = ask.names
+    if names is None:
+        names = known_names(connection, query.query, rows)
+    candidates, beside = gather(connection, asked)
+    normalise(candidates, dense=asked.vector is not None)
+    add_structure(candidates, beside, names)
+    _mark_echoes(connection, query.query, candidates)
+    ranked = weigh(candidates)
+    kept, withheld = withhold(ranked, query)
+    kept, copies = collapse(kept)
+    pairing = Pairing(
+        limit=query.limit,
+        scopes=frozenset(rows),
+        until_hlc=HLC_MAX if query.as_of is None else hlc_at(query.as_of),
+        admits=lambda facts: facts.trust >= query.trust_min and not _gives_orders(facts),
+        fetch=lambda memories: load_facts(connection, memories, Filters("", ()), ask.now_ms),
+    )
+    places = pair(connection, kept, pairing)
+    answer = Answer(connection, ask, places, copies, withheld)
+    hits = Hits(hits=answer.hits(), withheld=withheld, searched=len(candidates), ms=0.0)
+    return Answered(hits, answer.shown(words), answer.until_ms())
+
+
+def _asked(connection: apsw.Connection, ask: Recall, words: Words) -> Asked:
+    """What the channels are to look for."""
+    query, scopes = ask.query, ask.scopes
+    unlimited = ask.who.read.everything and query.scope is None
+    expressions = {
+        tier: _expression(connection, words, scopes, ask.frequencies, tier, budget, unlimited)
+        for tier, budget in ((MAIN, ask.postings_max), (LOW, POSTINGS_LOW_MAX))
+    }
+    dense = ask.vector is not None and bool(scopes)
+    return Asked(
+        expressions=expressions,
+        vectors=ask.vectors if dense else None,
+        vector=ask.vector if dense else None,
+        scopes=tuple(scope.id for scope in scopes),
+        unlimited=unlimited,
+        filters=build_filters(
+            connection,
+            kinds=query.kinds,
+            tags=query.tags,
+            author=query.author,
+            since=query.since,
+            until=query.until,
+            as_of=query.as_of,
+        ),
+        now_ms=ask.now_ms,
+    )
 
 
 def _expression(
@@ -247,136 +189,165 @@ def _expression(
     return expression(words, terms, ids)
 
 
-def _channel(
-    connection: apsw.Connection, tier: int, matched: str, filters: Filters, now_ms: int
-) -> list[Candidate]:
-    """Candidates of one index."""
-    pool = CHUNK_POOL[tier]
-    if filters.sql:
-        sql = _FILTERED[tier] + filters.sql + _FILTER_TAIL
-        rows = connection.execute(sql, (matched, now_ms, *filters.bound, pool))
-    else:
-        rows = connection.execute(_PLAIN[tier], (matched, pool, now_ms))
-    return best_chunks(cast("list[ChunkRow]", rows.fetchall()), tier, MEMORY_POOL[tier])
+def _mark_echoes(
+    connection: apsw.Connection, question: str, candidates: Sequence[Candidate]
+) -> None:
+    """Halve others' texts that carry the question to be found by it."""
+    foreign = {c.memory: c for c in candidates if not c.facts.own}
+    if not foreign:
+        return
+    for memory, text in load_texts(connection, foreign, titled=True).items():
+        if repeats(question, text):
+            foreign[memory].echo = ECHO
 
 
-def _pair(
-    connection: apsw.Connection, ranked: Sequence[Candidate], query: Query, scopes: set[int]
-) -> list[_Shown]:
-    """The answer's places: a replaced memory never stands alone, its newest version leads it."""
-    shown: list[_Shown] = []
-    placed: set[int] = set()
-    by_memory = {candidate.memory: candidate for candidate in ranked}
+def _gives_orders(facts: Facts) -> bool:
+    """Others' rules and orders, unless the local owner or two ways of trust vouch for them."""
+    ordered = facts.kind == "policy" or bool(facts.flags & IMPERATIVE)
+    return ordered and not facts.own and not facts.backed
+
+
+def withhold(ranked: Sequence[Candidate], query: Query) -> tuple[list[Candidate], Withheld]:
+    """What may be shown, in order, and the counts of what may not."""
+    withheld = Withheld()
+    kept: list[Candidate] = []
     for candidate in ranked:
-        if len(shown) >= query.limit:
-            break
-        if candidate.memory in placed:
-            continue
-        newer, head = _head(connection, candidate, query, scopes, by_memory)
-        if head is not None and head.memory not in placed:
-            placed.add(head.memory)
-            shown.append(_Shown(head.memory, head, None))
-        placed.add(candidate.memory)
-        shown.append(_Shown(candidate.memory, candidate, newer))
-    return shown[: query.limit]
-
-
-def _head(
-    connection: apsw.Connection,
-    candidate: Candidate,
-    query: Query,
-    scopes: set[int],
-    by_memory: dict[int, Candidate],
-) -> tuple[Successor | None, Candidate | None]:
-    """(what replaces the candidate directly, its newest version as a candidate) if to be shown."""
-    if candidate.status != "superseded":
-        return None, None
-    newer = at = successor(connection, candidate.memory)
-    for _ in range(CHAIN_MAX):
-        if at is None or at.status != "superseded":
-            break
-        at = successor(connection, at.memory) or at
-    if newer is None or at is None or newer.scope not in scopes or at.scope not in scopes:
-        return None, None
-    head = by_memory.get(at.memory) or _load_candidate(connection, at, candidate)
-    return newer, head if head.trust >= query.trust_min else None
-
-
-def _load_candidate(connection: apsw.Connection, newest: Successor, found: Candidate) -> Candidate:
-    """A newest version that the words did not find: it stands where the old one would."""
-    row = load_rows(connection, [newest.memory])[newest.memory]
-    head = Candidate(
-        found.tier,
-        (newest.memory, found.bm25, row.chunks, row.trust, row.status, found.owner),
+        if candidate.trust < query.trust_min:
+            withheld.low_trust += 1
+        elif _gives_orders(candidate.facts) and not query.quarantined:
+            withheld.quarantined += 1
+        else:
+            kept.append(candidate)
+    kept, capped = cap_distrusted(
+        kept, query.limit, lambda c: c.trust < LOW_TRUST or _gives_orders(c.facts)
     )
-    head.norm, head.score = found.norm, found.norm * row.trust
-    return head
+    withheld.low_trust += capped
+    return kept, withheld
 
 
-def _hits(
-    connection: apsw.Connection,
-    shown: Sequence[_Shown],
-    query: Query,
-    withheld: Withheld,
-    now_ms: int,
-) -> list[Hit]:
-    """Bodies in rank order until the budget is spent, index lines for the rest."""
-    rows = load_rows(connection, [item.memory for item in shown])
-    spent = 0
-    whole: list[int] = []
-    for item in shown:
-        size = rows[item.memory].tokens
-        if query.detail == "text" and spent + size <= query.budget_tokens:
-            spent += size
-            whole.append(item.memory)
-    if query.detail == "text":
-        withheld.over_budget = len(shown) - len(whole)
-    texts = load_texts(connection, whole)
-    lines = [i.memory for i in shown if i.memory not in texts and not rows[i.memory].title]
-    previews = load_previews(connection, lines) if lines else {}
-    hits = []
-    for item in shown:
-        row = rows[item.memory]
-        hit = make_hit(
-            row,
-            now_ms=now_ms,
-            text=texts.get(item.memory),
-            preview=previews.get(item.memory, ""),
-            score=item.candidate.score,
-            superseded_by=None if item.newer is None else item.newer.id,
+class Answer:
+    """Places as hits: bodies in rank order until the budget is spent, index lines for the rest."""
+
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        ask: Recall,
+        places: Sequence[Place],
+        copies: dict[int, int],
+        withheld: Withheld,
+    ) -> None:
+        self._connection = connection
+        self._ask = ask
+        self._places = places
+        self._copies = copies
+        self._withheld = withheld
+        self._rows = load_rows(connection, [place.candidate.memory for place in places])
+
+    def hits(self) -> list[Hit]:
+        """The hits; what the budget leaves out is counted."""
+        rows, query = self._rows, self._ask.query
+        whole = self._within_budget()
+        texts = load_texts(self._connection, whole)
+        memories = [place.candidate.memory for place in self._places]
+        lines = [m for m in memories if m not in texts and not rows[m].title]
+        previews = load_previews(self._connection, lines) if lines else {}
+        hits = []
+        for place in self._places:
+            memory = place.candidate.memory
+            row = rows[memory]
+            hit = make_hit(
+                row._replace(status="active") if place.revived else row,
+                now_ms=self._ask.now_ms,
+                text=texts.get(memory),
+                preview=previews.get(memory, ""),
+                score=place.candidate.score / SCORE_MAX,
+                superseded_by=place.newer,
+                disputed=[rows[other].id for other in place.disputed if other in rows],
+            )
+            hit.copies = self._copies.get(memory, 0)
+            if query.explain:
+                hit.explain = self._explain(row, place.candidate)
+            hits.append(hit)
+        return hits
+
+    def shown(self, words: Words) -> tuple[Shown, ...]:
+        """What is shown, for the feedback log."""
+        return tuple(
+            Shown(
+                self._rows[place.candidate.memory].id,
+                rank,
+                _features(place.candidate, self._rows[place.candidate.memory], len(words.terms)),
+            )
+            for rank, place in enumerate(self._places, 1)
         )
-        if query.explain:
-            hit.explain = _explain(connection, row, item.candidate)
-        hits.append(hit)
-    return hits
 
+    def until_ms(self) -> int:
+        """When one of the hits expires or ceases to be valid."""
+        ends = [place.candidate.facts.expires_ms for place in self._places]
+        ends += [row.valid_to for row in self._rows.values()]
+        return min((end for end in ends if end and end > self._ask.now_ms), default=HLC_MAX)
 
-def _noted(hits: Sequence[Hit], shown: Sequence[_Shown], words: Words) -> list[Shown]:
-    """What is shown, for the feedback log."""
-    return [
-        Shown(
-            bytes.fromhex(hit.id),
-            rank,
-            Features(
-                bm25=item.candidate.norm,
-                base=item.candidate.norm,
-                chunks=item.candidate.chunks,
-                words=len(words.terms),
-            ),
+    def _within_budget(self) -> list[int]:
+        """Memories given whole."""
+        query = self._ask.query
+        if query.detail != "text":
+            return []
+        spent = 0
+        whole = []
+        for place in self._places:
+            size = self._rows[place.candidate.memory].tokens
+            if spent + size <= query.budget_tokens:
+                spent += size
+                whole.append(place.candidate.memory)
+        self._withheld.over_budget = len(self._places) - len(whole)
+        return whole
+
+    def _explain(self, row: Row, candidate: Candidate) -> Explain:
+        terms = candidate.terms
+        vectors = self._ask.vectors
+        return Explain(
+            bm25=_round(candidate.bm25 or 0.0),
+            bm25_norm=_round(candidate.bm25_norm),
+            cosine=None if candidate.cosine is None else _round(candidate.cosine),
+            cosine_norm=_round(candidate.cosine_norm),
+            length_discount=_round(length_discount(candidate.facts.chunks)),
+            base=_round(candidate.base),
+            previous=_round(terms.previous),
+            following=_round(terms.following),
+            thread=_round(terms.thread),
+            by_author=_round(terms.author),
+            length=_round(terms.length),
+            question=_round(terms.question),
+            f=_round(candidate.f),
+            author_trust=_round(row.author_trust),
+            role_ceiling=ceiling(row),
+            trust=_round(row.trust),
+            limited_by=limited_by(self._connection, row),
+            echo=candidate.echo,
+            tier="main" if candidate.facts.tier == MAIN else "low",
+            rank=candidate.rank,
+            score=_round(candidate.score),
+            chunks=candidate.facts.chunks,
+            embedder=vectors.model if vectors is not None and self._ask.vector is not None else "",
+            ranker=RANKER,
         )
-        for rank, (hit, item) in enumerate(zip(hits, shown, strict=True), 1)
-    ]
 
 
-def _explain(connection: apsw.Connection, row: Row, candidate: Candidate) -> Explain:
-    return Explain(
-        bm25=round(candidate.bm25, 6),
-        bm25_norm=round(candidate.norm, 6),
-        length_discount=round(length_discount(candidate.chunks), 6),
-        author_trust=round(row.author_trust, 6),
-        role_ceiling=ceiling(row),
-        trust=round(row.trust, 6),
-        limited_by=limited_by(connection, row),
-        score=round(candidate.score, 6),
-        chunks=candidate.chunks,
+def _features(candidate: Candidate, row: Row, words: int) -> Features:
+    """What the place was made from."""
+    terms = candidate.terms
+    return Features(
+        bm25=candidate.bm25_norm,
+        cosine=candidate.cosine_norm,
+        base=candidate.base,
+        neighbours=terms.previous + terms.following,
+        thread=terms.thread,
+        author=terms.author,
+        log_length=math.log(row.tokens),
+        chunks=candidate.facts.chunks,
+        words=words,
     )
+
+
+def _round(value: float) -> float:
+    return round(value, 6)

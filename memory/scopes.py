@@ -32,6 +32,7 @@ class ScopeRow(NamedTuple):
     written: str
     main_chunks: int
     low_chunks: int
+    generation: int = 0
 
 
 def parse_scope(written: str) -> tuple[str, str]:
@@ -114,14 +115,14 @@ def readable(
             if not allows(scopes, written):
                 raise RefusedError("forbidden", f"this agent may not read scope {written}")
     rows = connection.execute(
-        "SELECT s.id, g.name, s.name, g.home, s.main_chunks, s.low_chunks"
+        "SELECT s.id, g.name, s.name, g.home, s.main_chunks, s.low_chunks, s.generation"
         " FROM scope s JOIN grp g ON g.n = s.grp ORDER BY s.id"
     )
     found = []
-    for scope_id, group_name, name, home, main, low in rows:
+    for scope_id, group_name, name, home, main, low, generation in rows:
         written = write_scope(group_name, name, home=bool(home))
         if allows(scopes, written) and (asked is None or written in asked):
-            found.append(ScopeRow(scope_id, written, main, low))
+            found.append(ScopeRow(scope_id, written, main, low, generation))
     return found
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from memory import reading
+from memory.answering import Recaller
 from memory.bodies import ProfileBody
 from memory.config import MemoryConfig
 from memory.errors import RefusedError
-from memory.fts import Frequencies
 from memory.model import NOTES_MAX
 from memory.reading import Filter
-from memory.recall import check_query, recall
 from memory.sql import blobs, integers
 from memory.status import expire
 from memory.txn import MemoryEvent
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Sequence
 
-    from memory.behaviour import Behaviour, Shown
+    from memory.behaviour import Behaviour
     from memory.db import Db
     from memory.embedding import Embeddings
     from memory.model import (
@@ -83,7 +82,8 @@ class Memory:
         self._config = config or MemoryConfig()
         self._behaviour = behaviour
         self._embeddings = embeddings
-        self._frequencies = Frequencies()
+        self._recaller = Recaller(db, env, self._config, embeddings)
+        replica.on_event(self._recaller.hear)
 
     # ---- writing
 
@@ -196,37 +196,22 @@ class Memory:
     # ---- reading
 
     async def recall(self, who: Caller, query: Query) -> Hits:
-        """Find memories by their words, weighed by trust.
+        """Find memories by words and meaning, weighed by trust.
 
         Raises:
             RefusedError: `invalid`, `too_large` or `forbidden`.
             StoreError: the database cannot serve.
         """
-        check_query(query)
-        started = self._env.now()
-        now_ms = self._env.wall_ms()
-        noted: builtins.list[Shown] = []
-        hits = await self._db.read(
-            lambda connection: recall(
-                connection,
-                who,
-                query,
-                self._frequencies,
-                postings_max=self._config.postings,
-                now_ms=now_ms,
-                noted=noted,
-            )
-        )
+        answered = await self._recaller.answer(who, query)
         if self._behaviour is not None:
             self._behaviour.note_shown(
                 agent=who.agent,
                 session=who.session,
                 scope=written_scopes(query.scope),
                 query=query.query,
-                shown=noted,
+                shown=answered.shown,
             )
-        hits.ms = round((self._env.now() - started) * 1000, 3)
-        return hits
+        return answered.hits
 
     async def get(self, who: Caller, ids: Sequence[str]) -> Hits:
         """Whole memories by id or unique prefix; those not here or not readable are left out.

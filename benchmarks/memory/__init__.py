@@ -19,6 +19,7 @@ PARTS: Final = (
     ("plain", "plain_search"),
     ("remember", "lexical"),
     ("recall", "lexical"),
+    ("quality", "quality"),
     ("poison", "poison"),
     ("contradiction", "conflicts"),
     ("updates", "conflicts"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import trio
 
 from memory.bodies import NoteBody, encode_body
 from memory.model import NOTES_MAX, NoteIn, Query
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
     from memory.model import Caller, Hits
+    from memory.seams import Embedder
 
 SCOPE: Final = "main"
 ADMIT_BATCH: Final = 500
@@ -51,6 +53,13 @@ class Store:
         """A new device of somebody else: `other` is a stranger, `invited` a member."""
         self._strangers += 1
         return Foreign(self.world, Peer(self.world.clock, 10_000 + self._strangers), relation)
+
+    async def settle(self) -> None:
+        """Wait until every chunk has its vector, if there is an embedder."""
+        while (status := await self.world.embeddings.status()).state == "ready":
+            if not status.backlog:
+                return
+            await trio.sleep(0.05)
 
     async def recall(self, query: str, **fields: object) -> Hits:
         """What the person is shown."""
@@ -98,8 +107,8 @@ class Foreign:
 
 
 @asynccontextmanager
-async def open_store() -> AsyncIterator[Store]:
-    """A fresh memory in a temporary folder, gone afterwards."""
+async def open_store(*, embedder: Embedder | None = None) -> AsyncIterator[Store]:
+    """A fresh memory in a temporary folder, gone afterwards; by words alone without embedder."""
     with tempfile.TemporaryDirectory(prefix="covey-quality-") as folder:
-        async with open_world(Path(folder)) as world:
+        async with open_world(Path(folder), embedder=embedder) as world:
             yield Store(world)

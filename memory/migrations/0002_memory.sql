@@ -1,6 +1,25 @@
 -- The memory part: trust from evidence, conflicts and clusters, vectors, erasure. What 0001 drew in
 -- advance and never filled is dropped and made anew where the design moved.
 
+-- ---- recall ----------------------------------------------------------------------------------
+
+-- Characters of the text, and whether it ends with a question mark: ranking asks for both.
+ALTER TABLE memory ADD COLUMN chars INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE memory ADD COLUMN asks INTEGER NOT NULL DEFAULT 0;
+UPDATE memory SET
+  chars = (SELECT coalesce(sum(length(text)), 0) FROM chunk WHERE memory = memory.id),
+  asks = coalesce((SELECT rtrim(text, char(9, 10, 32)) LIKE '%?' FROM chunk
+    WHERE memory = memory.id ORDER BY i DESC LIMIT 1), 0);
+
+-- A thread in its order; who speaks in a scope; whether an author wrote in it.
+DROP INDEX memory_by_thread;
+CREATE INDEX memory_by_thread ON memory(thread, pos, hlc) WHERE thread IS NOT NULL;
+CREATE INDEX memory_by_speaker ON memory(scope, speaker COLLATE NOCASE)
+  WHERE speaker IS NOT NULL AND eff_trust >= 0.7;
+DROP INDEX memory_by_author;
+CREATE INDEX memory_by_author ON memory(author, scope);
+CREATE INDEX author_by_agent ON author(agent COLLATE NOCASE);
+
 -- ---- trust -----------------------------------------------------------------------------------
 
 DROP TABLE evidence;
@@ -71,6 +90,13 @@ ALTER TABLE author ADD COLUMN day_trust REAL NOT NULL DEFAULT 0;
 
 -- ---- conflicts, duplicates, lineage ------------------------------------------------------------
 
+-- Memories (rows, a < b) of different owners that contradict each other, while neither has won.
+CREATE TABLE dispute(
+  a INTEGER NOT NULL REFERENCES memory(id), b INTEGER NOT NULL REFERENCES memory(id),
+  since_ms INTEGER NOT NULL, PRIMARY KEY (a, b)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dispute_by_b ON dispute(b);
+
 
 -- ---- vectors -----------------------------------------------------------------------------------
 
@@ -83,3 +109,35 @@ CREATE TABLE vec_model(model TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 
 -- ---- text flags --------------------------------------------------------------------------------
 
+
+-- ---- generations ---------------------------------------------------------------------------
+
+-- Answers are kept while the generations of their scopes stand, so whatever an answer could show
+-- raises them, whoever writes it. (A new memory's chunks do it when they enter their index.)
+CREATE TRIGGER memory_shown AFTER UPDATE OF status, tier, flags, eff_trust, backed, confirmations,
+  cluster, title, valid_to, expires_ms ON memory
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE id = NEW.scope; END;
+CREATE TRIGGER memory_gone AFTER DELETE ON memory
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE id = OLD.scope; END;
+CREATE TRIGGER link_said AFTER INSERT ON link
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE id IN (SELECT m.scope FROM record r
+    JOIN memory m ON m.id = r.n WHERE r.id IN (NEW.src, NEW.dst)); END;
+CREATE TRIGGER author_changed AFTER UPDATE OF owner, class, trust, state ON author
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE grp = NEW.grp; END;
+CREATE TRIGGER device_named AFTER INSERT ON device
+  BEGIN UPDATE scope SET generation = generation + 1; END;
+CREATE TRIGGER device_renamed AFTER UPDATE OF name ON device
+  BEGIN UPDATE scope SET generation = generation + 1; END;
+CREATE TRIGGER device_unnamed AFTER DELETE ON device
+  BEGIN UPDATE scope SET generation = generation + 1; END;
+CREATE TRIGGER group_renamed AFTER UPDATE OF name, home ON grp
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE grp = NEW.n; END;
+CREATE TRIGGER vector_made AFTER INSERT ON vec
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE id = (SELECT m.scope FROM chunk c
+    JOIN memory m ON m.id = c.memory WHERE c.id = NEW.chunk); END;
+CREATE TRIGGER dispute_begun AFTER INSERT ON dispute
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE id IN
+    (SELECT scope FROM memory WHERE id IN (NEW.a, NEW.b)); END;
+CREATE TRIGGER dispute_ended AFTER DELETE ON dispute
+  BEGIN UPDATE scope SET generation = generation + 1 WHERE id IN
+    (SELECT scope FROM memory WHERE id IN (OLD.a, OLD.b)); END;

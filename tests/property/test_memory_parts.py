@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 
 import msgspec
@@ -22,9 +21,9 @@ from memory.bodies import (
     encode_body,
 )
 from memory.errors import DecodeError, RefusedError
-from memory.fts import Words, expression
-from memory.fuse import Candidate, fuse
+from memory.fts import expression
 from memory.marks import decode_marks_untrusted, encode_marks
+from memory.parse import Words
 from memory.reading import decode_cursor_untrusted, encode_cursor
 from memory.text import CHUNK_CHARS_MAX, clean, clean_line, split
 from memory.trust import LOW, MAIN, NONE, effective, tier_of
@@ -182,43 +181,6 @@ def test_trust_never_exceeds_any_of_its_limits(
 def test_more_trust_never_means_a_lower_tier(one: float, other: float, now: int) -> None:
     low, high = sorted((one, other))
     assert tier_of(high, now) <= tier_of(low, now)
-
-
-candidates = st.lists(
-    st.tuples(st.integers(1, 50), st.floats(1e-9, 1e3), st.integers(1, 60), units),
-    max_size=30,
-    unique_by=lambda row: row[0],
-)
-
-
-def make(rows: list[tuple[int, float, int, float]], tier: int) -> list[Candidate]:
-    return [Candidate(tier, (m, bm25, n, e, "active", b"o")) for m, bm25, n, e in rows]
-
-
-@given(candidates, candidates)
-@pytest.mark.attack
-def test_low_texts_never_change_the_main_hits_or_their_order(
-    main: list[tuple[int, float, int, float]], low: list[tuple[int, float, int, float]]
-) -> None:
-    alone = [(c.memory, c.score) for c in fuse(make(main, MAIN))]
-    flooded = fuse([*make(main, MAIN), *make([(m + 100, *rest) for m, *rest in low], LOW)])
-    if main:
-        assert [(c.memory, c.score) for c in flooded if c.tier == MAIN] == alone
-    assert all(0 <= c.score <= 1 and math.isfinite(c.score) for c in flooded)
-
-
-@given(candidates, st.integers(0, 29), units)
-def test_the_score_rises_with_trust(
-    rows: list[tuple[int, float, int, float]], at: int, more: float
-) -> None:
-    if at >= len(rows):
-        return
-    before = {c.memory: c.score for c in fuse(make(rows, MAIN))}
-    m, bm25, n, trust = rows[at]
-    raised = [*rows[:at], (m, bm25, n, min(1.0, trust + more)), *rows[at + 1 :]]
-    after = {c.memory: c.score for c in fuse(make(raised, MAIN))}
-    assert after[m] >= before[m]
-    assert {k: v for k, v in after.items() if k != m} == {k: v for k, v in before.items() if k != m}
 
 
 logs = st.tuples(ids, ids, st.integers(0, 2**32 - 1), st.integers(0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -286,7 +287,7 @@ async def test_recall_get_list_and_history_are_noted(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world, trio.open_nursery() as nursery:
         await nursery.start(world.behaviour.run)
         first = bytes.fromhex(await world.say("the build needs node 22"))
-        second = bytes.fromhex(await world.say("the tests need postgres"))
+        second = bytes.fromhex(await world.say("the tests need postgres", thread="t2"))
         await world.find("node build")
         assert world.behaviour.recent("s1") == [first]
         await world.memory.get(world.agent(), [second.hex()])
@@ -298,5 +299,7 @@ async def test_recall_get_list_and_history_are_noted(tmp_path: Path) -> None:
             tmp_path, "SELECT outcome, features FROM shown WHERE features IS NOT NULL"
         )
         assert outcome == "opened"
-        assert features == encode_features(Features(bm25=1.0, base=1.0, chunks=1, words=2))
+        assert features == encode_features(
+            Features(bm25=1.0, base=1.0, thread=0.5, log_length=math.log(7), chunks=1, words=2)
+        )
         nursery.cancel_scope.cancel()

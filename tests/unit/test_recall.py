@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from memory.errors import RefusedError
-from memory.fts import Words, expression, within_budget
-from memory.fuse import Candidate, best_chunks, cap_distrusted, fuse, length_discount
+from memory.fts import expression, within_budget
+from memory.fuse import (
+    Candidate,
+    best_chunks,
+    cap_distrusted,
+    collapse,
+    length_discount,
+    normalise,
+    weigh,
+)
 from memory.model import NoteIn, Query
+from memory.parse import Words
 from memory.provenance import iso, parse_iso, peer_text
 from memory.store import Filter
 from memory.trust import LOW, MAIN
+from tests.helpers.candidates import make_candidate
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ async def ids(world: World, words: str, **fields: Any) -> list[str]:
 
 async def test_words_find_notes_by_text_and_title_and_stem(world: World) -> None:
     node = await world.say("The build needs node 22 and a warm cache.", title="Toolchain")
-    await world.say("Lunch is at noon on Fridays.")
+    await world.say("Lunch is at noon on Fridays.", thread="another")
     assert await ids(world, "which nodes do builds need?") == [node]
     assert await ids(world, "toolchains") == [node]
     assert await ids(world, "elephant") == []
@@ -62,7 +72,7 @@ async def test_query_text_is_never_query_syntax(world: World) -> None:
     await world.say("nothing to see")
     for text in ('"', '" OR "', "a*", "NEAR(x y)", "title:x", "-x", "^a", "(", "x AND", "{a} : b"):
         await world.find(text)
-    await world.say("AND OR NOT NEAR are words")
+    await world.say("AND OR NOT NEAR are words", thread="another")
     assert len(await ids(world, "NEAR")) == 1
 
 
@@ -223,7 +233,11 @@ async def test_explain_says_how_a_hit_got_its_rank(world: World) -> None:
     hits = (await world.find("blue", explain=True)).hits
     first = hits[0].explain
     assert first is not None
-    assert first.score == pytest.approx(first.bm25_norm * first.trust)
+    terms = first.previous + first.following + first.thread + first.by_author
+    assert first.f == pytest.approx(first.base + terms + first.length + first.question)
+    assert first.score == pytest.approx(first.f * first.trust)
+    assert hits[0].score == pytest.approx(first.score / 2.5, abs=1e-4)
+    assert (first.tier, first.rank, first.echo, first.ranker) == ("main", 1, 1.0, "fixed")
     limits = {hit.explain.limited_by for hit in hits if hit.explain}
     assert limits == {"author", "role"}
     assert (await world.find("blue")).hits[0].explain is None
@@ -243,7 +257,7 @@ async def test_an_old_version_never_stands_alone_and_never_above_the_new(world: 
 async def test_a_chain_of_versions_is_led_by_the_newest(world: World) -> None:
     chain = [await world.say("version zero of the zebra plan")]
     for n in range(1, 4):
-        chain.append(await world.say(f"plan {n}", supersedes=[chain[-1]]))
+        chain.append(await world.say(f"plan {n}", supersedes=[chain[-1]], thread=f"t{n}"))
     found = await ids(world, "zebra")
     assert found == [chain[-1], chain[0]]
 
@@ -401,42 +415,74 @@ def test_the_rarest_terms_are_kept_within_the_budget() -> None:
 
 
 def candidate(memory: int, bm25: float, tier: int = MAIN, trust: float = 1.0) -> Candidate:
-    return Candidate(tier, (memory, bm25, 1, trust, "active", b"%d" % memory))
+    return make_candidate(memory, bm25, tier=tier, trust=trust, owner=b"%d" % memory)
+
+
+def fuse(candidates: list[Candidate]) -> list[Candidate]:
+    normalise(candidates, dense=False)
+    return weigh(candidates)
 
 
 def test_low_candidates_set_no_scale() -> None:
     main = [candidate(1, 10.0), candidate(2, 5.0), candidate(3, 1.0)]
     alone = [(c.memory, c.score) for c in fuse(main)]
     mixed = fuse([*main, candidate(4, 1000.0, LOW, 0.3), candidate(5, 0.1, LOW, 0.3)])
-    assert [(c.memory, c.score) for c in mixed if c.tier == MAIN] == alone
-    assert all(0 <= c.norm <= 1 for c in mixed)
+    assert [(c.memory, c.score) for c in mixed if c.facts.tier == MAIN] == alone
+    assert all(0 <= c.bm25_norm <= 1 for c in mixed)
 
 
 def test_without_main_candidates_the_low_ones_scale_themselves() -> None:
     ranked = fuse([candidate(1, 3.0, LOW, 0.3), candidate(2, 9.0, LOW, 0.3)])
-    assert [(c.memory, c.norm) for c in ranked] == [(2, 1.0), (1, 0.0)]
+    assert [(c.memory, c.bm25_norm) for c in ranked] == [(2, 1.0), (1, 0.0)]
 
 
 def test_equal_scores_are_all_one_and_newer_comes_first() -> None:
-    assert [(c.memory, c.norm) for c in fuse([candidate(1, 2.0), candidate(2, 2.0)])] == [
-        (2, 1.0),
-        (1, 1.0),
-    ]
+    ranked = fuse([candidate(1, 2.0), candidate(2, 2.0)])
+    assert [(c.memory, c.bm25_norm) for c in ranked] == [(2, 1.0), (1, 1.0)]
 
 
 def test_the_best_chunk_counts_discounted() -> None:
-    rows = [(1, 5.0, 10, 1.0, "active", b""), (1, 9.0, 10, 1.0, "active", b"")]
-    (best,) = best_chunks(rows, MAIN, 10)
-    assert best.bm25 == 9.0
+    assert best_chunks([(1, 5.0, 10), (1, 9.0, 10), (2, 8.0, 1)], 1) == {2: 8.0}
+    assert best_chunks([(1, 5.0, 10), (1, 9.0, 10)], 10) == {1: 9.0}
     assert length_discount(1) == 1.0
     assert length_discount(10_000) == 0.4
 
 
+def test_both_channels_count_four_to_six() -> None:
+    words, meaning, both = candidate(1, 9.0), candidate(2, 1.0), candidate(3, 5.0)
+    words.cosine, meaning.cosine, both.cosine = 0.1, 0.9, 0.5
+    normalise([words, meaning, both], dense=True)
+    assert [round(c.base, 6) for c in (words, meaning, both)] == [0.4, 0.6, 0.5]
+
+
+def test_a_memory_without_a_vector_counts_by_its_words() -> None:
+    seen, waiting, last = candidate(1, 9.0), candidate(2, 5.0), candidate(3, 1.0)
+    seen.cosine, last.cosine = 0.9, 0.1
+    normalise([seen, waiting, last], dense=True)
+    assert waiting.base == pytest.approx(0.5)
+    assert waiting.cosine_norm == waiting.bm25_norm
+
+
 def test_distrusted_items_are_capped_by_owner_and_share() -> None:
     ranked = [candidate(n, 1.0, LOW, 0.3) for n in range(8)] + [candidate(99, 1.0)]
-    kept, left_out = cap_distrusted(ranked, 10)
+    kept, left_out = cap_distrusted(ranked, 10, lambda c: c.trust < 0.5)
     assert [c.memory for c in kept] == [0, 1, 99]
     assert left_out == 6
+
+
+def test_of_a_cluster_the_most_trusted_stands_at_its_own_place() -> None:
+    made = [
+        make_candidate(memory, score, trust=trust, tier=tier, cluster=cluster)
+        for memory, score, trust, tier, cluster in (
+            (1, 9.0, 0.53, MAIN, 7),
+            (2, 5.0, 0.86, MAIN, 7),
+            (3, 8.0, 0.97, LOW, 7),
+            (4, 1.0, 0.86, MAIN, None),
+        )
+    ]
+    kept, copies = collapse(fuse(made))
+    assert [c.memory for c in kept] == [2, 4]
+    assert copies == {2: 2}
 
 
 def test_dates_round_trip_and_naive_ones_are_utc() -> None:

@@ -1,0 +1,288 @@
+"""The candidates of a recall: what its channels find, and what stands beside them.
+
+One statement a channel, then one for the neighbours, one for what is known of all, one for the
+words' scores still missing: no query per candidate. Everything happens in the caller's read
+transaction, within the caller's scopes. Source: docs/specs/memory.md, *Recall*.
+"""
+
+# SQL is put together from this file's own constants; every value is bound.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, cast
+
+from memory.fts import CHUNK_POOL, MEMORY_POOL
+from memory.fuse import STRUCTURE_TRUST, Candidate, Facts, best_chunks, dense_discount
+from memory.parse import Names, names_of, possible_names
+from memory.structure import SHORT_CHARS, is_structured
+from memory.trust import LOW, MAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import apsw
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memory.filters import Filters
+    from memory.fuse import ChunkScore
+
+_TABLES: Final = {MAIN: "main_fts", LOW: "low_fts"}
+_UNEXPIRED: Final = " AND (m.expires_ms IS NULL OR m.expires_ms > ?)"
+
+# The scope's token weighs nothing, a title twice a text (a weight multiplies tf, so divides k1).
+# `ORDER BY bm25()` instead of `rank`: .75 ms against .98 for 300 of 521 chunks.
+_MATCHES: Final = {
+    tier: f"SELECT rowid AS id, bm25({table}, 0.0, 4.0, 2.0) AS b FROM {table}"
+    f" WHERE {table} MATCH ?"
+    for tier, table in _TABLES.items()
+}
+_LEXICAL: Final = {
+    tier: f"SELECT c.memory, -t.b, m.chunks FROM ({matches} ORDER BY b LIMIT ?) t"
+    f" CROSS JOIN chunk c ON c.id = t.id CROSS JOIN memory m ON m.id = c.memory WHERE 1{_UNEXPIRED}"
+    for tier, matches in _MATCHES.items()
+}
+# With filters the best chunks must be looked for among those that pass, so the pool is cut last.
+_FILTERED: Final = {
+    tier: f"SELECT c.memory, -t.b, m.chunks FROM ({matches}) t"
+    f" CROSS JOIN chunk c ON c.id = t.id CROSS JOIN memory m ON m.id = c.memory WHERE 1{_UNEXPIRED}"
+    for tier, matches in _MATCHES.items()
+}
+_FILTER_TAIL: Final = " ORDER BY t.b LIMIT ?"
+
+# Without the + every row id would run the query anew: 35 ms against .4.
+_SCORES: Final = {
+    tier: f"SELECT c.memory, -bm25({table}, 0.0, 4.0, 2.0) FROM {table} CROSS JOIN chunk c"
+    f" ON c.id = {table}.rowid WHERE {table} MATCH ? AND +{table}.rowid IN"
+    " (SELECT k.id FROM json_each(?) j CROSS JOIN chunk k ON k.memory = j.value)"
+    for tier, table in _TABLES.items()
+}
+
+_CHUNKS: Final = (
+    "SELECT m.id, m.chunks FROM json_each(?) j CROSS JOIN memory m ON m.id = j.value"
+    f" WHERE 1{_UNEXPIRED}"
+)
+
+_FACTS: Final = (
+    "SELECT m.id, m.tier, m.scope, m.kind, m.role, m.speaker, a.agent, a.owner,"
+    " a.class IN ('own', 'own_device'), m.thread, m.pos, m.hlc, m.chars, m.asks, m.chunks,"
+    " m.status, m.eff_trust, m.flags, m.backed, m.cluster, m.expires_ms FROM json_each(?) j"
+    " CROSS JOIN memory m ON m.id = j.value CROSS JOIN author a ON a.id = m.author"
+    f" WHERE m.tier < 2{_UNEXPIRED}"
+)
+
+_PASSED_MAX: Final = 32
+"""Memories of a thread looked at on each side for a neighbour: what is hidden, low or of another
+scope is passed over, but a thread full of it must not cost a recall."""
+
+# A thread is one owner's, so either all of it is trusted for its owner (?2 = 0) or each by its E.
+_BESIDE: Final = (
+    "SELECT m.id, (SELECT p.id FROM (SELECT q.id, q.tier, q.eff_trust, q.scope FROM memory q"
+    " WHERE q.thread = m.thread AND (q.pos, q.hlc) < (m.pos, m.hlc)"
+    f" ORDER BY q.pos DESC, q.hlc DESC LIMIT {_PASSED_MAX}) p WHERE p.tier = 0"
+    " AND p.eff_trust >= ?2{scoped} LIMIT 1),"
+    " (SELECT p.id FROM (SELECT q.id, q.tier, q.eff_trust, q.scope FROM memory q"
+    " WHERE q.thread = m.thread AND (q.pos, q.hlc) > (m.pos, m.hlc)"
+    f" ORDER BY q.pos, q.hlc LIMIT {_PASSED_MAX}) p WHERE p.tier = 0"
+    " AND p.eff_trust >= ?2{scoped} LIMIT 1)"
+    " FROM json_each(?1) j CROSS JOIN memory m ON m.id = j.value"
+)
+_SCOPED: Final = " AND p.scope IN (SELECT value FROM json_each(?3))"
+
+# Names count where somebody trusted uses them: a stranger who calls itself `deploy` would take the
+# word out of every question. The constant is that of the partial index.
+_NAMES: Final = (
+    "SELECT j.value FROM json_each(?1) j WHERE EXISTS (SELECT 1 FROM json_each(?2) s"
+    " CROSS JOIN memory m ON m.scope = s.value AND m.speaker = j.value COLLATE NOCASE"
+    " AND m.speaker IS NOT NULL AND m.eff_trust >= 0.7 AND m.tier = 0)"
+    " OR EXISTS (SELECT 1 FROM author a CROSS JOIN json_each(?2) s"
+    " CROSS JOIN memory m ON m.author = a.id AND m.scope = s.value"
+    " WHERE a.agent = j.value COLLATE NOCASE AND a.trust >= 0.7)"
+)
+
+Beside: TypeAlias = "dict[int, tuple[int | None, int | None]]"
+
+
+class Found(Protocol):
+    """A chunk found by its vector."""
+
+    @property
+    def memory(self) -> int:
+        """Row of its memory."""
+        ...
+
+    @property
+    def cosine(self) -> float:
+        """With the question's vector."""
+        ...
+
+
+class Vectors(Protocol):
+    """The part of `memory.vectors.VectorIndex` that recall uses."""
+
+    model: str
+
+    def search(
+        self,
+        connection: apsw.Connection,
+        vector: NDArray[np.float32],
+        *,
+        scopes: Sequence[int] | None,
+        tier: int,
+        chunks: int,
+    ) -> Sequence[Found]:
+        """The best chunks of a tier, descending; scopes None for all."""
+        ...
+
+    def cosines(
+        self, connection: apsw.Connection, vector: NDArray[np.float32], memories: Sequence[int]
+    ) -> Mapping[int, tuple[float, int]]:
+        """(best chunk's cosine, chunks with a vector), of the memories that have any."""
+        ...
+
+
+class Asked(NamedTuple):
+    """What the channels look for.
+
+    Attributes:
+        expressions: full-text expression of each tier, empty where nothing can match.
+        vectors: the index, None without a vector of the question.
+        vector: float32[dim], None with it.
+        scopes: scope rows that may be shown.
+        unlimited: whether those are all there are.
+        filters: the query's.
+        now_ms: what has expired by then is gone.
+    """
+
+    expressions: Mapping[int, str]
+    vectors: Vectors | None
+    vector: NDArray[np.float32] | None
+    scopes: tuple[int, ...]
+    unlimited: bool
+    filters: Filters
+    now_ms: int
+
+
+def known_names(connection: apsw.Connection, text: str, scopes: Sequence[int]) -> Names:
+    """Authors and speakers of these scopes whom a query names."""
+    runs = possible_names(text)
+    if not runs or not scopes:
+        return Names()
+    found = connection.execute(_NAMES, (json.dumps(runs), json.dumps(list(scopes))))
+    return names_of([cast("str", row[0]) for row in found])
+
+
+def gather(connection: apsw.Connection, asked: Asked) -> tuple[list[Candidate], Beside]:
+    """The candidates of all channels with all their scores, and who stands beside whom."""
+    bm25: dict[int, float] = {}
+    cosine: dict[int, float] = {}
+    for tier in (MAIN, LOW):
+        bm25 |= _lexical(connection, asked, tier)
+        cosine |= _dense(connection, asked, tier)
+    found = dict.fromkeys((*bm25, *cosine))
+    facts = load_facts(connection, found, asked.filters, asked.now_ms)
+    beside = _beside(connection, [f for f in facts.values() if is_structured(f)], asked)
+    near = dict.fromkeys(m for pair in beside.values() for m in pair if m and m not in facts)
+    for memory, fact in load_facts(connection, near, asked.filters, asked.now_ms).items():
+        if fact.chars < SHORT_CHARS and is_structured(fact):
+            facts[memory] = fact
+    _fill_words(connection, asked, facts, bm25)
+    _fill_vectors(connection, asked, facts, cosine)
+    candidates = [
+        Candidate(fact, bm25=bm25.get(memory), cosine=cosine.get(memory))
+        for memory, fact in facts.items()
+    ]
+    return candidates, beside
+
+
+def _lexical(connection: apsw.Connection, asked: Asked, tier: int) -> dict[int, float]:
+    """BM25 of the best chunks of one index."""
+    matched = asked.expressions[tier]
+    if not matched:
+        return {}
+    pool = CHUNK_POOL[tier]
+    if asked.filters.sql:
+        sql = _FILTERED[tier] + asked.filters.sql + _FILTER_TAIL
+        rows = connection.execute(sql, (matched, asked.now_ms, *asked.filters.bound, pool))
+    else:
+        rows = connection.execute(_LEXICAL[tier], (matched, pool, asked.now_ms))
+    return best_chunks(cast("Iterable[ChunkScore]", rows), MEMORY_POOL[tier])
+
+
+def _dense(connection: apsw.Connection, asked: Asked, tier: int) -> dict[int, float]:
+    """Cosines of the nearest chunks' memories."""
+    if asked.vectors is None or asked.vector is None:
+        return {}
+    found = asked.vectors.search(
+        connection,
+        asked.vector,
+        scopes=None if asked.unlimited else asked.scopes,
+        tier=tier,
+        chunks=CHUNK_POOL[tier],
+    )
+    best: dict[int, float] = {}
+    for item in found:
+        best.setdefault(item.memory, item.cosine)
+    sql = _CHUNKS + asked.filters.sql
+    rows = connection.execute(sql, (json.dumps(list(best)), asked.now_ms, *asked.filters.bound))
+    ranked = sorted(
+        (dense_discount(chunks) - best[memory], -memory)
+        for memory, chunks in cast("Iterable[tuple[int, int]]", rows)
+    )
+    return {-memory: best[-memory] for _, memory in ranked[: MEMORY_POOL[tier]]}
+
+
+def load_facts(
+    connection: apsw.Connection, memories: Iterable[int], filters: Filters, now_ms: int
+) -> dict[int, Facts]:
+    """What ranking knows of memories, of those that are indexed, unexpired and pass the filters."""
+    wanted = json.dumps(list(memories))
+    if wanted == "[]":
+        return {}
+    rows = connection.execute(_FACTS + filters.sql, (wanted, now_ms, *filters.bound))
+    return {cast("int", row[0]): Facts(*row) for row in rows}
+
+
+def _beside(connection: apsw.Connection, inside: Sequence[Facts], asked: Asked) -> Beside:
+    """Neighbours in their threads of those that take from them."""
+    sql = _BESIDE.format(scoped="" if asked.unlimited else _SCOPED)
+    scoped = () if asked.unlimited else (json.dumps(asked.scopes),)
+    beside: Beside = {}
+    for own, trust in ((1, 0.0), (0, STRUCTURE_TRUST)):
+        ids = [f.memory for f in inside if f.own == own and f.thread is not None]
+        if ids:
+            rows = connection.execute(sql, (json.dumps(ids), trust, *scoped))
+            beside |= {
+                memory: (previous, following)
+                for memory, previous, following in cast(
+                    "Iterable[tuple[int, int | None, int | None]]", rows
+                )
+            }
+    return beside
+
+
+def _fill_words(
+    connection: apsw.Connection, asked: Asked, facts: Mapping[int, Facts], bm25: dict[int, float]
+) -> None:
+    """BM25 of those that another channel found; none is 0."""
+    for tier in (MAIN, LOW):
+        matched = asked.expressions[tier]
+        missing = [f.memory for f in facts.values() if f.tier == tier and f.memory not in bm25]
+        if not matched or not missing:
+            continue
+        rows = connection.execute(_SCORES[tier], (matched, json.dumps(missing)))
+        for memory, score in cast("Iterable[tuple[int, float]]", rows):
+            bm25[memory] = max(score, bm25.get(memory, 0.0))
+
+
+def _fill_vectors(
+    connection: apsw.Connection, asked: Asked, facts: Mapping[int, Facts], cosine: dict[int, float]
+) -> None:
+    """Cosines of those that another channel found and that have a vector."""
+    missing = [memory for memory in facts if memory not in cosine]
+    if asked.vectors is None or asked.vector is None or not missing:
+        return
+    found = asked.vectors.cosines(connection, asked.vector, missing)
+    cosine.update({memory: best for memory, (best, _) in found.items()})

@@ -1,0 +1,21 @@
+"""Candidates of a recall, made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memory.fuse import Candidate, Facts
+from memory.trust import MAIN
+
+PLAIN = Facts(
+    memory=1, tier=MAIN, scope=1, kind="note", role="agent", speaker=None, agent="claude",
+    owner=b"o", own=1, thread=None, pos=1, hlc=1, chars=0, asks=0, chunks=1, status="active",
+    trust=1.0, flags=0, backed=0, cluster=None, expires_ms=None,
+)  # fmt: skip
+
+
+def make_candidate(
+    memory: int, bm25: float | None = None, *, cosine: float | None = None, **facts: Any
+) -> Candidate:
+    """A candidate with these raw scores and facts."""
+    return Candidate(PLAIN._replace(memory=memory, **facts), bm25=bm25, cosine=cosine)
