@@ -22,12 +22,12 @@ from memory.hits import (
 )
 from memory.model import History, Hit, Hits, Page, Stats, Version, Withheld
 from memory.provenance import author_of, hlc_ms, iso
-from memory.scopes import allows, readable
-from memory.sql import blobs, number
-from memory.writing import find_target
+from memory.scopes import allows, readable, write_scope
+from memory.sql import blobs, integers, number
+from memory.writing import Target, check_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import apsw
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 GET_IDS_MAX: Final = 20
 LIST_LIMIT_MAX: Final = 200
+PREFIX_IDS_MAX: Final = 64
+"""Records looked at for one prefix: two that share eight digits take billions of tries to make."""
+
 VERSIONS_MAX: Final = 100
 """Memories of one history; a longer chain is cut at its oldest end."""
 
@@ -110,6 +113,37 @@ def get(connection: apsw.Connection, who: Caller, ids: Sequence[str], now_ms: in
             memories.append(target.memory)
     hits = _whole(connection, who, list(dict.fromkeys(memories)), now_ms)
     return Hits(hits=hits, withheld=Withheld(), searched=len(ids), ms=0.0)
+
+
+def find_target(connection: apsw.Connection, who: Caller, written: str) -> Target | None:
+    """The memory of an id or prefix, among those of scopes that the caller may read.
+
+    What it may not read neither makes a prefix ambiguous nor answers to one: either would tell that
+    it exists.
+
+    Raises:
+        RefusedError: `invalid`: not hex, or several ids begin so.
+    """
+    lowered = check_id(written)
+    rows = connection.execute(
+        "SELECT m.id, r.id, m.status, r.state, a.agent, a.class, s.id, s.name, g.name, g.home, g.id"
+        " FROM record r JOIN memory m ON m.id = r.n JOIN author a ON a.id = m.author"
+        " JOIN scope s ON s.id = m.scope JOIN grp g ON g.n = s.grp"
+        " WHERE r.id BETWEEN ? AND ? ORDER BY r.id LIMIT ?",
+        (
+            bytes.fromhex(lowered.ljust(64, "0")),
+            bytes.fromhex(lowered.ljust(64, "f")),
+            PREFIX_IDS_MAX,
+        ),
+    )
+    found = []
+    for row in rows:
+        scope = write_scope(row[8], row[7], home=bool(row[9]))
+        if allows(who.read, scope):
+            found.append(Target(*row[:7], scope, row[10]))
+    if len(found) > 1:
+        raise RefusedError("invalid", f"several ids begin with {lowered}: give more digits")
+    return found[0] if found else None
 
 
 def _is_visible(connection: apsw.Connection, memory: int, now_ms: int) -> bool:
@@ -221,8 +255,7 @@ def history(connection: apsw.Connection, who: Caller, written: str, now_ms: int)
         for memory, row in load_rows(connection, members).items()
         if allows(who.read, row.scope)
     }
-    shown = [m for m, row in rows.items() if row.status not in ("forgotten", "hidden")]
-    texts = load_texts(connection, shown)
+    texts = load_texts(connection, _with_text(connection, who, rows, now_ms))
     steps = [(row.hlc, _note_version(row, texts.get(memory))) for memory, row in rows.items()]
     for row in rows.values():
         steps += [(signed.hlc, _signed_version(signed)) for signed in _signed(connection, row.id)]
@@ -234,6 +267,21 @@ def history(connection: apsw.Connection, who: Caller, written: str, now_ms: int)
         id=target.id.hex(),
         status="expired" if expired else status,
         versions=[version for _, version in ordered],
+    )
+
+
+def _with_text(
+    connection: apsw.Connection, who: Caller, rows: Mapping[int, Row], now_ms: int
+) -> list[int]:
+    """Those of a history whose text is shown: to agents only what recall may show, too."""
+    kept = [memory for memory, row in rows.items() if row.status not in ("forgotten", "hidden")]
+    if who.is_owner:
+        return kept
+    sql = "SELECT m.id FROM memory m JOIN record r ON r.n = m.id WHERE " + _VISIBLE
+    return integers(
+        connection,
+        sql + " AND m.id IN (SELECT value FROM json_each(?))",
+        (now_ms, json.dumps(kept)),
     )
 
 

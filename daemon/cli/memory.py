@@ -6,6 +6,7 @@ import sys
 
 from daemon.cli import out
 from daemon.cli.client import CliError, open_client
+from daemon.cli.explain import lines as explain_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def configure_recall(parser: argparse.ArgumentParser) -> None:
     _filters(parser)
     parser.add_argument("--trust-min", type=float, default=0.5, metavar="T", help="0 to 1")
     parser.add_argument("--all", action="store_true", help="also what is barely trusted")
+    parser.add_argument("--as-of", metavar="DATE", help="as it was known here on that date")
     parser.add_argument("--titles", action="store_true", help="titles only")
     parser.add_argument("--explain", action="store_true", help="show how the rank came about")
     parser.epilog = (
@@ -124,6 +126,8 @@ def run_recall(args: argparse.Namespace) -> int:
     if args.all:
         params["quarantined"] = True
         params["trust_min"] = 0.0
+    if args.as_of:
+        params["as_of"] = args.as_of
     if args.titles:
         params["detail"] = "index"
     if args.explain:
@@ -163,12 +167,19 @@ def _say_hits(result: dict[str, Json], *, explain: bool, quiet: bool) -> None:
             for line in out.clean(str(body)).splitlines()[:40]:
                 out.say(f"   {line}")
         flags = hit.get("flags")
-        shown = f" · {', '.join(map(str, flags))}" if isinstance(flags, list) and flags else ""
+        marks = [str(flag) for flag in flags] if isinstance(flags, list) else []
+        if hit.get("superseded_by"):
+            marks.append(f"replaced by {out.text(hit['superseded_by'])[:8]}")
+        against = hit.get("disputed")
+        if isinstance(against, list) and against:
+            marks.append("against " + " ".join(out.text(other)[:8] for other in against))
+        if hit.get("copies"):
+            marks.append(f"{int(out.number(hit['copies']))} more like it")
+        shown = f" · {', '.join(marks)}" if marks else ""
         out.say("   " + out.paint(author_line(hit), out.DIM) + out.paint(shown, out.YELLOW))
         if explain:
-            parts = out.mapping(hit.get("explain"))
-            words = [f"{name}={_short(value)}" for name, value in parts.items()]
-            out.say("   " + out.paint(" ".join(words), out.CYAN))
+            for line in explain_lines(hit):
+                out.say("   " + out.paint(line, out.CYAN))
     if quiet:
         return
     withheld = out.mapping(result.get("withheld"))
@@ -178,10 +189,6 @@ def _say_hits(result: dict[str, Json], *, explain: bool, quiet: bool) -> None:
     )
     tail = f"; withheld: {', '.join(kept).replace('_', ' ')} (--all shows more)" if kept else ""
     out.note(out.paint(f"{what} in {out.number(result.get('ms')):.1f} ms{tail}", out.DIM))
-
-
-def _short(value: Json) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def configure_get(parser: argparse.ArgumentParser) -> None:

@@ -209,6 +209,10 @@ def _hit_head(number: int, hit: Hit) -> str:
     words.extend(sanitise_name(flag) for flag in hit.flags)
     if hit.superseded_by:
         words.append(f"superseded by {short_id(hit.superseded_by)}")
+    if hit.disputed:
+        words.append("against " + " ".join(short_id(other) for other in hit.disputed))
+    if hit.copies:
+        words.append(f"{hit.copies} more like it")
     words.append(f"id {short_id(hit.id)}")
     if hit.text is None:
         words.append("(text left out: memory_get)")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from memory.fuse import Candidate, Facts
 from memory.trust import MAIN
 
@@ -15,7 +13,8 @@ PLAIN = Facts(
 
 
 def make_candidate(
-    memory: int, bm25: float | None = None, *, cosine: float | None = None, **facts: Any
+    memory: int, bm25: float | None = None, *, cosine: float | None = None, **facts: object
 ) -> Candidate:
     """A candidate with these raw scores and facts."""
-    return Candidate(PLAIN._replace(memory=memory, **facts), bm25=bm25, cosine=cosine)
+    made = Facts._make({**PLAIN._asdict(), "memory": memory, **facts}.values())
+    return Candidate(made, bm25=bm25, cosine=cosine)
