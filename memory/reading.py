@@ -140,7 +140,7 @@ def find_target(connection: apsw.Connection, who: Caller, written: str) -> Targe
     for row in rows:
         scope = write_scope(row[8], row[7], home=bool(row[9]))
         if allows(who.read, scope):
-            found.append(Target(*row[:7], scope, row[10]))
+            found.append(Target._make([*row[:7], scope, row[10]]))
     if len(found) > 1:
         raise RefusedError("invalid", f"several ids begin with {lowered}: give more digits")
     return found[0] if found else None

@@ -205,7 +205,7 @@ async def test_an_embedder_that_dies_is_tried_again_and_words_go_on(
         assert status.problem
         assert "RuntimeError" in status.message
         assert 0 < status.backlog < 200
-        assert len((await world.find("number3")).hits) == 1
+        assert "number3" in str((await world.find("number3")).hits[0].text)
         assert await world.embeddings.query_vector("number3") is None
         embedder.mended.set()
         await trio.sleep(61)
@@ -228,7 +228,7 @@ async def test_a_text_that_fails_alone_is_left_out(tmp_path: Path, wrong: str) -
         assert "1 cannot be embedded" in status.message
         assert not status.problem
         assert await row_of(world, bad) not in await nearest(world, "some model")
-        assert len((await world.find("poison")).hits) == 1
+        assert (await world.find("poison")).hits[0].id == bad
         # The embedder works, so later notes get vectors.
         later = await world.say("a later note")
         await until(lambda: left_over(world.embeddings, 1))

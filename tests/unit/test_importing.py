@@ -220,7 +220,7 @@ async def test_an_import_killed_midway_can_be_repeated(
         await world.memory.remember(world.person, batch[:2])
         done = await world.memory.remember(world.person, batch)
         assert [d.status for d in done] == ["duplicate"] * 2 + ["stored"] * 3
-        (hit,) = (await world.find("make setup", world.person)).hits
+        hit, *_ = (await world.find("make setup", world.person)).hits
         assert (hit.title, hit.trust, hit.author.relation) == ("Guide > Install", 0.7, "tool")
         # The same file in another scope is another set of notes.
         again = [msgspec.convert(note, NoteIn) for note in read_notes(path, scope="other")]
