@@ -92,7 +92,8 @@ def fork_found(txn: Txn, device: bytes) -> None:
 
 def keep_verdict(txn: Txn, n: int, hlc: int, voter: int, body: VerdictBody) -> None:
     """Rows of a signed verdict: of an own agent, of the person, or of somebody else."""
-    _keep(txn, n, hlc, voter, body.target, body.outcome, proof=body.evidence is not None)
+    proof, persons = body.evidence is not None, body.basis == "owner"
+    _keep(txn, n, hlc, voter, body.target, body.outcome, proof=proof, persons=persons)
 
 
 def keep_confirmation(txn: Txn, n: int, hlc: int, voter: int, body: LinkBody) -> None:
@@ -100,20 +101,42 @@ def keep_confirmation(txn: Txn, n: int, hlc: int, voter: int, body: LinkBody) ->
     _keep(txn, n, hlc, voter, body.dst, "confirms", proof=False)
 
 
-def _keep(txn: Txn, n: int, hlc: int, voter: int, target: bytes, kind: str, *, proof: bool) -> None:
+def _keep(
+    txn: Txn,
+    n: int,
+    hlc: int,
+    voter: int,
+    target: bytes,
+    kind: str,
+    *,
+    proof: bool,
+    persons: bool = False,
+) -> None:
     connection = txn.connection
     row = connection.execute(
         "SELECT m.id, m.author FROM record r JOIN memory m ON m.id = r.n WHERE r.id = ?", (target,)
     ).fetchone()
     memory, about = (None, None) if row is None else (int(row[0]), int(row[1]))
+    seen = _to_examine(connection, voter, kind, proof=proof)
     connection.execute(
-        "INSERT OR IGNORE INTO evidence(about, target, memory, kind, voter, rec, proof, hlc, at_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (about, target, memory, kind, voter, n, int(proof), hlc, hlc >> 16),
+        "INSERT OR IGNORE INTO evidence(about, target, memory, kind, voter, rec, proof, persons,"
+        " seen, hlc, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (about, target, memory, kind, voter, n, int(proof), int(persons), seen, hlc, hlc >> 16),
     )
+    txn.unsettled = txn.unsettled or seen == "ask"
     if about is not None and memory is not None:
         txn.judged.add(about)
         _again(connection, memory)
+
+
+def _to_examine(connection: apsw.Connection, voter: int, kind: str, *, proof: bool) -> str:
+    """`ask` for a confirmation by an agent of this device: we know what it has been shown."""
+    if kind != "confirms" or proof:
+        return ""
+    relation, agent = connection.execute(
+        "SELECT class, agent FROM author WHERE id = ?", (voter,)
+    ).fetchall()[0]
+    return "ask" if relation == "own" and agent else ""
 
 
 def target_here(txn: Txn, record_id: bytes, memory: int, author: int) -> None:
@@ -222,6 +245,7 @@ def settle(txn: Txn, now_ms: int) -> None:
     for author in judged[:AUTHORS_INLINE]:
         _fold(txn, standings, author)
     _batch(txn, standings)
+    txn.unsettled = txn.unsettled or pending(txn.connection)
 
 
 def work(txn: Txn, now_ms: int) -> bool:
@@ -386,3 +410,38 @@ def _next_memories(connection: apsw.Connection, limit: int) -> list[int]:
             "UPDATE retrust_author SET after = ? WHERE author = ?", (found[-1], author)
         )
     return found
+
+
+# ---- for the trust desk
+
+
+def refold_all(connection: apsw.Connection) -> None:
+    """Let time pass: fold everybody about whom something is known, when there is leisure."""
+    connection.execute(
+        "INSERT OR IGNORE INTO refold SELECT about FROM evidence WHERE about IS NOT NULL"
+        " UNION SELECT a.id FROM endorse e JOIN author a ON a.owner = e.subject"
+    )
+
+
+def to_examine(connection: apsw.Connection) -> list[tuple[int, str, bytes, int]]:
+    """Confirmations by agents of this device: (row, agent, target, when), oldest first."""
+    return [
+        (int(row), str(agent), bytes(target), int(at_ms))
+        for row, agent, target, at_ms in connection.execute(
+            "SELECT e.id, a.agent, e.target, e.at_ms FROM evidence e JOIN author a"
+            " ON a.id = e.voter WHERE e.seen = 'ask' AND e.target IS NOT NULL ORDER BY e.id"
+            " LIMIT ?",
+            (BATCH,),
+        )
+    ]
+
+
+def examined(txn: Txn, row: int, *, seen: bool) -> None:
+    """Whether the voter of a confirmation had been shown its target."""
+    found = txn.connection.execute(
+        "UPDATE evidence SET seen = ? WHERE id = ? RETURNING about, memory",
+        ("yes" if seen else "no", row),
+    ).fetchone()
+    if found is not None and found[0] is not None:
+        txn.judged.add(int(found[0]))
+        _again(txn.connection, int(found[1]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -34,6 +34,7 @@ from memory.evidence import (
     target_here,
 )
 from memory.fts import add_to_index
+from memory.muting import mute_late
 from memory.provenance import thread_id
 from memory.scopes import token
 from memory.sql import blobs, integers, number
@@ -113,6 +114,15 @@ def project(txn: Txn, entry: Entry, plain: bytes) -> None:
     except DecodeError:
         _keep(txn.connection, entry, plain, "unprojected")
         return
+    if not entry.fresh:  # what is written here now comes after every rollback
+        mute_late(
+            txn,
+            entry.n,
+            device=entry.device,
+            agent=clean_line(body.agent),
+            grp=entry.grp,
+            hlc=entry.hlc,
+        )
     match body:
         case NoteBody():
             _project_note(txn, entry, body)
@@ -192,6 +202,8 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     status = "active"
     if not entry.fresh:
         status = folded_status(connection, entry.id, entry.owner, entry.hlc)
+        if connection.execute("SELECT 1 FROM muted WHERE n = ?", (entry.n,)).fetchone():
+            status = "hidden"
     tier = wanted_tier(believed, NONE, status, entry.state, author_state)
     text = clean(body.text)
     chunks = split(text)
@@ -424,3 +436,29 @@ def _restatus_targets(txn: Txn, author: int) -> None:
     )
     for target in targets:
         restatus(txn, target)
+
+
+def project_kept(txn: Txn) -> int:
+    """Project bodies that an older version kept for later; how many."""
+    rows = cast(
+        "list[tuple[int, bytes, int, bytes, bytes, str, int, str, bytes]]",
+        txn.connection.execute(
+            "SELECT k.n, r.id, r.grp, l.author, a.owner, a.class, r.hlc, r.state, k.plain FROM kept k"
+            " JOIN record r ON r.n = k.n JOIN log l ON l.n = r.log"
+            " JOIN author a ON a.grp = r.grp AND a.device = l.author WHERE k.why = 'later'"
+            " GROUP BY k.n LIMIT ?",
+            (KEPT_MAX,),
+        ).fetchall(),
+    )
+    for n, record_id, grp, device, owner, relation, hlc, state, plain in rows:
+        txn.connection.execute("DELETE FROM kept WHERE n = ?", (n,))
+        project(
+            txn,
+            Entry(n, record_id, grp, device, owner, relation, hlc, state, fresh=False),
+            plain,
+        )
+    return len(rows)
+
+
+KEPT_MAX: Final = 5_000
+"""Kept bodies projected at one start. Guess: none was ever written by a release."""

@@ -91,6 +91,7 @@ class Replica:
         self._on_event: list[Callable[[MemoryEvent], None]] = []
         self._on_trust: list[Callable[[TrustEvent], None]] = []
         self._on_touched: list[Callable[[Mapping[int, Place]], None]] = []
+        self._on_unsettled: list[Callable[[], None]] = []
         self._indexes: dict[tuple[bytes, int], IdIndex] = {}
         self._commits = 0
         self._receipts_written = 0
@@ -245,6 +246,10 @@ class Replica:
         """Call `fn` with where the memories of a commit are now, in commit order."""
         self._on_touched.append(fn)
 
+    def on_unsettled(self, fn: Callable[[], None]) -> None:
+        """Call `fn` after a commit that left work of trust for the background."""
+        self._on_unsettled.append(fn)
+
     async def transact(self, fn: Callable[[Txn], T]) -> T:
         """Run `fn` as one atomic unit and announce what it stored once that is on disk."""
 
@@ -339,6 +344,9 @@ class Replica:
         for event in done.events:
             for hear in self._on_event:
                 hear(event)
+        if txn.unsettled:
+            for wake in self._on_unsettled:
+                wake()
         for change in txn.told:
             for listen in self._on_trust:
                 listen(change)

@@ -96,7 +96,7 @@ class MemoryVoices(NamedTuple):
 
 _EVIDENCE: Final = """
 SELECT e.id, e.hlc, e.kind, e.at_ms, e.memory, m.cluster, e.by, e.voter, e.proof, e.seen, e.rec,
-  e.target, e.about, r.id
+  e.target, e.about, r.id, e.persons
 FROM evidence e LEFT JOIN memory m ON m.id = e.memory LEFT JOIN record r ON r.n = e.rec
 WHERE {which} AND (e.rec IS NULL OR (r.state = 'live'
   AND NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = e.rec)))
@@ -137,6 +137,12 @@ class _Row(NamedTuple):
     target: bytes | None
     about: int
     rec_id: bytes | None
+    persons: int
+
+
+def _persons(voter: Author, row: _Row) -> bool:
+    """Whether a verdict is the person's: at a terminal, or by an agent allowed to act for them."""
+    return is_person(voter.relation, voter.agent) or bool(row.persons and is_ours(voter.relation))
 
 
 class Standings:
@@ -173,6 +179,14 @@ class Standings:
         """The subject that an author row is about."""
         row = self._authors[author]
         return row.device, row.agent
+
+    def row(self, author: int) -> Author:
+        """An author row."""
+        return self._authors[author]
+
+    def start_of(self, author: int) -> float:
+        """S that an author's relation gives it."""
+        return start_s(self._authors[author].relation)
 
     def owner_of(self, author: int) -> bytes:
         """Owner key of an author row."""
@@ -294,9 +308,9 @@ class Standings:
         """(kind, weight to look up or not, why it does not count) of a signed verdict or link."""
         good = row.kind in {"useful", "confirms"}
         if (voter.device, voter.agent) == (author.device, author.agent):
-            return self._kind(voter, row.kind), 0.0, "its own words"
-        if is_person(voter.relation, voter.agent):
-            return self._kind(voter, row.kind), None, ""
+            return self._kind(voter, row), 0.0, "its own words"
+        if _persons(voter, row):
+            return self._kind(voter, row), None, ""
         if row.kind == "stale":
             return "stale", 0.0, ""
         if not is_ours(voter.relation):
@@ -305,19 +319,19 @@ class Standings:
                 return kind, 0.0, "its own owner"
             return kind, 0.0, self._dependent(row) if good else ""
         if row.kind != "confirms":
-            return self._kind(voter, row.kind), 1.0, ""
+            return self._kind(voter, row), 1.0, ""
         if voter.owner == author.owner:
             return "confirmed", 0.0, "its own owner"
         return "confirmed", 0.0, self._dependent(row)
 
-    def _kind(self, voter: Author, outcome: str) -> str:
+    def _kind(self, voter: Author, row: _Row) -> str:
         """The kind of a verdict by the local owner's side."""
-        if is_person(voter.relation, voter.agent):
+        if _persons(voter, row):
             said = {"useful": "owner_useful", "confirms": "owner_useful", "stale": "stale"}
-            return said.get(outcome, "owner_wrong")
-        if outcome == "confirms":
+            return said.get(row.kind, "owner_wrong")
+        if row.kind == "confirms":
             return "confirmed"
-        return "stale" if outcome == "stale" else f"agent_{outcome}"
+        return "stale" if row.kind == "stale" else f"agent_{row.kind}"
 
     def _dependent(self, row: _Row) -> str:
         """Why a confirmation is none of its own; empty if it is one."""

@@ -37,6 +37,7 @@ SELECT EXISTS (
   JOIN record sr ON sr.id = l.src AND sr.state = 'live'
   JOIN memory sm ON sm.id = sr.n AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
   WHERE l.dst = ?1 AND l.type = 'supersedes' AND l.src <> l.dst
+    AND NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = l.n)
     AND (la.owner = ?2 OR (la.class = 'own' AND la.agent = '')) AND sm.hlc >= ?3)
 """
 
@@ -45,7 +46,8 @@ SELECT EXISTS (
   SELECT 1 FROM forgetting f
   JOIN record fr ON fr.n = f.n AND fr.state = 'live'
   JOIN author fa ON fa.id = f.author
-  WHERE f.target = ?1 AND fa.owner = ?2)
+  WHERE f.target = ?1 AND fa.owner = ?2
+    AND NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = f.n))
 """
 
 

@@ -54,6 +54,7 @@ class Txn:
         marks: own log positions reached.
         judged: author rows about whom something is known anew; folded at the end of the unit.
         told: what became of authors' trust, to announce.
+        unsettled: whether work of trust is left for the background.
         lookups: rows known from this transaction.
         touched: memory rows whose chunks were added, removed or changed tier.
     """
@@ -68,6 +69,7 @@ class Txn:
         "stored",
         "told",
         "touched",
+        "unsettled",
     )
 
     def __init__(self, connection: apsw.Connection, lookups: Lookups | None = None) -> None:
@@ -80,6 +82,7 @@ class Txn:
         self.judged: set[int] = set()
         self.told: list[TrustEvent] = []
         self.touched: set[int] = set()
+        self.unsettled = False
 
     def once(self, key: tuple[object, ...], find: Callable[[], T]) -> T:
         """What `find` returns, asked once a transaction; None is asked for again."""

@@ -29,13 +29,13 @@ DROP TABLE domain;
 -- What was seen of an author, in its own words or in others' signed ones. Weights are not kept: they
 -- follow from the kind and from how far the voter is trusted today. about, memory: NULL until the
 -- target of a signed verdict is here. voter, rec: who signed it, and where. proof: it brought the
--- hash of a test run or document. seen: '' not asked, 'no', 'yes': whether the voter had been shown
--- the target before it confirmed it.
+-- hash of a test run or document. persons: said in the person's name. seen: '' nobody here knows, 'ask' to be looked up, 'no', 'yes':
+-- whether the voter, an agent of this device, had been shown the target before it confirmed it.
 CREATE TABLE evidence(
   id INTEGER PRIMARY KEY, about INTEGER REFERENCES author(id), target BLOB, memory INTEGER,
   kind TEXT NOT NULL, by BLOB, voter INTEGER REFERENCES author(id), rec INTEGER REFERENCES record(n),
-  proof INTEGER NOT NULL DEFAULT 0, seen TEXT NOT NULL DEFAULT '', hlc INTEGER NOT NULL,
-  at_ms INTEGER NOT NULL
+  proof INTEGER NOT NULL DEFAULT 0, persons INTEGER NOT NULL DEFAULT 0,
+  seen TEXT NOT NULL DEFAULT '', hlc INTEGER NOT NULL, at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX evidence_about ON evidence(about);
 CREATE INDEX evidence_memory ON evidence(memory) WHERE memory IS NOT NULL;

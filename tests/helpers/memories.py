@@ -24,6 +24,7 @@ from memory.model import Caller, NoteIn, Query, ScopeSet
 from memory.replica import Replica
 from memory.schema import migrate
 from memory.store import Memory
+from memory.trusting import TrustDesk
 from memory.writing import Draft
 from tests.helpers.plain_sealer import PlainRecord, PlainSealer
 
@@ -81,6 +82,7 @@ class World:
     sealer: PlainSealer
     clock: Clock
     behaviour: Behaviour
+    desk: TrustDesk
     events: list[MemoryEvent] = field(default_factory=list)
 
     @property
@@ -236,7 +238,8 @@ async def open_world(
         db, replica, clock, InlineOffload(), lambda: embedder, wanted=embedder is not None
     )
     memory = Memory(db, replica, clock, sealer.device, behaviour=behaviour, embeddings=embeddings)
-    world = World(db, replica, memory, embeddings, sealer, clock, behaviour)
+    desk = TrustDesk(db, replica, clock, sealer.device)
+    world = World(db, replica, memory, embeddings, sealer, clock, behaviour, desk)
     memory.subscribe(world.events.append)
     async with trio.open_nursery() as nursery:
         await nursery.start(db.run)
