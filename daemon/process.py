@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from daemon.config import Config
     from daemon.paths import Paths
+    from memory.evidence import TrustEvent
     from memory.store import MemoryEvent
     from p2p.env import Env
     from p2p.replication.events import ReplicationEvent
@@ -87,6 +89,7 @@ class Daemon:
         self._mesh_problem = ""
         # Homes are joined by hand, one in a blue moon.
         self._accepted, self._accepted_here = trio.open_memory_channel[bytes](64)
+        self._over_quota, self._over_quota_here = trio.open_memory_channel[tuple[bytes, bytes]](64)
         self.parts: Parts = build(config, paths, env, self)
 
     def stop(self, *, now: bool) -> None:
@@ -141,6 +144,7 @@ class Daemon:
         await parts.replication.load()
         parts.replication.subscribe(self._on_replication)
         parts.memory.subscribe(self._on_memory)
+        parts.services.trust.subscribe(self._on_trust)
         await ensure_groups(parts.replication, self._paths)
         await parts.memory.set_device_name(self._config.node.name)
 
@@ -209,6 +213,8 @@ class Daemon:
         core.start_soon(self._handle_signals)
         core.start_soon(self._settle_in)
         core.start_soon(self._expire_notes)
+        core.start_soon(services.trust.run)
+        core.start_soon(self._note_quotas)
         core.start_soon(self._purge_receipts)
         core.start_soon(self._watchdog)
         core.start_soon(self._preload_mcp)
@@ -363,6 +369,10 @@ class Daemon:
             }
             log.warning("record_refused", extra={"f": refused, "remote": True})
         group = event.data.get("group")
+        author = event.data.get("author")
+        if event.name == "quota.reached" and isinstance(group, bytes) and isinstance(author, bytes):
+            with suppress(trio.WouldBlock):  # three a day count
+                self._over_quota.send_nowait((group, author))
         if event.name == "group.joined" and isinstance(group, bytes):
             self._accepted.send_nowait(group)
         self.parts.services.events.publish(event.name, data, topic=topic)
@@ -385,6 +395,23 @@ class Daemon:
                 await trio.sleep(NAME_WAIT_S)
             else:
                 return
+
+    async def _note_quotas(self) -> None:
+        """Whoever fills a group beyond its share has that held against it."""
+        async for group, author in self._over_quota_here:
+            try:
+                await self.parts.services.trust.quota_reached(group, author)
+            except StoreError as error:
+                log.info("quota_not_noted", extra={"f": {"why": error.reason}})
+
+    def _on_trust(self, event: TrustEvent) -> None:
+        data: dict[str, object] = {
+            "device": event.device.hex(),
+            "agent": event.agent,
+            "before": round(event.before, 3),
+            "after": round(event.after, 3),
+        }
+        self.parts.services.events.publish(f"trust.{event.name}", data)
 
     def _on_memory(self, event: MemoryEvent) -> None:
         data: dict[str, object] = {"ids": list(event.ids), "scope": event.scope}

@@ -44,6 +44,14 @@ class Roles:
                     self._known[""] = view.role
         return self._known
 
+    def may_write(self, scope: str) -> bool:
+        """Whether a write into a scope counts for the others of its group."""
+        try:
+            self.check_write(scope)
+        except RpcError:
+            return False
+        return True
+
     def check_write(self, scope: str) -> None:
         """Refuse a write that would count nowhere else.
 

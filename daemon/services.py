@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memory.embedding import Embeddings
     from memory.replica import Replica
     from memory.store import Memory
+    from memory.trusting import TrustDesk
     from p2p.env import Env
     from p2p.identity import PeerId
     from p2p.node import Node
@@ -54,6 +55,7 @@ class Services:
         node: the mesh.
         replication: groups, invites and sync.
         roles: what this device may write where.
+        trust: verdicts, quarantine, rollback.
         replica: the records.
         db: the database, for tables of the daemon's own.
         agents: tokens.
@@ -77,6 +79,7 @@ class Services:
     node: Node
     replication: Replication
     roles: Roles
+    trust: TrustDesk
     replica: Replica
     db: Db
     agents: AgentStore

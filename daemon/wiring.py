@@ -37,6 +37,7 @@ from memory.embedding import Embeddings
 from memory.errors import EmbedError
 from memory.replica import Replica
 from memory.store import Memory
+from memory.trusting import TrustDesk
 from p2p.env import SystemEnv
 from p2p.identity import load_or_create
 from p2p.net.tcp import TcpTransport
@@ -149,6 +150,8 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
     memory = Memory(
         db, replica, env, bytes(identity.id), config.memory, behaviour, embeddings=embeddings
     )
+    roles = Roles(replication)
+    trust = TrustDesk(db, replica, env, bytes(identity.id), behaviour, may_write=roles.may_write)
     agents = AgentStore(db, env.rng, env.wall_ms)
     receipts = Receipts(db, env.wall_ms)
     boot_id = env.rng.randbytes(8).hex()
@@ -163,7 +166,8 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         embeddings=embeddings,
         node=node,
         replication=replication,
-        roles=Roles(replication),
+        roles=roles,
+        trust=trust,
         replica=replica,
         db=db,
         agents=agents,

@@ -443,8 +443,8 @@ def project_kept(txn: Txn) -> int:
     rows = cast(
         "list[tuple[int, bytes, int, bytes, bytes, str, int, str, bytes]]",
         txn.connection.execute(
-            "SELECT k.n, r.id, r.grp, l.author, a.owner, a.class, r.hlc, r.state, k.plain FROM kept k"
-            " JOIN record r ON r.n = k.n JOIN log l ON l.n = r.log"
+            "SELECT k.n, r.id, r.grp, l.author, a.owner, a.class, r.hlc, r.state, k.plain"
+            " FROM kept k JOIN record r ON r.n = k.n JOIN log l ON l.n = r.log"
             " JOIN author a ON a.grp = r.grp AND a.device = l.author WHERE k.why = 'later'"
             " GROUP BY k.n LIMIT ?",
             (KEPT_MAX,),

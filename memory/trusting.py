@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import trio
 
@@ -17,12 +17,14 @@ from memory import rollback as undoing
 from memory import trustviews as views
 from memory.bodies import EndorseBody, VerdictBody
 from memory.errors import RefusedError, StoreError
-from memory.evidence import examined, pending, refold_all, settle, to_examine, work
+from memory.evidence import examined, observe, pending, refold_all, settle, to_examine, work
 from memory.ingest import project_kept
 from memory.muting import Rule
-from memory.sql import blobs
+from memory.scopes import find_group
+from memory.sql import blobs, integers, number
 from memory.status import hide
 from memory.subjects import find_subjects, one_owner
+from memory.trust import DAY_MS, FAULTS_A_DAY
 from memory.trustviews import (
     Endorsed,
     Feedback,
@@ -52,6 +54,15 @@ if TYPE_CHECKING:
     from memory.writing import Target
 
 log = logging.getLogger("covey.memory.trusting")
+
+
+class Progress(Protocol):
+    """Where long work reports how far it is."""
+
+    async def __call__(self, done: int, total: int | None, message: str) -> None:
+        """Report `done` of `total` (None: unknown)."""
+        ...
+
 
 REVIEW_IDS_MAX: Final = 50
 QUARANTINE_PAGE: Final = 50
@@ -83,6 +94,7 @@ class TrustDesk:
         env: clocks and random numbers.
         device: this node's 32-byte key.
         behaviour: what agents have been shown; None: nobody knows.
+        may_write: whether what we write into a scope counts for the others of its group.
     """
 
     def __init__(
@@ -92,12 +104,16 @@ class TrustDesk:
         env: Env,
         device: bytes,
         behaviour: Behaviour | None = None,
+        *,
+        may_write: Callable[[str], bool] = lambda _scope: True,
     ) -> None:
         self._db = db
         self._replica = replica
         self._env = env
         self._device = device
         self._behaviour = behaviour
+        self._may_write = may_write
+        self._over_quota: dict[tuple[bytes, int], int] = {}
         self._work = trio.Event()
         replica.on_unsettled(self._wake)
 
@@ -217,7 +233,26 @@ class TrustDesk:
         basis: Basis = "owner" if persons else "outcome" if proof is None else "evidence"
         agent = check_line(who.agent, "agent", 64)
         body = VerdictBody(agent, target.id, outcome, basis, proof, note)
-        self._replica.append_in(txn, target.grp, [entry_draft(body)])
+        # Where we may only read, the verdict goes to our own devices.
+        group = target.grp
+        if not self._may_write(target.scope):
+            group = find_group(txn.connection, "")[1]
+        self._replica.append_in(txn, group, [entry_draft(body)])
+
+    async def quota_reached(self, group: bytes, device: bytes) -> None:
+        """A group is full: held against a foreign device that filled it beyond its share."""
+        now_ms = self._env.wall_ms()
+        today = (device, now_ms // DAY_MS)
+        if self._over_quota.get(today, 0) >= FAULTS_A_DAY:
+            return  # what no longer counts is not worth a transaction
+
+        def unit(txn: Txn) -> None:
+            for author in _fillers(txn.connection, group, device):
+                observe(txn, author=author, kind="quota", at_ms=now_ms)
+
+        await self._replica.transact(unit)
+        self._over_quota = {key: n for key, n in self._over_quota.items() if key[1] == today[1]}
+        self._over_quota[today] = self._over_quota.get(today, 0) + 1
 
     # ---- who is trusted, and why
 
@@ -368,7 +403,13 @@ class TrustDesk:
     # ---- rollback
 
     async def rollback(
-        self, wanted: str, since_ms: int, group: str | None = None, *, dry_run: bool = True
+        self,
+        wanted: str,
+        since_ms: int,
+        group: str | None = None,
+        *,
+        dry_run: bool = True,
+        progress: Progress | None = None,
     ) -> RolledBack:
         """Hide what an author wrote since a time, on this machine; or say what that would hide.
 
@@ -377,6 +418,7 @@ class TrustDesk:
             since_ms: Unix milliseconds.
             group: local name of one group, None for all.
             dry_run: only count, and return a token to execute it with.
+            progress: told after each batch.
 
         Raises:
             RefusedError: `not_found`, or `invalid` (several authors, or yourself).
@@ -398,28 +440,33 @@ class TrustDesk:
         row, planned = await self._replica.transact(unit)
         if dry_run:
             return planned
-        await self._start(row)
-        await self._finish(row)
+        await self._set_state(row, "hiding")
+        await self._finish(row, progress)
         planned.state = "done"
         return planned
 
-    async def rollback_execute(self, token: str) -> RolledBack:
-        """Carry out a dry run.
+    async def rollback_execute(self, token: str, progress: Progress | None = None) -> RolledBack:
+        """Carry out a dry run; again for one that was carried out: what it hid.
 
         Raises:
-            RefusedError: `not_found`, or `conflict` when it is too old or carried out already.
+            RefusedError: `not_found`, or `conflict` when it is too old or was undone.
         """
         row, state, at_ms = await self._rollback_of(token)
+        if state in ("hiding", "done"):
+            await self._finish(row, progress)
+            return await self._view(
+                token, row, "done", await self._db.read(lambda c: views.muted_counts(c, row))
+            )
         if state != "planned":
             raise RefusedError("conflict", f"this rollback is {state} already")
         if self._env.wall_ms() - at_ms > PLAN_LIFE_MS:
             raise RefusedError("conflict", "this dry run is over an hour old: make a new one")
         counts = await self._db.read(lambda c: undoing.count(c, undoing.rule_of(c, row)))
-        await self._start(row)
-        await self._finish(row)
+        await self._set_state(row, "hiding")
+        await self._finish(row, progress, sum(counts))
         return await self._view(token, row, "done", counts)
 
-    async def rollback_undo(self, token: str) -> RolledBack:
+    async def rollback_undo(self, token: str, progress: Progress | None = None) -> RolledBack:
         """Bring back what a rollback hid.
 
         Raises:
@@ -430,7 +477,7 @@ class TrustDesk:
             raise RefusedError("conflict", "nothing is hidden by this rollback")
         hidden = await self._db.read(lambda c: views.muted_counts(c, row))
         await self._set_state(row, "undoing")
-        await self._finish(row)
+        await self._finish(row, progress, sum(hidden))
         return await self._view(token, row, "undone", hidden)
 
     async def rollbacks(self) -> builtins.list[RolledBack]:
@@ -473,9 +520,6 @@ class TrustDesk:
             )
         return int(row[0]), str(row[1]), int(row[2])
 
-    async def _start(self, row: int) -> None:
-        await self._set_state(row, "hiding")
-
     async def _set_state(self, row: int, state: str) -> None:
         def unit(txn: Txn) -> None:
             # From this commit on it covers what arrives, and a crash cannot leave it half done.
@@ -487,8 +531,14 @@ class TrustDesk:
 
         await self._replica.transact(unit)
 
-    async def _finish(self, row: int) -> None:
+    async def _finish(
+        self, row: int, progress: Progress | None = None, total: int | None = None
+    ) -> None:
+        done = 0
         while await self._replica.transact(partial(undoing.step, rollback=row)):
+            done += undoing.BATCH
+            if progress is not None:
+                await progress(done, total, "records")
             self._env.fault("rollback.step")
         await self.settle()
 
@@ -499,6 +549,25 @@ class TrustDesk:
             return views.rolled_back(token, names, rule.since_ms, state, counts)
 
         return await self._db.read(read)
+
+
+def _fillers(connection: apsw.Connection, group: bytes, device: bytes) -> list[int]:
+    """Author rows of a foreign device that wrote more than an equal share of a group."""
+    sums = "SELECT coalesce(sum(l.max_seq), 0) FROM log l JOIN grp g ON g.n = l.grp WHERE g.id = ?1"
+    total = number(connection, sums, (group,))
+    writers = number(
+        connection,
+        "SELECT count(DISTINCT l.author) FROM log l JOIN grp g ON g.n = l.grp WHERE g.id = ?",
+        (group,),
+    )
+    if number(connection, sums + " AND l.author = ?2", (group, device)) * writers <= total:
+        return []
+    return integers(
+        connection,
+        "SELECT min(id) FROM author WHERE device = ? AND class NOT IN ('own', 'own_device')"
+        " GROUP BY agent",
+        (device,),
+    )
 
 
 def _agent_meant(found: Sequence[Named], wanted: str) -> str | None:

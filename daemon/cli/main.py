@@ -33,8 +33,14 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "list": ("memory", "list notes, newest first"),
         "history": ("memory", "all that was signed about a note"),
         "forget": ("memory", "take a note out of recall"),
+        "feedback": ("trust", "say what became of relying on a note"),
         "import": ("importing", "store the notes of Markdown, text and JSON Lines files"),
         "export": ("export", "write the memory as JSON Lines, Markdown or a SQLite file"),
+    },
+    "Trust": {
+        "trust": ("trust", "whom to believe, and why: show, explain, endorse, distrust"),
+        "quarantine": ("trust", "what others wrote and recall does not show: release, reject"),
+        "rollback": ("trust", "hide what an author wrote since a time; can be undone"),
     },
     "Machines": {
         "invite": ("pairing", "make a ticket for another machine"),

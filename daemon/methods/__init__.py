@@ -24,6 +24,7 @@ def all_methods() -> list[ModuleType]:
         process,
         rpc,
         sync,
+        trust,
         verify,
     )
 
@@ -41,5 +42,6 @@ def all_methods() -> list[ModuleType]:
         process,
         rpc,
         sync,
+        trust,
         verify,
     ]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from memory.embedding import Embeddings
     from memory.replica import Replica
     from memory.store import Memory
+    from memory.trusting import TrustDesk
     from p2p.identity import PeerId
     from p2p.node import Node
     from p2p.replication.service import Replication
@@ -274,6 +275,7 @@ async def running_kit(
         node=cast("Node", None),
         replication=cast("Replication", None),
         roles=cast("Roles", None),
+        trust=cast("TrustDesk", None),
         replica=cast("Replica", None),
         db=db,
         agents=agents,
