@@ -31,6 +31,7 @@ ENVELOPE = {
     "io.modelcontextprotocol/clientCapabilities": {},
 }
 TOOLS = [
+    "memory_feedback",
     "memory_forget",
     "memory_get",
     "memory_history",

@@ -19,6 +19,7 @@ from memory.model import Query
 REGISTRY = Registry.of(all_methods())
 TOOLS = build_tools(REGISTRY, "standard")
 SAMPLES: dict[str, dict[str, object]] = {
+    "memory_feedback": {"id": "ab" * 32, "outcome": "useful", "note": "it was"},
     "memory_forget": {"id": "ab" * 32, "reason": "wrong"},
     "memory_get": {"ids": ["ab" * 32]},
     "memory_history": {"id": "ab" * 32},
