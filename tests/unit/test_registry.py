@@ -46,7 +46,16 @@ def test_params_refuse_what_they_do_not_know(registry: Registry) -> None:
 
 def test_what_writes_memory_is_marked_and_nothing_that_reads_is(registry: Registry) -> None:
     writing = {entry.name for entry in registry if entry.mutates}
-    assert writing == {"memory.remember", "memory.forget"}
+    assert writing == {
+        "group.rollback",
+        "memory.feedback",
+        "memory.forget",
+        "memory.quarantine_reject",
+        "memory.quarantine_release",
+        "memory.remember",
+        "trust.distrust",
+        "trust.endorse",
+    }
     for entry in registry.tools().values():
         assert entry.tool is not None
         assert entry.tool.read_only is not entry.mutates
