@@ -19,6 +19,8 @@ def promises(text: str) -> dict[int, list[tuple[str, str]]]:
     assert found, f"no section {SECTION!r}"
     section = rest.partition("\n## ")[0]
     starts = list(_PROMISE.finditer(section))
+    numbers = [start[1] for start in starts]
+    assert len(set(numbers)) == len(numbers), f"a number stands twice: {numbers}"
     ends = [start.start() for start in starts[1:]] + [len(section)]
     return {
         int(start[1]): _TEST.findall(section[start.end() : end])
