@@ -34,6 +34,8 @@ class Step(NamedTuple):
         argv: the client's own command, when that is to do it; empty for an edit.
         record: what to keep about it (of a removal: what was kept).
         exact: of a removal: `after` is what was there before us, to the byte.
+        way_back: of an addition: whether the bytes from before us are in `document` (save), were
+            kept by an earlier one (kept), or are not known (lost).
     """
 
     client: Client
@@ -43,6 +45,7 @@ class Step(NamedTuple):
     argv: list[str]
     record: Record | None
     exact: bool = False
+    way_back: Literal["save", "kept", "lost"] = "save"
 
     @property
     def changes(self) -> bool:
@@ -85,28 +88,41 @@ def plan_connect(
     if document.data is not None or edited:
         files.check_writable(document)
     old = records.find(client.name, what, path)
+    inside = _is_inside(client, what, text)
+    way_back: Literal["save", "kept", "lost"] = "save"
+    if inside:
+        way_back = "kept" if old is not None and is_untouched(old, document) else "lost"
+    elif old is not None:
+        # Somebody took ours out by hand: we begin anew.
+        old = None
+    folder = os.path.dirname(document.real)
     record = Record(
         client=client.name,
         agent=goal.env["COVEY_AGENT"],
         what=what,
         path=path,
         project=project,
-        existed=document.data is not None if old is None else old.existed,
-        folder_existed=(
-            os.path.isdir(os.path.dirname(document.real)) if old is None else old.folder_existed
-        ),
+        # Lost bytes are looked for and not found: never is a file taken away that others wrote.
+        existed=old.existed if old and way_back == "kept" else document.data is not None,
+        folder_existed=old.folder_existed if old else os.path.isdir(folder),
         written=digest(after),
         keep=keep if old is None else old.keep,
         command=goal.command,
         env=goal.env,
     )
-    fresh = what == "server" and not project and place.find(client, text) is None
+    fresh = what == "server" and not project and not inside
     program = own.program(client.command, environ) if fresh else ""
     argv: list[str] = []
     if program:
         argv = own_argv(client.command, client, command=goal.command, env=goal.env)
         argv[0] = program
-    return Step(client, what, document, after, argv, record)
+    return Step(client, what, document, after, argv, record, way_back=way_back)
+
+
+def _is_inside(client: Client, what: Literal["server", "hooks"], text: str) -> bool:
+    if what == "hooks":
+        return bool(place.hooks_found(client, text))
+    return place.find(client, text) is not None
 
 
 def do_connect(step: Step, records: Records, environ: Mapping[str, str]) -> str:
@@ -120,12 +136,19 @@ def do_connect(step: Step, records: Records, environ: Mapping[str, str]) -> str:
     """
     record = step.record
     assert record is not None
-    old = records.find(record.client, record.what, record.path)
-    if old is None:
+    if step.way_back == "save":
         records.save(record, step.document.data)
-    elif not is_untouched(old, step.document):
-        # Others wrote since: our bytes from before are no way back any more.
-        records.forget_bytes(old)
+    elif step.way_back == "lost":
+        records.forget_bytes(record)
+    try:
+        return _write(step, record, records, environ)
+    except (files.FileError, place.PlaceError):
+        if step.way_back == "save":
+            records.forget(record)
+        raise
+
+
+def _write(step: Step, record: Record, records: Records, environ: Mapping[str, str]) -> str:
     remark = ""
     if step.argv:
         try:
@@ -154,7 +177,9 @@ def _edit_after_all(step: Step, records: Records, remark: str) -> str:
     goal = place.Goal(record.command, record.env)
     after = place.put(step.client, document.text, goal).encode()
     files.replace(document, after)
-    records.save(record._replace(written=digest(after)), None)
+    # What a failed command left behind is its client's: then ours alone is taken out one day.
+    alone = document.data == step.document.data
+    records.save(record._replace(written=digest(after) if alone else ""), None)
     return remark
 
 

@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 
 from daemon.connect.clients import CLIENTS, user_file
-from daemon.connect.render import entry, instructions, own_command, snippet
+from daemon.connect.render import entry, instructions, own_argv, own_command, snippet
 
 GOLDEN = Path(__file__).parent / "golden" / "connect"
 COMMAND = "/opt/covey/bin/covey"
@@ -96,6 +96,15 @@ def test_own_command_is_safe_to_paste() -> None:
         words = shlex.split(line)
         assert evil in words or json.loads(words[-1])["command"] == evil
         assert any("a b$(id)" in word for word in words)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", [n for n, c in CLIENTS.items() if c.command])
+def test_own_words_are_what_a_shell_would_make_of_the_line(name: str) -> None:
+    client, env = CLIENTS[name], {"COVEY_AGENT": "x", "COVEY_HOME": "/a b;$(id)"}
+    command = "/opt/a b/covey"
+    words = own_argv(client.command, client, command=command, env=env)
+    assert words == shlex.split(own_command(client, command=command, env=env))
 
 
 def test_own_command_without_environment_has_no_gap() -> None:

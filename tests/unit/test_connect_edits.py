@@ -145,6 +145,82 @@ def test_what_others_wrote_meanwhile_stays_and_exactly_ours_goes(
     assert left == {**before, "added": {"by": "somebody"}}
 
 
+def plan(name: str, path: Path, command: str = COMMAND) -> tuple[steps.Step, Records]:
+    records = Records(str(path.parent / "records"))
+    step = steps.plan_connect(
+        CLIENTS[name],
+        "server",
+        str(path),
+        goal(name, command),
+        project=False,
+        records=records,
+        environ={},
+    )
+    return step, records
+
+
+def leave(name: str, path: Path) -> steps.Step:
+    records = Records(str(path.parent / "records"))
+    step = steps.plan_disconnect(
+        CLIENTS[name], "server", str(path), project=False, records=records, environ={}
+    )
+    steps.do_disconnect(step, records, {})
+    return step
+
+
+def test_a_file_of_ours_that_others_wrote_into_is_never_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.json"
+    step, records = plan("cursor", path, "/old/covey")
+    steps.do_connect(step, records, {})
+    path.write_text(jsonc.put(path.read_text(), ["mcpServers", "x"], {"command": "y"}))
+    step, records = plan("cursor", path)
+    steps.do_connect(step, records, {})
+    assert not leave("cursor", path).exact
+    assert json.loads(path.read_text()) == {"mcpServers": {"x": {"command": "y"}}}
+
+
+def test_an_entry_that_was_pasted_is_not_what_disconnecting_goes_back_to(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.json"
+    path.write_text('{"mcpServers": {"covey": {"command": "/old/covey", "args": ["mcp"]}}}')
+    step, records = plan("cursor", path)
+    steps.do_connect(step, records, {})
+    leave("cursor", path)
+    assert "covey" not in path.read_text()
+
+
+def test_connecting_again_after_ours_was_taken_out_by_hand_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.json"
+    step, records = plan("cursor", path)
+    steps.do_connect(step, records, {})
+    path.write_text('{"n": 1}')
+    step, records = plan("cursor", path)
+    steps.do_connect(step, records, {})
+    assert leave("cursor", path).exact
+    assert path.read_text() == '{"n": 1}'
+
+
+def test_a_moved_covey_keeps_the_way_back(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.json"
+    path.write_text("{ }")
+    for command in ("/old/covey", COMMAND):
+        step, records = plan("cursor", path, command)
+        steps.do_connect(step, records, {})
+    assert COMMAND in path.read_text()
+    assert leave("cursor", path).exact
+    assert path.read_text() == "{ }"
+
+
+def test_a_write_that_fails_keeps_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.json"
+    path.write_text("{}")
+    step, records = plan("cursor", path)
+    path.write_text('{"by": "somebody"}')
+    with pytest.raises(files.FileError, match="meanwhile"):
+        steps.do_connect(step, records, {})
+    assert records.all("cursor") == []
+    assert path.read_text() == '{"by": "somebody"}'
+
+
 # JSON with comments.
 
 
