@@ -86,7 +86,7 @@ made anew from the bodies."""
 
 JUDGED_COLUMNS: Final = (
     "status", "tier", "origin_trust", "eff_trust", "expires_ms", "backed", "confirmations",
-    "vouched", "cluster",
+    "vouched", "cluster", "flags",
 )  # fmt: skip
 """Of a memory: what was decided here, without a word of its text."""
 
