@@ -64,6 +64,7 @@ FATES: Final[Mapping[str, Fate]] = {
     "forgetting": "derived",
     "parent": "derived",
     "kept": "derived",
+    "dispute": "derived",
     "vec": "derived",
     "vec_model": "derived",
     "sig": "derived",
