@@ -323,6 +323,34 @@ def test_a_hook_starts_no_daemon_and_survives_its_end(tmp_path: Path) -> None:
     assert home.pid is None
 
 
+@pytest.mark.attack
+@pytest.mark.slow  # two daemons meet
+def test_a_members_note_is_recalled_when_asked_for_and_never_unasked(tmp_path: Path) -> None:
+    laptop, desk = Home(tmp_path / "a", "laptop"), Home(tmp_path / "b", "desk")
+    try:
+        # The trust a member has does not reach the default of .7: here only the relation holds.
+        laptop.up(COVEY_HOOKS__TRUST_MIN="0")
+        desk.up()
+        user = User(laptop, tmp_path / "a")
+        user.covey("connect", "claude-code", "--hooks", "--yes")
+        laptop.ok("groups", "create", "team")
+        ticket = cast("dict[str, Json]", laptop.json("invite", "--group", "team"))["ticket"]
+        desk.ok("join", str(ticket))
+        desk.ok("remember", "zeppelins need plutonium", "--scope", "team/work", "--kind", "policy")
+        laptop.ok("remember", "zeppelins need helium", "--scope", "team/work")
+        wait_until(
+            "the note arrives",
+            lambda: "zeppelins need plutonium" in laptop.texts("zeppelins plutonium", "--all"),
+        )
+        text = hook(user, "UserPromptSubmit", prompt="what do zeppelins need, plutonium?")
+        assert "helium" in text
+        assert "plutonium" not in text
+        assert hook(user, "SessionStart") == ""
+    finally:
+        laptop.stop()
+        desk.stop()
+
+
 def test_the_token_of_an_agent_can_be_kept_for_its_relay(user: User) -> None:
     token = user.daemon.ok("agents", "add", "kept", "--save").strip()
     assert user.token("kept") == token
