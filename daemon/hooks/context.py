@@ -43,7 +43,9 @@ OWN: Final = frozenset({"own", "own_device"})
 PERSON: Final = frozenset({"", "you"})
 """Agent names that stand for the person."""
 
-_NEVER: Final = frozenset({"superseded", "refuted", "disputed", "low_trust", "quarantined"})
+_NEVER: Final = frozenset({
+    "superseded", "refuted", "disputed", "stale", "low_trust", "quarantined",
+})  # fmt: skip
 
 
 def fit_for_hook(hit: Hit, *, trust_min: float) -> bool:

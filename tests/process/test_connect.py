@@ -336,7 +336,7 @@ def test_a_members_note_is_recalled_when_asked_for_and_never_unasked(tmp_path: P
         laptop.ok("groups", "create", "team")
         ticket = cast("dict[str, Json]", laptop.json("invite", "--group", "team"))["ticket"]
         desk.ok("join", str(ticket))
-        desk.ok("remember", "zeppelins need plutonium", "--scope", "team/work", "--kind", "policy")
+        desk.ok("remember", "zeppelins need plutonium", "--scope", "team/work")
         laptop.ok("remember", "zeppelins need helium", "--scope", "team/work")
         wait_until(
             "the note arrives",

@@ -86,6 +86,8 @@ def test_nothing_of_others_is_shown_unasked_however_trusted(relation: Relation) 
         {"trust": 0.69},
         {"flags": ["disputed"]},
         {"flags": ["superseded"]},
+        {"flags": ["refuted"]},
+        {"flags": ["stale"]},
         {"flags": ["low_trust"]},
         {"flags": ["imperative"]},
         {"superseded_by": "b" * 64},
