@@ -289,6 +289,24 @@ class Behaviour:
         )
         return found | {cast("bytes", row[0]) for row in rows or ()}
 
+    async def shown_to_others(self, record: bytes, agent: str, since_ms: int) -> bool:
+        """Whether anybody but the agent was shown this memory since then."""
+        if any(
+            isinstance(note, _Answer)
+            and note.agent != agent
+            and note.at_ms >= since_ms
+            and any(item.record == record for item in note.shown)
+            for note in self._waiting
+        ):
+            return True
+        rows = await self._with_file(
+            lambda c: c.execute(
+                "SELECT 1 FROM seen WHERE record = ? AND agent <> ? AND at_ms >= ? LIMIT 1",
+                (record, agent, since_ms),
+            ).fetchall()
+        )
+        return bool(rows)
+
     # ---- erasing
 
     async def erase(self, ids: Sequence[bytes]) -> None:

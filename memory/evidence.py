@@ -9,10 +9,11 @@ and a crash loses none of it: `work` takes the next batch. Source: docs/specs/me
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from memory.sql import blobs, integers, number
-from memory.standing import Standings, weigh_memory
+from memory.standing import DEPTH, Standings, weigh_memory
 from memory.status import derived_from, refold_one
 from memory.trust import ALARM_FALL, DAY_MS, KINDS, EvidenceKind, tier_of
 
@@ -237,6 +238,7 @@ def settle(txn: Txn, now_ms: int) -> None:
     """
     if not txn.judged:
         return
+    _hearers(txn.connection, txn.judged)
     judged = sorted(txn.judged)
     txn.judged.clear()
     for author in judged[AUTHORS_INLINE:]:
@@ -347,25 +349,41 @@ def _tell(
 
 
 def _carry(connection: apsw.Connection, author: int) -> None:
-    """An author's trust changed: its memories follow, and whoever it gave its voice."""
+    """An author's trust changed: its memories follow."""
     connection.execute("INSERT OR REPLACE INTO retrust_author VALUES (?, 0)", (author,))
-    connection.execute(
-        "INSERT OR IGNORE INTO refold SELECT DISTINCT e.about FROM author a JOIN evidence e"
-        " ON e.voter = a.id OR e.by = a.owner WHERE a.id = ? AND e.about IS NOT NULL"
-        " AND a.class NOT IN ('own', 'own_device')",
-        (author,),
-    )
-    connection.execute(
-        "INSERT OR IGNORE INTO retrust SELECT e.memory FROM evidence e JOIN author a"
-        " ON a.id = e.voter WHERE e.voter = ? AND e.memory IS NOT NULL"
-        " AND a.class NOT IN ('own', 'own_device')",
-        (author,),
-    )
-    connection.execute(
-        "INSERT OR IGNORE INTO refold SELECT o.id FROM endorse e JOIN author o"
-        " ON o.owner = e.subject WHERE e.voter = ?",
-        (author,),
-    )
+
+
+_HEARD: Final = """
+WITH speaker AS (SELECT DISTINCT owner FROM author WHERE id IN (SELECT value FROM json_each(?1)))
+SELECT DISTINCT e.about FROM speaker s JOIN author v ON v.owner = s.owner
+  JOIN evidence e ON e.voter = v.id WHERE e.about IS NOT NULL
+  AND (v.class NOT IN ('own', 'own_device') OR e.kind = 'confirms')
+UNION SELECT e.about FROM evidence e WHERE e.by IN (SELECT owner FROM speaker)
+  AND e.about IS NOT NULL
+UNION SELECT o.id FROM speaker s JOIN author v ON v.owner = s.owner
+  JOIN endorse e ON e.voter = v.id JOIN author o ON o.owner = e.subject
+"""
+_CONFIRMED: Final = """
+INSERT OR IGNORE INTO retrust SELECT e.memory FROM author a JOIN author v ON v.owner = a.owner
+  JOIN evidence e ON e.voter = v.id WHERE a.id IN (SELECT value FROM json_each(?1))
+  AND e.memory IS NOT NULL AND (v.class NOT IN ('own', 'own_device') OR e.kind = 'confirms')
+"""
+
+
+def _hearers(connection: apsw.Connection, judged: set[int]) -> None:
+    """Whoever the voices of these authors reach, in as many steps as standings are deep.
+
+    Not only if an author's trust moved: its standing at a lesser depth may have, and that is what
+    its voice weighs.
+    """
+    reached = set(judged)
+    for _ in range(DEPTH):
+        connection.execute(_CONFIRMED, (json.dumps(sorted(reached)),))
+        reached = set(integers(connection, _HEARD, (json.dumps(sorted(reached)),)))
+        for author in sorted(reached - judged):
+            _later(connection, author)
+        if not reached:
+            return
 
 
 def _again(connection: apsw.Connection, memory: int) -> None:
@@ -434,6 +452,33 @@ def to_examine(connection: apsw.Connection) -> list[tuple[int, str, bytes, int]]
             (BATCH,),
         )
     ]
+
+
+class Withdrawn(NamedTuple):
+    """A note that its own author took back.
+
+    Attributes:
+        id: the author's row.
+        agent: its agent name.
+        memory: the note.
+    """
+
+    id: int
+    agent: str
+    memory: int
+
+
+def withdrawn_by(connection: apsw.Connection, record: bytes) -> Withdrawn | None:
+    """Who took a note back, if it was its author at this device, with nothing in its place."""
+    row = connection.execute(
+        "SELECT a.id, a.agent, m.id FROM record r JOIN memory m ON m.id = r.n"
+        " JOIN author a ON a.id = m.author JOIN forgetting f ON f.target = r.id"
+        " JOIN author b ON b.id = f.author AND b.device = a.device AND b.agent = a.agent"
+        " WHERE r.id = ?1 AND a.class = 'own' AND a.agent <> '' AND NOT EXISTS"
+        " (SELECT 1 FROM link l WHERE l.dst = ?1 AND l.type = 'supersedes') LIMIT 1",
+        (record,),
+    ).fetchone()
+    return None if row is None else Withdrawn(int(row[0]), str(row[1]), int(row[2]))
 
 
 def examined(txn: Txn, row: int, *, seen: bool) -> None:

@@ -17,7 +17,16 @@ from memory import rollback as undoing
 from memory import trustviews as views
 from memory.bodies import EndorseBody, VerdictBody
 from memory.errors import RefusedError, StoreError
-from memory.evidence import examined, observe, pending, refold_all, settle, to_examine, work
+from memory.evidence import (
+    examined,
+    observe,
+    pending,
+    refold_all,
+    settle,
+    to_examine,
+    withdrawn_by,
+    work,
+)
 from memory.ingest import project_kept
 from memory.muting import Rule
 from memory.scopes import find_group
@@ -50,7 +59,7 @@ if TYPE_CHECKING:
     from memory.replica import Replica
     from memory.seams import Env, Receipt
     from memory.subjects import Named
-    from memory.txn import Txn
+    from memory.txn import MemoryEvent, Txn
     from memory.writing import Target
 
 log = logging.getLogger("covey.memory.trusting")
@@ -71,6 +80,12 @@ ENDORSE_LEVEL: Final = 80
 
 ENDORSE_GROUPS_MAX: Final = 8
 """Groups that one endorsement is written to: those where the endorsed owner writes."""
+
+QUICK_MS: Final = 3_600_000
+"""A note taken back within this time of another's use was not meant to last."""
+
+WITHDRAWN_MAX: Final = 1_000
+"""Notes taken back that wait to be looked at; three a day count, so more are not worth a place."""
 
 READ_WINDOW_MS: Final = 30 * 86_400_000
 """An agent that was shown a memory within this time repeats it rather than confirms it."""
@@ -115,7 +130,15 @@ class TrustDesk:
         self._may_write = may_write
         self._over_quota: dict[tuple[bytes, int], int] = {}
         self._work = trio.Event()
+        self._withdrawn: list[bytes] = []
         replica.on_unsettled(self._wake)
+        replica.on_event(self._on_event)
+
+    def _on_event(self, event: MemoryEvent) -> None:
+        if event.name == "forgotten" and self._behaviour is not None:
+            room = WITHDRAWN_MAX - len(self._withdrawn)
+            self._withdrawn += [bytes.fromhex(written) for written in event.ids[:room]]
+            self._wake()
 
     def _wake(self) -> None:
         self._work.set()
@@ -150,6 +173,7 @@ class TrustDesk:
     async def settle(self) -> None:
         """Carry trust to everybody and everything that waits for it."""
         await self._examine()
+        await self._look_at_withdrawn()
         while await self._db.read(pending):
             await self._replica.transact(self._settle_batch)
 
@@ -165,6 +189,27 @@ class TrustDesk:
                 agent, [record], since
             )
             await self._replica.transact(partial(examined, row=row, seen=seen))
+
+    async def _look_at_withdrawn(self) -> None:
+        """Authors that took a note back after another had seen it, and put nothing in its place."""
+        now_ms = self._env.wall_ms()
+        while self._withdrawn:
+            record = self._withdrawn.pop()
+            author = await self._db.read(lambda c, record=record: withdrawn_by(c, record))  # type: ignore[misc]
+            assert self._behaviour is not None, "without a log nothing is looked at"
+            since = now_ms - QUICK_MS
+            if author is not None and await self._behaviour.shown_to_others(
+                record, author.agent, since
+            ):
+                await self._replica.transact(
+                    partial(
+                        observe,
+                        author=author.id,
+                        kind="quick_erase",
+                        memory=author.memory,
+                        at_ms=now_ms,
+                    )
+                )
 
     def subscribe(self, fn: Callable[[TrustEvent], None]) -> None:
         """Call `fn` with what becomes of authors' trust, after the commit that did it."""

@@ -23,6 +23,7 @@ PARTS: Final = (
     ("poison", "poison"),
     ("contradiction", "conflicts"),
     ("updates", "conflicts"),
+    ("trust", "trust"),
     ("scale", "scale"),
     ("agents", "agents"),
     ("resident", "scale"),

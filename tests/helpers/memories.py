@@ -238,7 +238,7 @@ async def open_world(
         db, replica, clock, InlineOffload(), lambda: embedder, wanted=embedder is not None
     )
     memory = Memory(db, replica, clock, sealer.device, behaviour=behaviour, embeddings=embeddings)
-    desk = TrustDesk(db, replica, clock, sealer.device)
+    desk = TrustDesk(db, replica, clock, sealer.device, behaviour)
     world = World(db, replica, memory, embeddings, sealer, clock, behaviour, desk)
     memory.subscribe(world.events.append)
     async with trio.open_nursery() as nursery:

@@ -11,6 +11,7 @@ from memory.bodies import EndorseBody, LinkBody, VerdictBody
 from memory.errors import RefusedError
 from memory.evidence import observe
 from memory.trust import LOW, MAIN, NONE, Evidence, fold, start_s, tier_of
+from memory.trusting import TrustDesk
 from tests.helpers.memories import HOME, TEAM, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:
@@ -332,9 +333,14 @@ async def _device_id(world: World, seed: int) -> str:
     return Peer(world.clock, seed).sealer.device.hex()
 
 
-async def test_own_agents_confirm_only_what_they_had_not_read(world: World) -> None:
+@pytest.mark.parametrize(("read", "gains"), [(False, True), (True, False)])
+async def test_own_agents_confirm_only_what_they_had_not_read(
+    world: World, read: bool, gains: bool
+) -> None:
     _, record = await foreign(world, 7, relation="other")
     mine = await world.say("green tea it is")
+    if read:
+        assert (await world.memory.get(world.agent(), [record.id.hex()])).hits
     await world.replica.transact(
         lambda txn: (
             world.replica.append_in(txn, HOME, [_link("claude", bytes.fromhex(mine), record.id)])
@@ -343,8 +349,42 @@ async def test_own_agents_confirm_only_what_they_had_not_read(world: World) -> N
     )
     assert (await author_of(world, "bob7"))[0] == pytest.approx(0.3)
     await world.desk.settle()
-    assert await world.sql("SELECT seen FROM evidence") == [("yes",)]  # without a log: assume so
-    assert (await author_of(world, "bob7"))[0] == pytest.approx(0.3)
+    assert await world.sql("SELECT seen FROM evidence") == [("yes" if read else "no",)]
+    assert ((await author_of(world, "bob7"))[0] > 0.31) == gains
+
+
+async def test_without_a_log_an_own_agent_counts_as_having_read_it(world: World) -> None:
+    _, record = await foreign(world, 7, relation="other")
+    mine = await world.say("green tea it is")
+    await world.replica.transact(
+        lambda txn: world.replica.append_in(
+            txn, HOME, [_link("claude", bytes.fromhex(mine), record.id)]
+        )
+    )
+    blind = TrustDesk(world.db, world.replica, world.clock, world.sealer.device)
+    await blind.settle()
+    assert await world.sql("SELECT seen FROM evidence") == [("yes",)]
+
+
+async def test_a_note_taken_back_after_anothers_use_is_held_against_its_author(
+    world: World,
+) -> None:
+    unseen = await world.say("the port is 8080", world.agent("codex"))
+    await world.memory.forget(world.agent("codex"), [unseen])
+    await world.desk.settle()
+    assert (await author_of(world, "codex"))[0] == pytest.approx(0.86)
+    seen = await world.say("the host is green", world.agent("codex"))
+    assert (await world.find("host green", world.agent("claude"))).hits
+    await world.memory.forget(world.agent("codex"), [seen])
+    await world.desk.settle()
+    fallen, _ = await author_of(world, "codex")
+    assert fallen < 0.86
+    replaced = await world.say("the disk is red", world.agent("codex"))
+    assert (await world.find("disk red", world.agent("claude"))).hits
+    await world.say("the disk is blue", world.agent("codex"), supersedes=[replaced])
+    await world.memory.forget(world.agent("codex"), [replaced])
+    await world.desk.settle()
+    assert (await author_of(world, "codex"))[0] == fallen
 
 
 def _link(agent: str, src: bytes, dst: bytes):  # type: ignore[no-untyped-def]
