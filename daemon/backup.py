@@ -285,9 +285,11 @@ class Backups:
     async def _sweep(self) -> None:
         """A kill between an erasure and its shredding leaves keys: they go now."""
         state = Path(self._paths.state)
+        if not self._making.locked():
+            # Here in the loop: nobody begins one meanwhile.
+            clear_unfinished(self.folder)
 
         def sweep() -> int:
-            clear_unfinished(self.folder)
             return shred_backups(state, _erased(Path(self._paths.db)))
 
         try:
@@ -455,7 +457,7 @@ class Backups:
             # First out of sight, then gone: half a backup must not look like one.
             doomed = self.folder / f"{MAKING}{name}"
             (self.folder / name).rename(doomed)
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
         return gone
 
 
