@@ -29,7 +29,7 @@ PREVIEW_CHARS: Final = 80
 _ROWS: Final = """
 SELECT m.id, r.id, m.kind, m.role, m.title, m.thread, m.hlc, m.at_ms, m.valid_to, m.tags, m.source,
   m.status, m.flags, m.eff_trust, m.tokens, m.chunks, a.agent, a.device, a.class, a.trust, d.name,
-  s.name, g.name, g.home
+  s.name, g.name, g.home, m.confirmations, m.vouched
 FROM json_each(?) j JOIN memory m ON m.id = j.value JOIN record r ON r.n = m.id
 JOIN author a ON a.id = m.author JOIN scope s ON s.id = m.scope JOIN grp g ON g.n = s.grp
 LEFT JOIN device d ON d.key = a.device
@@ -76,6 +76,8 @@ class Row(NamedTuple):
     scope_name: str
     group_name: str
     home: int
+    confirmations: int
+    vouched: float
 
     @property
     def scope(self) -> str:
@@ -138,14 +140,14 @@ def successors(
 
 
 def limited_by(connection: apsw.Connection, row: Row) -> str:
-    """What holds a memory's trust down: its author, its role or a parent."""
+    """What holds a memory's trust down (author, role, parent), or who vouched for it."""
     parents = [
         cast("bytes", found[0])
         for found in connection.execute(
             "SELECT parent_id FROM parent WHERE memory = ?", (row.memory,)
         )
     ]
-    return effective(row.author_trust, row.role, parents_trust(connection, parents))[1]
+    return effective(row.author_trust, row.role, parents_trust(connection, parents), row.vouched)[1]
 
 
 def ceiling(row: Row) -> float:
@@ -183,6 +185,7 @@ def make_hit(
         thread=None if row.thread is None else row.thread.hex(),
         superseded_by=None if superseded_by is None else superseded_by.hex(),
         disputed=[other.hex() for other in disputed],
+        confirmations=row.confirmations,
     )
 
 

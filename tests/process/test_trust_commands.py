@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.helpers.daemons import Home
+from tests.helpers.daemons import Home, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,3 +90,28 @@ def test_agents_may_report_but_not_decide(home: Home) -> None:
         assert refused.returncode == 5, words
         assert "trust" in refused.stderr
     assert "nothing is quarantined" in home.run("quarantine").stderr
+
+
+@pytest.mark.slow
+def test_a_daemon_killed_in_the_middle_of_a_rollback_finishes_it_at_the_next_start(
+    home: Home,
+) -> None:
+    """More than a batch of notes, and SIGKILL after the first batch of the rollback."""
+    home.stop()
+    with (home.folder / "config.toml").open("a") as config:
+        config.write("\n[rpc]\nwrite_burst = 10000\n")  # seven hundred notes at once
+    home.up(COVEY_TEST_FAULT="rollback.step:1")
+    lines = "\n".join(f"## Note {n}\n\nwrong number {n} of the story\n" for n in range(700))
+    (home.work / "notes.md").write_text(lines)
+    home.ok("import", "notes.md", "--scope", "main", env={"COVEY_AGENT": "codex"})
+    note(home, "right number")
+    home.run("rollback", "codex@node", "--since", "1h", "--yes", "--no-autostart")
+    wait_until("the daemon is gone", lambda: home.pid is None)
+    home.up()
+
+    def done() -> bool:
+        rows = cast("list[dict[str, Json]]", home.json("rollback", "--list"))
+        return [row["state"] for row in rows] == ["done"] and rows[0]["memories"] == 700
+
+    wait_until("the rollback is finished", done)
+    assert home.texts("number") == ["right number"]

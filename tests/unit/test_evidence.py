@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from memory.bodies import EndorseBody, LinkBody, VerdictBody
+from memory.bodies import EndorseBody, LinkBody, VerdictBody, encode_body
 from memory.errors import RefusedError
 from memory.evidence import observe
 from memory.trust import LOW, MAIN, NONE, Evidence, fold, start_s, tier_of
@@ -17,6 +17,8 @@ from tests.helpers.memories import HOME, TEAM, Peer, World, note_body, open_worl
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
+
+    import apsw
 
     from memory.trust import EvidenceKind
     from tests.helpers.plain_sealer import PlainRecord
@@ -318,6 +320,10 @@ async def test_a_voice_counts_by_how_far_its_speaker_is_trusted(world: World) ->
     assert confirmed == pytest.approx((1.2 + 2 * 0.533) / (4 + 2 * 0.533), abs=0.01)
     hit = (await world.memory.get(world.person, [record.id.hex()])).hits[0]
     assert hit.trust == pytest.approx(0.5, abs=0.001)  # two independent owners vouch for it
+    assert hit.confirmations == 2
+    (found,) = (await world.find("tea", explain=True)).hits
+    assert found.explain is not None
+    assert found.explain.limited_by == "vouched"
     ((backed, confirmations),) = await world.sql(
         "SELECT backed, confirmations FROM memory WHERE backed = 1"
     )
@@ -557,3 +563,56 @@ def test_any_order_of_delivery_folds_alike() -> None:
         rng.shuffle(pieces)
         found, _ = fold(2.0, pieces, NOW + DAY_MS, flow=2, flow_against=2)
         assert (found.s, found.f) == (wanted.s, wanted.f)
+
+
+async def test_whoever_fills_a_group_beyond_its_share_has_it_held_against(world: World) -> None:
+    greedy, modest = Peer(world.clock, 7), Peer(world.clock, 8)
+    many = [greedy.write(HOME, note_body(f"n{n}", agent="greedy"), "invited") for n in range(9)]
+    one = modest.write(HOME, note_body("one", agent="modest"), "invited")
+    await world.replica.admit(HOME, [*many, one])
+    for _ in range(9):
+        await world.desk.quota_reached(HOME, greedy.sealer.device)
+        await world.desk.quota_reached(HOME, modest.sealer.device)
+    assert await world.sql("SELECT count(*) FROM evidence") == [(3,)]
+    assert (await author_of(world, "greedy"))[0] < 0.45
+    assert (await author_of(world, "modest"))[0] == pytest.approx(0.533, abs=0.001)
+
+
+async def test_where_we_may_only_read_a_verdict_goes_to_our_own_devices(world: World) -> None:
+    peer = Peer(world.clock, 7)
+    note = peer.write(TEAM, note_body("tea at work"), "invited")
+    await world.replica.admit(TEAM, [note])
+    reader = TrustDesk(
+        world.db,
+        world.replica,
+        world.clock,
+        world.sealer.device,
+        may_write=lambda scope: "/" not in scope,
+    )
+    await reader.feedback(world.agent(), note.id.hex(), "useful")
+    ((group,),) = await world.sql(
+        "SELECT g.name FROM evidence e JOIN record r ON r.n = e.rec JOIN grp g ON g.n = r.grp"
+    )
+    assert group == "home"
+    assert (await author_of(world, "bob"))[0] > 0.54
+
+
+async def test_a_database_of_the_first_version_keeps_its_early_verdicts(world: World) -> None:
+    """Bodies that an older version kept for later are projected at the next start."""
+    _, record = await foreign(world, 7)
+    judge = Peer(world.clock, 8)
+    body = VerdictBody("judge", record.id, "harmful", "outcome", None, None)
+    said = judge.write(HOME, body, "invited")
+    await world.replica.admit(HOME, [judge.write(HOME, note_body("hi"), "invited"), said])
+
+    def as_kept(connection: apsw.Connection) -> None:
+        connection.execute("DELETE FROM evidence")
+        connection.execute(
+            "INSERT INTO kept SELECT n, 3, 'later', ? FROM record WHERE id = ?",
+            (encode_body(body), said.id),
+        )
+
+    await world.db.write(as_kept)
+    await world.desk.catch_up()
+    assert await world.sql("SELECT count(*) FROM kept") == [(0,)]
+    assert (await author_of(world, "bob7"))[0] < 0.53
