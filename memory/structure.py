@@ -125,4 +125,5 @@ def _adjacent(
             near = places.get((facts.thread, facts.pos + step))
             if near is not None and memory not in known and near not in other:
                 known[memory] = near
+                other[near] = memory
     return before, after
