@@ -10,6 +10,7 @@ error. Source: docs/specs/memory.md, *Recall*.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from memory.trust import MAIN
@@ -133,6 +134,7 @@ def length_discount(chunks: int) -> float:
     return max(0.4, 1.0 - 0.2 * math.log(max(chunks, 1)))
 
 
+@lru_cache(maxsize=256)
 def dense_discount(chunks: int) -> float:
     """What is taken from the best chunk's cosine for their number."""
     return DENSE_DISCOUNT * math.log(max(chunks, 1))
@@ -161,33 +163,32 @@ def normalise(candidates: Sequence[Candidate], *, dense: bool) -> None:
         candidates: of both tiers.
         dense: whether the question has a vector; without one the sum is the BM25.
     """
-    scale = _scale(candidates, lambda c: (c.bm25 or 0.0) * _DISCOUNTS[min(c.facts.chunks, 63)])
+    scores = [(c.bm25 or 0.0) * _DISCOUNTS[min(c.facts.chunks, 63)] for c in candidates]
+    scale = _scale(candidates, scores)
     for candidate, value in zip(candidates, scale, strict=True):
         candidate.bm25_norm = candidate.base = value
     if not dense:
         return
+    seen = [c for c in candidates if c.cosine is not None]
+    scores = [(c.cosine or 0.0) - dense_discount(c.facts.chunks) for c in seen]
     for candidate in candidates:
         candidate.cosine_norm = candidate.bm25_norm
-    seen = [c for c in candidates if c.cosine is not None]
-    scale = _scale(seen, lambda c: (c.cosine or 0.0) - dense_discount(c.facts.chunks))
-    for candidate, value in zip(seen, scale, strict=True):
+    for candidate, value in zip(seen, _scale(seen, scores), strict=True):
         candidate.cosine_norm = value
     for candidate in candidates:
         candidate.base = WEIGHT_LEXICAL * candidate.bm25_norm + WEIGHT_DENSE * candidate.cosine_norm
 
 
-def _scale(candidates: Sequence[Candidate], value: Callable[[Candidate], float]) -> list[float]:
-    """Values between the least and greatest of the main candidates, low ones clipped into it."""
-    values = [value(candidate) for candidate in candidates]
-    main = [v for v, c in zip(values, candidates, strict=True) if c.facts.tier == MAIN]
-    low, high = min(main or values, default=0.0), max(main or values, default=0.0)
-    return [_min_max(v, low, high) for v in values]
-
-
-def _min_max(value: float, low: float, high: float) -> float:
+def _scale(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[float]:
+    """Scores between the least and greatest of the main candidates, low ones clipped into it."""
+    main = [s for s, c in zip(scores, candidates, strict=True) if c.facts.tier == MAIN] or scores
+    if not main:
+        return []
+    low, high = min(main), max(main)
     if high <= low:
-        return 1.0 if value > 0 else 0.0
-    return min(1.0, max(0.0, (value - low) / (high - low)))
+        return [1.0 if score > 0 else 0.0 for score in scores]
+    span = high - low
+    return [min(1.0, max(0.0, (score - low) / span)) for score in scores]
 
 
 def weigh(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -196,11 +197,20 @@ def weigh(candidates: Sequence[Candidate]) -> list[Candidate]:
     Trust multiplies after everything else, so a score never falls when trust rises.
     """
     for candidate in candidates:
-        candidate.f = candidate.base + sum(candidate.terms)
-        candidate.score = max(candidate.f, 0.0) * candidate.facts.trust * candidate.echo
+        facts = candidate.facts
+        candidate.f = f = candidate.base + sum(candidate.terms)
+        candidate.score = f * facts.trust * candidate.echo if f > 0 else 0.0
+    return sorted(candidates, key=_by_score)
+
+
+def _by_score(candidate: Candidate) -> tuple[float, int]:
+    return -candidate.score, -candidate.facts.memory
+
+
+def rank_by_sum(candidates: Sequence[Candidate]) -> None:
+    """Set the places by f alone, before trust."""
     for rank, candidate in enumerate(sorted(candidates, key=lambda c: (-c.f, -c.memory)), 1):
         candidate.rank = rank
-    return sorted(candidates, key=lambda c: (-c.score, -c.memory))
 
 
 def cap_distrusted(

@@ -26,6 +26,7 @@ from memory.fuse import (
     collapse,
     length_discount,
     normalise,
+    rank_by_sum,
     weigh,
 )
 from memory.hits import (
@@ -122,6 +123,8 @@ def recall(connection: apsw.Connection, ask: Recall) -> Answered:
     add_structure(candidates, beside, names)
     _mark_echoes(connection, query.query, candidates)
     ranked = weigh(candidates)
+    if query.explain:
+        rank_by_sum(candidates)
     kept, withheld = withhold(ranked, query)
     kept, copies = collapse(kept)
     pairing = Pairing(
@@ -211,16 +214,22 @@ def withhold(ranked: Sequence[Candidate], query: Query) -> tuple[list[Candidate]
     """What may be shown, in order, and the counts of what may not."""
     withheld = Withheld()
     kept: list[Candidate] = []
+    distrusted: set[int] = set()
     for candidate in ranked:
-        if candidate.trust < query.trust_min:
+        facts = candidate.facts
+        if facts.trust < query.trust_min:
             withheld.low_trust += 1
-        elif _gives_orders(candidate.facts) and not query.quarantined:
+            continue
+        ordered = not facts.own and _gives_orders(facts)
+        if ordered and not query.quarantined:
             withheld.quarantined += 1
-        else:
-            kept.append(candidate)
-    kept, capped = cap_distrusted(
-        kept, query.limit, lambda c: c.trust < LOW_TRUST or _gives_orders(c.facts)
-    )
+            continue
+        kept.append(candidate)
+        if ordered or facts.trust < LOW_TRUST:
+            distrusted.add(facts.memory)
+    if not distrusted:
+        return kept, withheld
+    kept, capped = cap_distrusted(kept, query.limit, lambda c: c.memory in distrusted)
     withheld.low_trust += capped
     return kept, withheld
 

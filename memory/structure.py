@@ -13,6 +13,7 @@ without it 34 %), and low-tier text never moves a main hit. Source: docs/specs/m
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from memory.fuse import STRUCTURE_TRUST, Terms
@@ -54,46 +55,52 @@ def add_structure(candidates: Sequence[Candidate], beside: Beside, names: Names)
         beside: neighbours, of those candidates that have a thread.
         names: whom the question names.
     """
-    inside = {c.memory: c for c in candidates if is_structured(c.facts)}
+    inside = {c.facts.memory: c for c in candidates if is_structured(c.facts)}
     best: dict[bytes, float] = {}
     for candidate in inside.values():
         thread = candidate.facts.thread
-        if thread is not None:
-            best[thread] = max(best.get(thread, 0.0), candidate.base)
+        if thread is not None and candidate.base > best.get(thread, -1.0):
+            best[thread] = candidate.base
     before, after = _adjacent(inside, beside)
     for candidate in candidates:
         facts = candidate.facts
-        length = LENGTH * min(math.log1p(facts.chars), _LENGTH_LN_MAX) / _LENGTH_LN_MAX
+        length = _length(facts.chars)
         question = QUESTION if facts.asks else 0.0
-        if facts.memory not in inside:
-            candidate.terms = Terms(length=length, question=question)
+        memory = facts.memory
+        if memory not in inside:
+            candidate.terms = Terms(0.0, 0.0, 0.0, 0.0, length, question)
             continue
-        near = shortness(facts.chars)
+        near = 0.0
+        previous = inside.get(before.get(memory, 0))
+        following = inside.get(after.get(memory, 0))
+        if previous is not None or following is not None:
+            near = shortness(facts.chars)
         candidate.terms = Terms(
-            previous=near * PREVIOUS * _base(inside, before.get(facts.memory)),
-            following=near * FOLLOWING * _base(inside, after.get(facts.memory)),
-            thread=THREAD * (candidate.base if facts.thread is None else best[facts.thread]),
-            author=AUTHOR if _is_meant(facts, names) else 0.0,
-            length=length,
-            question=question,
+            near * PREVIOUS * previous.base if previous is not None else 0.0,
+            near * FOLLOWING * following.base if following is not None else 0.0,
+            THREAD * (candidate.base if facts.thread is None else best[facts.thread]),
+            AUTHOR if _is_meant(facts, names.one) else 0.0,
+            length,
+            question,
         )
 
 
+@lru_cache(maxsize=4096)
+def _length(chars: int) -> float:
+    return LENGTH * min(math.log1p(chars), _LENGTH_LN_MAX) / _LENGTH_LN_MAX
+
+
+@lru_cache(maxsize=4096)
 def shortness(chars: int) -> float:
     """1 for a short text, 0 for a long one, a half at 300 characters."""
     return 1.0 / (1.0 + math.exp(min((chars - SHORT_CHARS) / _SOFTNESS, 60.0)))
 
 
-def _base(inside: Mapping[int, Candidate], memory: int | None) -> float:
-    found = None if memory is None else inside.get(memory)
-    return 0.0 if found is None else found.base
-
-
-def _is_meant(facts: Facts, names: Names) -> bool:
+def _is_meant(facts: Facts, name: str | None) -> bool:
     """The one named; if nobody or several are, the person."""
-    if names.one is None:
+    if name is None:
         return facts.role == "owner"
-    return names.one in ((facts.speaker or "").lower(), facts.agent.lower())
+    return name in ((facts.speaker or "").lower(), facts.agent.lower())
 
 
 def _adjacent(
