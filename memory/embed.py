@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 from memory import data
 from memory.errors import EmbedError
+from memory.onnx_graph import gather_before_unpacking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -127,11 +128,12 @@ class MiniLm:
     def __init__(self) -> None:
         self.id = f"minilm@{MODEL_SHA256[:8]}"
         self.dim = DIM
-        path = _checked_model()
-        vocabulary = _checked_vocabulary()
         try:
-            self._tokenizer = _open_tokenizer(vocabulary)
-            self._session = _open_session(path)
+            # Nothing holds on to the file's bytes when memory is given back.
+            self._tokenizer = _open_tokenizer(_checked_vocabulary())
+            self._session = _open_session(_checked_model())
+        except EmbedError:
+            raise
         except Exception as exc:  # the libraries raise what they like
             raise EmbedError("failed", f"the embedder cannot be loaded: {exc}") from exc
         give_back_memory()
@@ -223,8 +225,8 @@ def _require(missing: Sequence[str]) -> None:
         )
 
 
-def _checked_model() -> Path:
-    """Path of the weights.
+def _checked_model() -> bytes:
+    """The published model, graph and weights.
 
     Raises:
         EmbedError: `model_missing` or `model_altered`.
@@ -233,22 +235,20 @@ def _checked_model() -> Path:
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     path = Path(folders[0] if folders else ".") / MODEL_FILE
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        model = path.read_bytes()
     except OSError as exc:
         raise EmbedError(
             "model_missing", f"{path} cannot be read ({exc.strerror}): reinstall {EXTRA}"
         ) from exc
-    if digest.hexdigest() != MODEL_SHA256:
+    digest = hashlib.sha256(model).hexdigest()
+    if digest != MODEL_SHA256:
         raise EmbedError(
             "model_altered",
-            f"{path} is not the published model (SHA-256 {digest.hexdigest()[:8]}, not"
+            f"{path} is not the published model (SHA-256 {digest[:8]}, not"
             f" {MODEL_SHA256[:8]}): reinstall {EXTRA}",
         )
-    return path
+    return model
 
 
 def _checked_vocabulary() -> dict[str, int]:
@@ -274,7 +274,7 @@ def _open_tokenizer(vocabulary: dict[str, int]) -> _Tokenizer:
     return cast("_Tokenizer", tokenizer)  # unpadded as it is
 
 
-def _open_session(path: Path) -> _Session:
+def _open_session(model: bytes) -> _Session:
     import onnxruntime  # type: ignore[import-untyped] # it has none
 
     options = onnxruntime.SessionOptions()
@@ -283,7 +283,12 @@ def _open_session(path: Path) -> _Session:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        gather_before_unpacking(model), options, providers=["CPUExecutionProvider"]
+    )
+    # It keeps the 23 MB it was made from, to make another if a graphics card fails. There is none.
+    session.disable_fallback()
+    vars(session)["_model_bytes"] = None
     return cast("_Session", session)
 
 

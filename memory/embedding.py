@@ -135,7 +135,7 @@ class Embeddings:
         """Chunks that fail by themselves."""
         self._clearing = False
         self._busy = False
-        """Whether a batch was computed since memory was last given back."""
+        """Whether there was work since memory was last given back."""
 
     # ---- for recall
 
@@ -315,6 +315,8 @@ class Embeddings:
                 await self._load_moved(index)
         finally:
             self._moved = None
+        await self._db.read(vecrows.release)
+        self._busy = True
         took_ms = round((self._env.now() - started) * 1000)
         log.info("vectors_loaded", extra={"f": {"vectors": len(index), "ms": took_ms}})
 

@@ -13,6 +13,7 @@ from memory.embed import (
     DIM,
     MODEL_PACKAGE,
     MiniLm,
+    _checked_model,
     check_model,
     checked,
     load_embedder,
@@ -92,6 +93,24 @@ def test_a_long_text_is_read_up_to_its_256th_token(minilm: MiniLm) -> None:
 @installed
 def test_no_texts_are_no_vectors(minilm: MiniLm) -> None:
     assert minilm.encode([], query=False).shape == (0, DIM)
+
+
+@installed
+def test_looking_words_up_before_unpacking_them_changes_no_bit(minilm: MiniLm) -> None:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    ids = np.array([[101, 7592, 1010, 2088, 999, 102], [101, 15743, 7668, 102, 0, 0]])
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).astype(np.int64),
+        "token_type_ids": np.zeros_like(ids),
+    }
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    published = onnxruntime.InferenceSession(_checked_model(), options)
+    (wanted,) = published.run(["last_hidden_state"], feeds)
+    (got,) = minilm._session.run(["last_hidden_state"], feeds)
+    np.testing.assert_array_equal(got, wanted)
 
 
 @installed
