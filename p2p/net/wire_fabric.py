@@ -58,6 +58,10 @@ class _Service:
     per_peer_max: int
 
 
+class _DrawnPortTaken(Exception):
+    """A port that nobody set is taken in one of the families."""
+
+
 class WireFabric:
     """A node's authenticated streams.
 
@@ -287,45 +291,87 @@ class WireFabric:
             raise problem
 
     async def _listen(self, doors: trio.Nursery) -> None:
+        """Open all doors; a port drawn here is one that every family has free.
+
+        Raises:
+            Busy: another process has the port that was set or kept.
+            Unreachable: no address could be listened at.
+        """
+        for draw in range(_PORT_DRAWS_MAX):
+            port = self._book.port or self._draw_port()
+            scopes: list[trio.CancelScope] = []
+            try:
+                problems = await self._open_doors(doors, port, scopes)
+            except _DrawnPortTaken as taken:
+                # Free in one family and taken in another: what is open already must move along.
+                self._listening.clear()
+                for scope in scopes:
+                    scope.cancel()
+                if self._book.port or draw == _PORT_DRAWS_MAX - 1:
+                    raise Busy(str(taken)) from taken
+                continue
+            break
+        if self._config.listen and not self._listening:
+            raise problems[0]
+        if port and not self._book.port:
+            self._book.set_port(port)
+        self._addrs = [own for addr in self._listening for own in _own_addrs(addr)]
+        self._publish(AddrsChanged(tuple(self._addrs)))
+
+    def _draw_port(self) -> int:
+        """A port for the addresses that name none; 0 if there are none or none is to be kept."""
+        if not any(self._is_drawn(addr) for addr in self._config.listen):
+            return 0
+        return self._env.rng.randint(PORT_MIN, PORT_MAX)
+
+    def _is_drawn(self, addr: Addr) -> bool:
+        tcp = tcp_addr_untrusted(addr)
+        return tcp is not None and not tcp.port and self._config.draw_port
+
+    async def _open_doors(
+        self, doors: trio.Nursery, port: int, scopes: list[trio.CancelScope]
+    ) -> list[TransientError]:
+        """Listen at each address, at `port` where none is set; what could not be listened at.
+
+        Raises:
+            Busy: a port that was set is taken.
+            _DrawnPortTaken: `port` is; `scopes` end what was opened before.
+        """
         problems: list[TransientError] = []
         for addr in self._config.listen:
+            drawn = self._is_drawn(addr)
             try:
-                self._listening.append(await self._open_door(doors, addr))
+                bound = await self._open_door(doors, addr, port if drawn else 0, scopes)
+            except Busy as error:
+                if drawn:
+                    raise _DrawnPortTaken(str(error)) from error
+                raise
             except Unreachable as error:
                 # A machine without IPv6 is no reason not to start.
                 problems.append(error)
                 log.warning("not_listening", extra={"f": {"addr": addr, "why": str(error)}})
-        if self._config.listen and not self._listening:
-            raise problems[0]
-        self._addrs = [own for addr in self._listening for own in _own_addrs(addr)]
-        self._publish(AddrsChanged(tuple(self._addrs)))
+            else:
+                self._listening.append(bound)
+        return problems
 
-    async def _open_door(self, doors: trio.Nursery, addr: Addr) -> Addr:
+    async def _open_door(
+        self, doors: trio.Nursery, addr: Addr, port: int, scopes: list[trio.CancelScope]
+    ) -> Addr:
+        """Listen at one address, at `port` unless that is 0; its scope ends it alone."""
         transport = next((t for t in self._transports if t.dials(addr)), None)
         if transport is None:
             raise UsageError(f"no transport can listen at {addr}")
         tcp = tcp_addr_untrusted(addr)
-        if tcp is None or tcp.port or not self._config.draw_port:
-            return await self._start_door(doors, transport, addr)
-        if self._book.port:
-            drawn = TcpAddr(tcp.kind, tcp.host, self._book.port).text
-            return await self._start_door(doors, transport, drawn)
-        for _ in range(_PORT_DRAWS_MAX):
-            port = self._env.rng.randint(PORT_MIN, PORT_MAX)
-            drawn = TcpAddr(tcp.kind, tcp.host, port).text
-            try:
-                bound = await self._start_door(doors, transport, drawn)
-            except Busy:
-                continue
-            self._book.set_port(port)
-            return bound
-        raise Busy(f"no free port found for {addr}: set one in [p2p] listen")
+        if port and tcp is not None:
+            addr = TcpAddr(tcp.kind, tcp.host, port).text
+        scope = trio.CancelScope()
 
-    async def _start_door(self, doors: trio.Nursery, transport: Transport, addr: Addr) -> Addr:
         async def door(*, task_status: trio.TaskStatus[Addr]) -> None:
-            await transport.listen(addr, self._manager.accept, task_status=task_status)
+            with scope:
+                await transport.listen(addr, self._manager.accept, task_status=task_status)
 
         bound: Addr = await doors.start(door)
+        scopes.append(scope)
         return bound
 
     async def _save_book_forever(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from typing_extensions import override
 
 from p2p.env import SystemEnv
 from p2p.errors import Busy, Unreachable, UsageError
@@ -286,6 +287,38 @@ async def test_a_drawn_port_is_kept_over_restarts_and_families(tmp_path: Path) -
             ports |= found
     assert len(ports) == 1
     assert 10_000 <= ports.pop() <= 32_767
+
+
+class Draws(random.Random):
+    """Numbers to be drawn first, then chance."""
+
+    def __init__(self, *first: int) -> None:
+        super().__init__(1)
+        self.first = list(first)
+
+    @override
+    def randint(self, a: int, b: int) -> int:
+        return self.first.pop(0) if self.first else super().randint(a, b)
+
+
+@pytest.mark.parametrize("taken_at", ["::", "0.0.0.0"])
+async def test_a_port_taken_in_one_family_is_drawn_again_for_both(
+    tmp_path: Path, taken_at: str
+) -> None:
+    family = socket.AF_INET6 if ":" in taken_at else socket.AF_INET
+    with socket.socket(family) as other:
+        if family == socket.AF_INET6:
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind((taken_at, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        fabric = drawing(tmp_path / "peers.msgpack")
+        fabric._env.rng = Draws(port)
+        async with running(fabric):
+            ports = {tcp_of(addr)[1] for addr in fabric.addrs()}
+            assert len(fabric.addrs()) == 2
+            assert len(ports) == 1
+            assert port not in ports
 
 
 async def test_a_second_daemon_on_the_port_is_noticed(tmp_path: Path) -> None:
