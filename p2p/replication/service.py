@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2p.errors import Unreachable
+from p2p.errors import TimedOut, Unreachable
 from p2p.identity import Identity, PeerId
 from p2p.identity import verify as verify_signature
 from p2p.replication import join as door
@@ -69,6 +69,9 @@ if TYPE_CHECKING:
 
 
 _LOOPBACK: Final = 3
+
+FOUND_S: Final = 30.0
+"""Longest founding of a group: one transaction behind a full queue takes .2 s."""
 
 
 def _reach(addr: Addr) -> int:
@@ -225,9 +228,14 @@ class Replication:
             if seed is not None and keep_seed is not None:
                 keep_seed(group, seed)
 
-        group = await found_group(
-            self._core, name, home=home, recovery=key, before_commit=before_commit
-        )
+        # A commit that nobody waits for is a commit all the same: the group would be on disk and
+        # unknown here until the next start. So the founding goes on when its caller is cancelled.
+        with trio.move_on_after(FOUND_S, shield=True) as limit:
+            group = await found_group(
+                self._core, name, home=home, recovery=key, before_commit=before_commit
+            )
+        if limit.cancelled_caught:
+            raise TimedOut("the store did not take the new group in time: try again")
         return CreatedGroup(group=group.id, recovery_seed=seed)
 
     async def rename_group(self, group: bytes, name: str, *, home: bool | None = None) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from p2p.replication.memstore import MemVerdict
+    from p2p.replication.sealing import GroupSealer
     from p2p.replication.store import LocalRow, Verified
 
 CONFIG = replace(ReplicationConfig.test(), push=False, sync_interval_s=20.0)
@@ -89,6 +90,49 @@ async def cut_join(cut: Cut) -> None:
 
 def test_a_join_cut_at_any_step_is_made_whole_by_asking_again() -> None:
     assert cancel_at_every_step(cut_join) > 20
+
+
+class CuttingStore(MemStore):
+    """A store whose caller is cancelled between its commit and its answer."""
+
+    cut: trio.CancelScope | None = None
+
+    @override
+    async def admit(
+        self, group: bytes, batch: Sequence[Verified], local: Sequence[LocalRow] = ()
+    ) -> Sequence[MemVerdict]:
+        verdicts = await super().admit(group, batch, local)
+        if self.cut is not None:
+            self.cut.cancel()
+        await trio.lowlevel.checkpoint()
+        return verdicts
+
+
+async def test_a_founding_cut_behind_its_commit_leaves_no_group_that_nobody_knows() -> None:
+    mesh = Mesh(5, CONFIG)
+    alice = mesh.peer("alice")
+    store: list[CuttingStore] = []
+
+    def build(sealer: GroupSealer) -> CuttingStore:
+        store.append(CuttingStore(sealer, alice.disk))
+        return store[0]
+
+    alice.build(build)
+    await alice.replication.load()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(alice.node.run)
+        await nursery.start(alice.replication.run)
+        with trio.CancelScope() as scope:
+            store[0].cut = scope
+            await alice.replication.create_group("team")
+        store[0].cut = None
+        on_disk = {row[1][0] for (name, _), row in alice.disk.local.items() if name == "grp"}
+        assert len(on_disk) == 1
+        (view,) = alice.replication.groups()
+        assert {view.group} == on_disk
+        await alice.write(view.group, "text")
+        check_memory_is_disk(alice, view.group)
+        nursery.cancel_scope.cancel()
 
 
 async def cut_sync(cut: Cut) -> None:
