@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 from time import sleep
@@ -67,6 +68,9 @@ MARKS = (("CLAUDECODE", "claude-code"), ("GEMINI_CLI", "gemini"), ("CODEX_HOME",
 
 HELLO_S = 8.0
 """A daemon that takes longer to greet hangs."""
+
+SEND_S = 8.0
+"""A daemon that takes none of our bytes for so long is stopped or hangs."""
 
 CLOSE_S = 1.0
 """For the reader to end; the process ends anyway."""
@@ -194,8 +198,9 @@ class Relay:
         try:
             sock.sendall(line + b"\n")
         except OSError:
-            # The reader sees the end of this connection too, and repeats what is kept.
-            pass
+            # Half a line may be out, so the connection is of no more use: the reader sees its end
+            # and repeats what is kept, or answers it when the daemon does not even greet.
+            _shut(sock, socket.SHUT_RDWR)
 
     def _keep(self, request_id: int | str, line: bytes) -> None:
         with self._state:
@@ -296,6 +301,9 @@ class Relay:
             answers = sock.makefile("rb")
             answer = answers.readline(LINE_BYTES_MAX)
             sock.settimeout(None)
+            # Of sending alone: an answer may take as long as the agent waits for it.
+            limit = struct.pack("ll", int(SEND_S), int(SEND_S % 1 * 1_000_000))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         except TimeoutError:
             sock.close()
             raise Lost(
@@ -400,21 +408,12 @@ class Relay:
             self._over = True
             self._kept.clear()
             if self._socket is not None:
-                try:
-                    self._socket.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # it ended by itself
+                _shut(self._socket, socket.SHUT_RDWR)
             self._state.notify_all()
 
     def _half_close(self) -> None:
-        sock = self._socket
-        if sock is None:
-            return
-        try:
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            # The daemon went first; the reader knows.
-            pass
+        if self._socket is not None:
+            _shut(self._socket, socket.SHUT_WR)
 
     def _say(self, line: bytes) -> None:
         with self._writing:
@@ -429,6 +428,13 @@ class Relay:
         error = {"code": code, "message": message}
         answer = {"jsonrpc": "2.0", "id": request_id, "error": error}
         self._say(json.dumps(answer).encode() + b"\n")
+
+
+def _shut(sock: socket.socket, how: int) -> None:
+    try:
+        sock.shutdown(how)
+    except OSError:
+        pass  # the daemon went first; the reader knows
 
 
 def main(argv: list[str]) -> int:

@@ -358,6 +358,23 @@ def test_daemon_that_never_greets_is_not_waited_for_twice(
     agent.close()
 
 
+@pytest.mark.attack
+def test_daemon_that_stops_reading_costs_an_answer_and_no_hang(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "HELLO_S", 0.1)
+    monkeypatch.setattr(relay_module, "SEND_S", 0.2)
+    agent = Agent([daemon.path])
+    daemon.accept()  # and reads no more, as a daemon under SIGSTOP
+    agent.put(call(1, "x" * 4_000_000))
+    told = agent.take()
+    assert told["id"] == 1
+    assert "hangs" in cast("str", cast("dict[str, object]", told["error"])["message"])
+    agent.put(call(2))
+    assert agent.take()["id"] == 2
+    agent.close()
+
+
 class Mortal:
     """Daemons that die at random moments, and one store of writes that outlives them.
 
