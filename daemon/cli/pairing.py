@@ -6,6 +6,7 @@ stands between the machines.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
     from daemon.cli.client import Client
     from daemon.json_types import Json
+
+TICKET_VARIABLE = "COVEY_TICKET"
+
+TICKET_CHARS_MAX = 65_536
+"""Read of standard input: the longest ticket has 4,096 characters, the rest is line breaks."""
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -122,16 +128,43 @@ def say_words(words: Json) -> None:
 
 def configure_join(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey join`."""
-    parser.add_argument("ticket", nargs="+", help="what `covey invite` printed")
+    parser.add_argument(
+        "ticket",
+        nargs="*",
+        help="what `covey invite` printed; `-` reads it from standard input, and without it"
+        f" {TICKET_VARIABLE} is read",
+    )
     parser.epilog = (
+        "A ticket among the arguments stands in the list of processes and in the shell's history:\n"
+        "on a machine that others use, give it by `covey join -` or in the environment.\n\n"
         "Joining a home makes this machine one of that person's own. The home that was here\n"
         "before stays on this machine under the name home-old."
     )
 
 
+def _given_ticket(words: list[str]) -> str:
+    """The ticket from the arguments, standard input or the environment."""
+    # Taken out: a daemon that this command starts has no use for it.
+    held = os.environ.pop(TICKET_VARIABLE, "")
+    if words == ["-"]:
+        if sys.stdin.isatty():
+            out.note("Paste the ticket, then Ctrl-D:")
+        held = sys.stdin.read(TICKET_CHARS_MAX)
+    elif words:
+        held = "".join(words)
+    ticket = "".join(held.split())
+    if not ticket:
+        raise CliError(
+            "no ticket was given",
+            2,
+            remedy=f"Give it as `covey join TICKET`, by `covey join -`, or in {TICKET_VARIABLE}.",
+        )
+    return ticket
+
+
 def run_join(args: argparse.Namespace) -> int:
     """Join with a ticket."""
-    ticket = "".join(args.ticket)
+    ticket = _given_ticket(args.ticket)
     client = connect(args)
     info = out.mapping(client.call("invite.show", {"ticket": ticket}))
     if info.get("expired"):

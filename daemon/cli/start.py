@@ -103,7 +103,8 @@ def _stays_here(name: str) -> bool:
     The daemon lives on for weeks after whoever started it, often an agent with its token and the
     keys of its model in the environment. It needs none of them.
     """
-    if name in {"WATCHDOG_USEC", "JOURNAL_STREAM", "LISTEN_FDS", "COVEY_AGENT", "COVEY_GRANT"}:
+    ours = {"WATCHDOG_USEC", "JOURNAL_STREAM", "LISTEN_FDS"}
+    if name in ours | {"COVEY_AGENT", "COVEY_GRANT", "COVEY_TICKET"}:
         return True
     return not name.startswith("COVEY_") and any(word in name.upper() for word in SECRET_WORDS)
 

@@ -133,6 +133,19 @@ def test_a_ticket_works_once_and_says_so(pair: tuple[Home, Home]) -> None:
         third.stop()
 
 
+def test_a_ticket_need_not_stand_among_the_arguments(pair: tuple[Home, Home]) -> None:
+    laptop, desk = pair
+    none = desk.run("join", "--yes")
+    assert none.returncode == 2
+    assert "COVEY_TICKET" in none.stderr
+    laptop.ok("groups", "create", "team")
+    ticket = ticket_of(laptop, "--group", "team")
+    assert "Joined team" in desk.ok("join", "-", stdin=f"{ticket[:40]}\n  {ticket[40:]}\n")
+    laptop.ok("groups", "create", "club")
+    given = {"COVEY_TICKET": ticket_of(laptop, "--group", "club")}
+    assert "Joined club" in desk.ok("join", env=given)
+
+
 def test_joining_a_home_needs_a_yes(pair: tuple[Home, Home]) -> None:
     laptop, desk = pair
     asked = desk.run("join", ticket_of(laptop))
