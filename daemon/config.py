@@ -61,6 +61,17 @@ class NodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecurityConfig:
+    """`[security]`: what happens to secrets in texts."""
+
+    secrets: Literal["redact", "reject", "allow"] = "redact"
+    """Secrets in what is written here: put a mark in their place, refuse the note, or keep what
+    the person at the terminal writes as it is (an agent's are still taken out)."""
+    peer_secrets: Literal["redact", "allow"] = "redact"
+    """Secrets in what other devices wrote, where it is shown or found; the signed record stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RpcConfig:
     """`[rpc]`: the local socket."""
 
@@ -178,6 +189,7 @@ class Config:
     p2p: P2pConfig
     replication: ReplicationConfig
     memory: MemoryConfig
+    security: SecurityConfig
     rpc: RpcConfig
     mcp: McpConfig
     hooks: HooksConfig
@@ -199,6 +211,7 @@ SECTIONS: Final[Mapping[str, type]] = {
     "p2p": P2pConfig,
     "p2p.replication": ReplicationConfig,
     "memory": MemoryConfig,
+    "security": SecurityConfig,
     "rpc": RpcConfig,
     "mcp": McpConfig,
     "hooks": HooksConfig,
@@ -336,6 +349,7 @@ def decode(
         p2p=_build(start, "p2p", given),
         replication=_build(ReplicationConfig(), "p2p.replication", given),
         memory=_build(MemoryConfig(), "memory", given),
+        security=_build(SecurityConfig(), "security", given),
         rpc=_build(RpcConfig(), "rpc", given),
         mcp=_build(McpConfig(), "mcp", given),
         hooks=_build(HooksConfig(), "hooks", given),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from daemon.paths import Paths
     from daemon.roles import Roles
     from daemon.rpc.registry import Registry
+    from daemon.scanner import TextScanner
     from memory.behaviour import Behaviour
     from memory.db import Db
     from memory.embedding import Embeddings
@@ -51,6 +52,7 @@ class Services:
         device: this node's key, which is its peer id.
         memory: the memory.
         behaviour: what was shown to whom.
+        scanner: looks for secrets and orders in texts, and counts them.
         embeddings: vectors of its chunks.
         node: the mesh.
         replication: groups, invites and sync.
@@ -75,6 +77,7 @@ class Services:
     device: PeerId
     memory: Memory
     behaviour: Behaviour
+    scanner: TextScanner
     embeddings: Embeddings
     node: Node
     replication: Replication

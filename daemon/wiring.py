@@ -29,6 +29,7 @@ from daemon.roles import Roles
 from daemon.rpc.dispatch import Dispatcher
 from daemon.rpc.registry import Registry
 from daemon.rpc.server import RpcServer
+from daemon.scanner import TextScanner
 from daemon.services import Services
 from memory.behaviour import Behaviour
 from memory.db import Db
@@ -135,7 +136,8 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
     identity = load_or_create(Path(paths.key), env.rng)
     db = Db(Path(paths.db), env)
     sealer = GroupSealer(identity, env)
-    replica = Replica(db, sealer, state)
+    scanner = TextScanner(config.security)
+    replica = Replica(db, sealer, state, scanner)
     tcp = TcpTransport(config.p2p)
     for addr in config.p2p.listen:
         if not tcp.dials(addr):
@@ -163,6 +165,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         device=identity.id,
         memory=memory,
         behaviour=behaviour,
+        scanner=scanner,
         embeddings=embeddings,
         node=node,
         replication=replication,

@@ -29,13 +29,16 @@ from memory.evidence import (
     keep_confirmation,
     keep_endorsement,
     keep_verdict,
+    observe,
     reowned,
     restate_voter,
     target_here,
 )
+from memory.flags import IMPERATIVE
 from memory.fts import add_to_index
 from memory.muting import mute_late
 from memory.provenance import thread_id
+from memory.scanning import Found, flags_of, scan_foreign
 from memory.scopes import token
 from memory.sql import blobs, integers, number
 from memory.status import (
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     import apsw
 
     from memory.seams import Verified
+    from memory.trust import EvidenceKind
     from memory.txn import Txn
 
 _hashed: Final = msgspec.msgpack.Encoder()
@@ -123,9 +127,14 @@ def project(txn: Txn, entry: Entry, plain: bytes) -> None:
             grp=entry.grp,
             hlc=entry.hlc,
         )
+    if entry.relation == "own":  # scanned before it was signed
+        found = Found(flags=flags_of(txn.scanner, body))
+    else:
+        body, found = scan_foreign(txn.scanner, body)
     match body:
         case NoteBody():
             _project_note(txn, entry, body)
+            _note_found(txn, entry, found)
         case LinkBody():
             _project_link(txn, entry, body)
         case ForgetBody():
@@ -136,6 +145,24 @@ def project(txn: Txn, entry: Entry, plain: bytes) -> None:
             keep_verdict(txn, entry.n, entry.hlc, _voter(txn, entry, body.agent), body)
         case EndorseBody():
             keep_endorsement(txn, entry.n, entry.hlc, _voter(txn, entry, body.agent), body)
+
+
+def _note_found(txn: Txn, entry: Entry, found: Found) -> None:
+    """Mark a note that speaks to models; what others let slip in counts against them."""
+    if found.flags:
+        txn.connection.execute(
+            "UPDATE memory SET flags = flags | ? WHERE id = ?", (found.flags, entry.n)
+        )
+    if entry.relation in ("own", "own_device") or entry.state != "live":
+        return
+    seen: list[EvidenceKind] = []
+    if found.flags & IMPERATIVE:
+        seen.append("injection")
+    if found.redactions:
+        seen.append("secret")
+    for kind in seen:
+        author = number(txn.connection, "SELECT author FROM memory WHERE id = ?", (entry.n,))
+        observe(txn, author=author, kind=kind, memory=entry.n, at_ms=txn.now_ms)
 
 
 def _keep(connection: apsw.Connection, entry: Entry, plain: bytes, why: str) -> None:

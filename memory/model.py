@@ -332,6 +332,9 @@ class Stats(msgspec.Struct, kw_only=True):
 
     Attributes:
         embedding: vectors of the whole store; absent where none were asked for.
+        imperative: memories that speak to a model rather than about something.
+        redactions: secrets taken out of texts since the daemon's start, by kind.
+        withheld: memories found and not shown since then, by reason.
     """
 
     memories: int
@@ -342,4 +345,7 @@ class Stats(msgspec.Struct, kw_only=True):
     chunks: int
     db_bytes: int
     wal_bytes: int
+    imperative: int = 0
+    redactions: dict[str, int] = {}
+    withheld: dict[str, int] = {}
     embedding: EmbedStatus | None = None

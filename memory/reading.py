@@ -13,6 +13,7 @@ import msgspec
 
 from memory.errors import RefusedError
 from memory.filters import build_filters
+from memory.flags import IMPERATIVE
 from memory.hits import (
     Row,
     load_rows,
@@ -376,8 +377,25 @@ def stats(connection: apsw.Connection, who: Caller, sizes: tuple[int, int]) -> S
         by_status=by_status,
         by_scope=by_scope,
         by_origin=by_origin,
-        records=number(connection, "SELECT count(*) FROM record"),
+        records=_records(connection, who, ids),
         chunks=number(connection, chunks + " (SELECT value FROM json_each(?))", ids),
         db_bytes=sizes[0],
         wal_bytes=sizes[1],
+        imperative=number(
+            connection,
+            f"SELECT count(*) FROM memory m WHERE m.flags & {IMPERATIVE} <> 0"
+            " AND m.scope IN (SELECT value FROM json_each(?))",
+            ids,
+        ),
+    )
+
+
+def _records(connection: apsw.Connection, who: Caller, scopes: tuple[Cell, ...]) -> int:
+    """Signed records of what the caller may read; all of them for who may read all."""
+    if who.read.everything:
+        return number(connection, "SELECT count(*) FROM record")
+    return number(
+        connection,
+        "SELECT count(*) FROM memory m WHERE m.scope IN (SELECT value FROM json_each(?))",
+        scopes,
     )

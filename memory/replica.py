@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import apsw
 
     from memory.db import Db
-    from memory.seams import Draft, LocalRow, LogKey, Receipt, Sealer, Verified
+    from memory.seams import Draft, LocalRow, LogKey, Receipt, Scanner, Sealer, Verified
 
 T = TypeVar("T")
 
@@ -80,10 +80,14 @@ class Replica:
         db: the open database, or one that will be open before the first call.
         sealer: signs and encrypts what this device writes.
         state_dir: folder of `high.mark`.
+        scanner: looks through every text that is written or shown; None for none.
     """
 
-    def __init__(self, db: Db, sealer: Sealer, state_dir: Path) -> None:
+    def __init__(
+        self, db: Db, sealer: Sealer, state_dir: Path, scanner: Scanner | None = None
+    ) -> None:
         self.db = db
+        self.scanner = scanner
         self._sealer = sealer
         self._mark = HighMark(state_dir / "high.mark")
         self._mark.load()
@@ -254,9 +258,10 @@ class Replica:
         """Run `fn` as one atomic unit and announce what it stored once that is on disk."""
 
         def unit(connection: apsw.Connection) -> _Done[T]:
-            txn = Txn(connection, self._lookups)
+            now_ms = self.db.wall_ms()
+            txn = Txn(connection, self._lookups, scanner=self.scanner, now_ms=now_ms)
             result = fn(txn)
-            settle(txn, self.db.wall_ms())
+            settle(txn, now_ms)
             # Nobody to tell, nothing to look up.
             places = _places(txn) if self._on_touched and txn.touched else {}
             return _Done(result, txn, _events(txn), places)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -279,25 +279,33 @@ class Scanned(NamedTuple):
     Attributes:
         text: with secrets replaced by `[REDACTED:kind]`.
         redactions: kinds of what was replaced.
-        flags: `imperative` for text that speaks to a model rather than about something.
     """
 
     text: str
     redactions: tuple[str, ...] = ()
-    flags: frozenset[str] = frozenset()
 
 
 class Scanner(Protocol):
     """Looks for secrets and for text that gives orders."""
 
-    def scan(self, text: str, *, foreign: bool) -> Scanned:
-        """Scan one text.
+    @property
+    def redactions(self) -> Mapping[str, int]:
+        """Secrets taken out since the start, by kind."""
+        ...
+
+    def scan(self, text: str, *, foreign: bool, person: bool = False) -> Scanned:
+        """A text without its secrets.
 
         Args:
             text: cleaned text.
-            foreign: whether somebody else wrote it.
+            foreign: whether another device wrote it.
+            person: whether the person at the terminal writes it.
 
         Raises:
             RefusedError: `secret`: own text holds one and the setting says to refuse.
         """
+        ...
+
+    def flags(self, text: str) -> frozenset[str]:
+        """`imperative` for text that speaks to a model rather than about something."""
         ...

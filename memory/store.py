@@ -6,15 +6,19 @@ Source: docs/specs/memory.md.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from memory import reading
 from memory.answering import Recaller
-from memory.bodies import ProfileBody
+from memory.bodies import ForgetBody, ProfileBody
 from memory.config import MemoryConfig
 from memory.errors import RefusedError
 from memory.model import NOTES_MAX
 from memory.reading import Filter
+from memory.scanning import scan_own
 from memory.sql import blobs, integers
 from memory.status import expire
 from memory.txn import MemoryEvent
@@ -81,6 +85,7 @@ class Memory:
         self._device = device
         self._config = config or MemoryConfig()
         self._behaviour = behaviour
+        self._withheld: Counter[str] = Counter()
         self._embeddings = embeddings
         self._recaller = Recaller(db, env, self._config, embeddings)
         replica.on_event(self._recaller.hear)
@@ -109,7 +114,7 @@ class Memory:
             raise RefusedError("invalid", f"notes: 1 to {NOTES_MAX} at a time")
         self._check_queue()
         now_ms = self._env.wall_ms()
-        prepared = [prepare(who, note, now_ms) for note in notes]
+        prepared = [prepare(who, note, now_ms, self._replica.scanner) for note in notes]
 
         def unit(txn: Txn) -> builtins.list[Remembered]:
             done = [remember_one(self._replica, txn, who, note) for note in prepared]
@@ -139,6 +144,9 @@ class Memory:
             raise RefusedError("invalid", f"ids: 1 to {FORGET_IDS_MAX} at a time")
         self._check_queue()
         why = check_line(reason, "reason", 512) or None
+        why = scan_own(self._replica.scanner, ForgetBody("", [], why), person=who.is_owner)[
+            0
+        ].reason
 
         def unit(txn: Txn) -> builtins.list[Forgotten]:
             done = [forget_one(self._replica, txn, who, written, why) for written in ids]
@@ -203,6 +211,7 @@ class Memory:
             StoreError: the database cannot serve.
         """
         answered = await self._recaller.answer(who, query)
+        self._withheld.update(msgspec.structs.asdict(answered.hits.withheld))
         if self._behaviour is not None:
             self._behaviour.note_shown(
                 agent=who.agent,
@@ -268,6 +277,10 @@ class Memory:
         stats = await self._db.read(lambda connection: reading.stats(connection, who, sizes))
         if self._embeddings is not None:
             stats.embedding = await self._embeddings.status()
+        if who.read.everything:  # of all scopes together, so for who may read them all
+            scanner = self._replica.scanner
+            stats.redactions = {} if scanner is None else dict(scanner.redactions)
+            stats.withheld = dict(self._withheld)
         return stats
 
     async def receipt(self, key: bytes) -> bytes | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import apsw
 
     from memory.evidence import TrustEvent
-    from memory.seams import LogKey
+    from memory.seams import LogKey, Scanner
 
 T = TypeVar("T")
 
@@ -57,6 +57,8 @@ class Txn:
         unsettled: whether work of trust is left for the background.
         lookups: rows known from this transaction.
         touched: memory rows whose chunks were added, removed or changed tier.
+        scanner: looks through the texts of what is projected; None for nothing.
+        now_ms: Unix milliseconds at the unit's begin: the date of what this node observes.
     """
 
     __slots__ = (
@@ -66,13 +68,22 @@ class Txn:
         "judged",
         "lookups",
         "marks",
+        "now_ms",
+        "scanner",
         "stored",
         "told",
         "touched",
         "unsettled",
     )
 
-    def __init__(self, connection: apsw.Connection, lookups: Lookups | None = None) -> None:
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        lookups: Lookups | None = None,
+        *,
+        scanner: Scanner | None = None,
+        now_ms: int = 0,
+    ) -> None:
         self.connection = connection
         self.lookups: Lookups = {} if lookups is None else lookups
         self.stored: dict[bytes, list[bytes]] = {}
@@ -83,6 +94,8 @@ class Txn:
         self.told: list[TrustEvent] = []
         self.touched: set[int] = set()
         self.unsettled = False
+        self.scanner = scanner
+        self.now_ms = now_ms
 
     def once(self, key: tuple[object, ...], find: Callable[[], T]) -> T:
         """What `find` returns, asked once a transaction; None is asked for again."""

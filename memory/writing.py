@@ -26,6 +26,7 @@ from memory.errors import DecodeError, RefusedError
 from memory.ingest import content_hash
 from memory.model import Forgotten, Remembered
 from memory.provenance import parse_iso, thread_id
+from memory.scanning import scan_own
 from memory.scopes import DEFAULT_SCOPE, allows, check_write, find_group, parse_scope, write_scope
 from memory.sql import number
 from memory.status import hide
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from memory.bodies import Body, SourceBody
     from memory.model import Caller, NoteIn, Role
     from memory.replica import Replica
+    from memory.seams import Scanner
     from memory.txn import Txn
 
 SUPERSEDES_MAX: Final = 16
@@ -70,6 +72,7 @@ class Prepared(NamedTuple):
     content_hash: bytes
     supersedes: tuple[str, ...]
     derived_from: tuple[str, ...]
+    redactions: tuple[str, ...] = ()
 
 
 class Target(NamedTuple):
@@ -89,11 +92,11 @@ class Target(NamedTuple):
 # ---- checks that need no database
 
 
-def prepare(who: Caller, note: NoteIn, now_ms: int) -> Prepared:
-    """Check and clean a note.
+def prepare(who: Caller, note: NoteIn, now_ms: int, scanner: Scanner | None = None) -> Prepared:
+    """Check and clean a note and take secrets out of it.
 
     Raises:
-        RefusedError: `invalid`, `too_large` or `forbidden`; the message names the field.
+        RefusedError: `invalid`, `too_large`, `forbidden` or `secret`; the message names the field.
     """
     text = clean(note.text)
     if not text.strip():
@@ -119,15 +122,19 @@ def prepare(who: Caller, note: NoteIn, now_ms: int) -> Prepared:
         ttl_s=_natural(note.ttl_s, "ttl_s"),
         idem=_optional(note.idempotency_key, "idempotency_key", 128),
     )
-    _check_encodes(body)
+    _check_encodes(body)  # before the scan: its time is bounded by the limit
+    body, found = scan_own(scanner, body, person=who.is_owner)
+    if found.redactions:
+        _check_encodes(body)
     _check_ids(note.supersedes, "supersedes", SUPERSEDES_MAX)
     _check_ids(note.derived_from, "derived_from", PARENTS_MAX)
     return Prepared(
         body,
         group_name,
-        content_hash(scope, note.kind, body.claim, text),
+        content_hash(scope, note.kind, body.claim, body.text),
         tuple(note.supersedes),
         tuple(note.derived_from),
+        found.redactions,
     )
 
 
@@ -293,6 +300,7 @@ def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Rem
         return Remembered(
             id=record_id.hex(),
             status="duplicate",
+            redactions=list(note.redactions),
             conflicts=_unreplaced(connection, replaced),
         )
     body = msgspec.structs.replace(
@@ -304,7 +312,10 @@ def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Rem
     if replaced:
         replica.append_in(txn, group, _links(who, stored.id, replaced))
     return Remembered(
-        id=stored.id.hex(), status="stored", conflicts=_unreplaced(connection, replaced)
+        id=stored.id.hex(),
+        status="stored",
+        redactions=list(note.redactions),
+        conflicts=_unreplaced(connection, replaced),
     )
 
 

@@ -119,6 +119,19 @@ def _memory(memory: dict[str, Json]) -> None:
         if parts:
             shown = ", ".join(f"{out.text(k)} {int(out.number(n)):,}" for k, n in parts[:6])
             out.say(f"  {title} {shown}")
+    _count("taken out", "secrets", out.mapping(memory.get("redactions")))
+    _count("withheld", "hits", out.mapping(memory.get("withheld")))
+    imperative = int(out.number(memory.get("imperative")))
+    if imperative:
+        out.say(f"  {imperative:,} speak to a model: others' are withheld until backed")
+
+
+def _count(title: str, what: str, counts: dict[str, Json]) -> None:
+    """Counts since the start on one line; nothing when all are none."""
+    some = {key: int(out.number(n)) for key, n in counts.items() if out.number(n)}
+    if some:
+        listed = ", ".join(f"{out.text(key)} {n:,}" for key, n in sorted(some.items()))
+        out.say(f"  {title} since the start: {what} {listed}")
 
 
 def _problems(problems: list[dict[str, Json]]) -> None:

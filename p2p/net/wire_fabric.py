@@ -297,6 +297,7 @@ class WireFabric:
             Busy: another process has the port that was set or kept.
             Unreachable: no address could be listened at.
         """
+        port, problems = 0, list[TransientError]()
         for draw in range(_PORT_DRAWS_MAX):
             port = self._book.port or self._draw_port()
             scopes: list[trio.CancelScope] = []

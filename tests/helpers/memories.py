@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from memory.bodies import Body
     from memory.model import Hits
-    from memory.seams import Cell, Embedder
+    from memory.seams import Cell, Embedder, Scanner
     from memory.txn import MemoryEvent
 
 T = TypeVar("T")
@@ -220,10 +220,11 @@ async def open_world(
     inline: bool = False,
     vfs: str | None = None,
     embedder: Embedder | None = None,
+    scanner: Scanner | None = None,
 ) -> AsyncIterator[World]:
     """A running memory over `folder/covey.db`, with the groups home, private and team.
 
-    Vectors are made if an embedder is given.
+    Vectors are made if an embedder is given, texts looked through if a scanner is.
     """
     if not (folder / "covey.db").exists():
         (folder / "covey.db").write_bytes(empty_database())
@@ -232,7 +233,7 @@ async def open_world(
     for group in (HOME, PRIVATE, TEAM):
         sealer.join(group)
     db = Db(folder / "covey.db", clock, inline=inline, vfs=vfs)
-    replica = Replica(db, sealer, folder)
+    replica = Replica(db, sealer, folder, scanner)
     behaviour = Behaviour(folder / "behaviour.db", clock, inline=inline)
     embeddings = Embeddings(
         db, replica, clock, InlineOffload(), lambda: embedder, wanted=embedder is not None

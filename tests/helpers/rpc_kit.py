@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
     from daemon.roles import Roles
     from daemon.rpc.session import Dialect
+    from daemon.scanner import TextScanner
     from memory.behaviour import Behaviour
     from memory.embedding import Embeddings
     from memory.replica import Replica
@@ -271,6 +272,7 @@ async def running_kit(
         device=cast("PeerId", DEVICE),
         memory=cast("Memory", None),
         behaviour=cast("Behaviour", None),
+        scanner=cast("TextScanner", None),
         embeddings=cast("Embeddings", None),
         node=cast("Node", None),
         replication=cast("Replication", None),
