@@ -15,6 +15,7 @@ from memory.errors import RefusedError
 from memory.filters import build_filters
 from memory.flags import IMPERATIVE
 from memory.hits import (
+    LOW_TRUST,
     Row,
     load_rows,
     load_texts,
@@ -54,6 +55,11 @@ _LIST: Final = (
     + _LIVE
     + " AND m.scope IN (SELECT value FROM json_each(?)) AND (m.hlc, m.id) < (?, ?)"
 )
+_TRUSTED: Final = (
+    f" AND m.eff_trust >= {LOW_TRUST} AND (m.backed = 1 OR (m.flags & {IMPERATIVE} = 0"
+    " AND m.kind <> 'policy') OR EXISTS (SELECT 1 FROM author a WHERE a.id = m.author"
+    " AND a.class IN ('own', 'own_device')))"
+)
 WITHDRAWN: Final = frozenset({"forgotten", "hidden", "quarantined"})
 """Statuses whose texts only the person may still list."""
 _LIST_TAIL: Final = " ORDER BY m.hlc DESC, m.id DESC LIMIT ?"
@@ -71,6 +77,8 @@ class Filter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
         until: ISO 8601; dated at or before.
         status: by default what recall may show: `active`, `superseded` or `refuted`. The person
             at the terminal may also list `forgotten`, `hidden` or `quarantined`.
+        trusted: leave out what recall would withhold: low trust, and others' orders and policies
+            that nobody backs.
     """
 
     scope: str | list[str] | None = None
@@ -80,6 +88,7 @@ class Filter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     since: str | None = None
     until: str | None = None
     status: str | None = None
+    trusted: bool = False
 
 
 class _Signed(NamedTuple):
@@ -207,6 +216,8 @@ def list_page(
         if what.status in WITHDRAWN and not who.is_owner:
             raise RefusedError("forbidden", f"only the person may list {what.status} memories")
         sql, bound = filters.sql + " AND m.status = ?", (*bound, what.status)
+    if what.trusted:
+        sql += _TRUSTED
     start = (2**63 - 1, 2**63 - 1) if cursor is None else decode_cursor_untrusted(cursor)
     ids = json.dumps([scope.id for scope in scopes])
     values: tuple[Cell, ...] = (now_ms, ids, *start, *bound, limit + 1)

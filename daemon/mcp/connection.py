@@ -121,7 +121,8 @@ class Connection:
         try:
             incoming = decode_line_untrusted(line, line_bytes_max=self._line_bytes_max)
             if incoming.method == REPLAY_METHOD:
-                self._replayed.update(str(i) for i in decode_replay_untrusted(incoming.params))
+                # The latest word counts: a set that grew with each would have no bound.
+                self._replayed = {str(i) for i in decode_replay_untrusted(incoming.params)}
                 return
             message = sdk.decode_message_untrusted(line, incoming.request_id)
         except BadLineError as error:

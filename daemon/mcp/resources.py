@@ -40,9 +40,9 @@ FIXED: Final = (
     Fixed(
         "covey://recent",
         "recent",
-        "The newest memories you may read.",
+        "The newest memories that you may read and that are trusted enough.",
         "memory.list",
-        {"limit": RECENT_HITS},
+        {"limit": RECENT_HITS, "trusted": True},
     ),
     Fixed("covey://status", "status", "How the daemon and its peers are.", "daemon.status", {}),
 )

@@ -139,6 +139,7 @@ class ListParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     Attributes:
         scope: one scope or several; default all the caller may read.
         status: active, superseded, refuted, quarantined, forgotten or hidden; default active.
+        trusted: leave out what recall would withhold.
         cursor: of the page before.
         limit: at most 200.
     """
@@ -150,6 +151,7 @@ class ListParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     since: str | None = None
     until: str | None = None
     status: str | None = None
+    trusted: bool = False
     cursor: str | None = None
     limit: int = 50
 
@@ -293,6 +295,7 @@ async def list_memories(call: Call, p: ListParams) -> Page:
         since=p.since,
         until=p.until,
         status=p.status,
+        trusted=p.trusted,
     )
     memory = call.services.memory
     return await memory.list(call.context.caller(), what, cursor=p.cursor, limit=p.limit)

@@ -62,6 +62,7 @@ class ListParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Params of the test's list."""
 
     limit: int = 20
+    trusted: bool = False
 
 
 class Held(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -500,6 +501,18 @@ async def test_reading_call_has_no_receipt_key() -> None:
         await lines.put(call(1, "memory_recall", query="x"))
         await lines.take()
     assert world.calls[0].receipt_key is None
+
+
+@pytest.mark.attack
+async def test_announcements_of_replays_do_not_pile_up() -> None:
+    world = World()
+    async with served(world) as lines:
+        for ids in ([5], [6]):
+            await lines.put({"jsonrpc": "2.0", "method": "covey/replay", "params": {"ids": ids}})
+        for number in (5, 6):
+            await lines.put(call(number, "memory_remember", text="x"))
+            await lines.take()
+    assert world.replays == [False, True]
 
 
 async def test_only_the_named_requests_are_replays_and_only_once() -> None:

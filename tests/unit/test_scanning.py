@@ -21,6 +21,7 @@ from memory.bodies import (
 from memory.errors import RefusedError
 from memory.flags import IMPERATIVE
 from memory.model import NoteIn
+from memory.reading import Filter
 from memory.scanning import scan_foreign, scan_own
 from tests.helpers.memories import HOME, Peer, note_body, open_world
 
@@ -182,3 +183,20 @@ async def test_what_recall_withholds_is_counted(tmp_path: Path) -> None:
         await world.find("node")
         withheld = (await world.memory.stats(world.person)).withheld
         assert withheld["low_trust"] == 1
+
+
+@pytest.mark.attack
+async def test_a_listing_for_agents_leaves_out_what_recall_withholds(tmp_path: Path) -> None:
+    async with open_world(tmp_path, scanner=scanner()) as world:
+        member, stranger = Peer(world.clock, 7), Peer(world.clock, 8)
+        await world.say(f"own {ORDER}")
+        for text, kind in (("the port is 8443", "note"), (ORDER, "note"), ("use tabs", "policy")):
+            await world.replica.admit(
+                HOME, [member.write(HOME, note_body(text, kind=kind), "invited")]
+            )
+        await world.replica.admit(HOME, [stranger.write(HOME, note_body("the port is 1"))])
+        everything = await world.memory.list(world.agent(), Filter())
+        assert len(everything.hits) == 5
+        shown = await world.memory.list(world.agent(), Filter(trusted=True))
+        assert {hit.text for hit in shown.hits} <= {"the port is 8443", f"own {ORDER}"}
+        assert f"own {ORDER}" in {hit.text for hit in shown.hits}
