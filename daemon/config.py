@@ -226,6 +226,8 @@ PRESETS: Final[Mapping[str, Callable[[], P2pConfig]]] = {
 }
 # `[p2p] preset` chooses where the other values of the section start, so it is no field itself.
 PRESET_KEY: Final = "preset"
+UNUSED_P2P: Final = ("bootstrap", "network")
+"""Names kept for the discovery of peers, a later part."""
 _ENV: Final = re.compile(r"COVEY_([A-Z0-9_]+?)__([A-Z0-9_]+)")
 _DATACLASS = TypeVar("_DATACLASS")
 
@@ -321,6 +323,21 @@ def _replace(base: object, values: Mapping[str, object]) -> object:
     return dataclasses.replace(base, **values)
 
 
+def _refuse_unused(given: Mapping[tuple[str, str], Given]) -> None:
+    """A setting that does nothing yet would be found out too late.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    for key in UNUSED_P2P:
+        item = given.get(("p2p", key))
+        if item is not None:
+            raise ConfigError(
+                f"{item.where}: [p2p] {key} does nothing in this version: machines find each other"
+                " by tickets; leave it out"
+            )
+
+
 def decode(
     text: str,
     *,
@@ -340,6 +357,7 @@ def decode(
         ConfigError: an unknown key or a value that does not fit; it names the place.
     """
     given = _from_file(text, name) | _from_env(environ or {}) | _from_flags(flags)
+    _refuse_unused(given)
     preset = given.get(("p2p", PRESET_KEY))
     if preset is not None and preset.value not in PRESETS:
         raise ConfigError(f"{preset.where}: [p2p] preset must be one of {', '.join(PRESETS)}")

@@ -27,9 +27,9 @@ class P2pConfig:
     listen: tuple[Addr, ...] = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
     """Addresses to listen at. Port 0 is drawn once (`draw_port`) and kept in the book."""
     network: str = "main"
-    """Nodes of different networks do not look for each other."""
+    """Nodes of different networks do not look for each other. Kept for a later part: refused."""
     bootstrap: tuple[Addr, ...] = ()
-    """Addresses ending in `/p2p/<peer>` to know from the start."""
+    """Addresses ending in `/p2p/<peer>` to know from the start. Kept for a later part: refused."""
     draw_port: bool = True
     """Draw port 0 from 10,000-32,767 and keep it, so that addresses others hold stay true. False:
     any free port, anew at each start."""

@@ -201,3 +201,9 @@ def test_the_guide_lists_every_setting_as_it_is() -> None:
     found = re.search(r"<!-- settings -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert found is not None
     assert found[1].strip() == config_text.markdown().strip()
+
+
+@pytest.mark.parametrize("line", ['network = "lab"', 'bootstrap = ["/ip4/192.0.2.1/tcp/1"]'])
+def test_a_setting_that_does_nothing_yet_is_refused(line: str) -> None:
+    with pytest.raises(ConfigError, match=r"config\.toml:2: .* does nothing in this version"):
+        decode(f"[p2p]\n{line}\n")
