@@ -206,17 +206,19 @@ TOKENS: Final[tuple[Rule, ...]] = (
     _rule("docker", "dckr_pat_", _L + r"dckr_pat_[\w-]{27}(?![\w-])"),
 )  # fmt: skip
 
-# A value that is called a secret: `password = "..."`, `"token": "..."`, `API_KEY=...`, `--password x`.
+# A value that is called a secret: `password = "..."`, `"token": "..."`, `API_KEY=...`. The names are
+# looked for once, in the lower-case text (ignoring case took twice the time); what may stand behind
+# a name is matched there.
+_NAME: Final = re.compile(_NAMES)
+_NAME_ANY_CASE: Final = re.compile(_NAMES, re.IGNORECASE)
 _QUOTED: Final = re.compile(
-    rf"(?i:{_NAMES})(?:[\"'`])?[ \t]{{0,8}}(?:[:=]|=>|:=|is|was)[ \t]{{0,8}}"
-    r"(?:[bru]{0,2})([\"'`])(?P<v>[^\"'`\n]{8,256})\1"
+    r"(?:[\"'`])?[ \t]{0,8}(?:[:=]|=>|:=|is|was)[ \t]{0,8}(?:[bruBRU]{0,2})([\"'`])(?P<v>[^\"'`\n]{8,256})\1"
 )
 _BARE: Final = re.compile(
-    rf"(?i:{_NAMES})(?:[\"'`*]{{0,3}})[ \t]{{0,8}}(?:[:=]|=>|:=)(?:[*]{{0,2}})[ \t]{{0,8}}"
-    r"(?P<v>[^\s\"'`,;]{8,256})"
+    r"(?:[\"'`*]{0,3})[ \t]{0,8}(?:[:=]|=>|:=)(?:[*]{0,2})[ \t]{0,8}(?P<v>[^\s\"'`,;]{8,256})"
 )
 _SAID: Final = re.compile(
-    rf"(?i:{_NAMES})(?i:[ \t]{{1,4}}(?:is|was|ist|es|est|:)(?: now| set to)?[ \t]{{1,4}}|[ \t]{{1,4}}(?=\S{{0,255}}\d))"
+    r"(?i:[ \t]{1,4}(?:is|was|ist|es|est|:)(?: now| set to)?[ \t]{1,4}|[ \t]{1,4}(?=\S{0,255}\d))"
     r"(?P<v>[^\s\"'`,;]{8,256})"
 )
 _OPTION: Final = re.compile(
@@ -250,9 +252,6 @@ def _is_said(value: str) -> bool:
 
 
 NAMED: Final[tuple[Rule, ...]] = (
-    Rule("assignment", _NAME_NEEDLES, _QUOTED, folded=True, keep=_is_quoted_value),
-    Rule("assignment", _NAME_NEEDLES, _BARE, folded=True, keep=_is_value),
-    Rule("assignment", _NAME_NEEDLES, _SAID, folded=True, keep=_is_said),
     Rule("assignment", ("--pass", "--token", "--secret", "--api-key", "-pw"), _OPTION, folded=True,
          keep=_is_value),
     Rule("bearer", ("bearer", "basic"), _BEARER, folded=True, keep=_random_looking),
@@ -268,6 +267,22 @@ _FOLDED: Final = tuple(
 )
 
 
+_TAILS: Final = ((_QUOTED, _is_quoted_value), (_BARE, _is_value), (_SAID, _is_said))
+
+
+def _called_secrets(text: str, folded: str) -> Iterator[Found]:
+    """Values behind a name for a secret."""
+    # Lower case may be longer than its text (a dotted I): then places would not be the text's.
+    same = len(folded) == len(text)
+    names = _NAME.finditer(folded) if same else _NAME_ANY_CASE.finditer(text)
+    for name in names:
+        for tail, keep in _TAILS:
+            match = tail.match(text, name.end())
+            if match is not None and keep(match["v"]):
+                yield Found(*match.span("v"), "assignment")
+                break
+
+
 def find_secrets(text: str) -> list[Found]:
     """Places of the secrets of a text, in order, none overlapping another."""
     # One list comprehension over the needles: a generator a rule cost five times as much.
@@ -275,6 +290,8 @@ def find_secrets(text: str) -> list[Found]:
     folded = text.lower()
     tried += [rule for needle, rule in _FOLDED if needle in folded]
     places = [place for rule in dict.fromkeys(tried) for place in _matches(rule, text)]
+    if any(needle in folded for needle in _NAME_NEEDLES):
+        places += _called_secrets(text, folded)
     if "PRIVATE KEY" in text:
         places += _private_keys(text)
     return _disjoint(places)

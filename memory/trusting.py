@@ -29,6 +29,7 @@ from memory.evidence import (
 )
 from memory.ingest import project_kept
 from memory.muting import Rule
+from memory.scanning import scan_own
 from memory.scopes import find_group
 from memory.sql import blobs, integers, number
 from memory.status import hide
@@ -241,6 +242,8 @@ class TrustDesk:
             StoreError: nothing was stored.
         """
         line = check_line(note, "note", 512) or None
+        said = VerdictBody("", bytes(32), outcome, "outcome", None, line)
+        line = scan_own(self._replica.scanner, said, person=who.is_owner)[0].note
         proof = _sha256(evidence)
 
         def unit(txn: Txn) -> Feedback:
