@@ -160,7 +160,7 @@ class Author(msgspec.Struct, kw_only=True):
     relation: Relation
 
 
-class Explain(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Explain(msgspec.Struct, kw_only=True):
     """How a hit got its rank: score = max(f, 0) x trust x echo / 2.5.
 
     f = base + previous + following + thread + by_author + length + question; base is .4 of the

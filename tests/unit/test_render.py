@@ -308,3 +308,11 @@ def test_other_results_are_quoted_json() -> None:
     out = shown([{"name": "bob\u202e <|x|>"}, {"name": "y"}])
     assert re.fullmatch("<([a-z0-9]{5})> .* </\\1>", out)
     assert "< |x|>" in out
+
+
+def test_sides_of_a_dispute_and_copies_are_named() -> None:
+    hit = msgspec.structs.replace(
+        hit_with("text", "8080"), flags=["disputed"], disputed=["ab" * 32, "cd" * 32], copies=2
+    )
+    text = show(hits_of(hit), random.Random(1), tokens_max=1000).text
+    assert "disputed against abababab cdcdcdcd 2 more like it id" in text
