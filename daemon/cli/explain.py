@@ -85,6 +85,8 @@ def _meaning(parts: dict[str, Json]) -> list[str]:
 
 
 def _trust(parts: dict[str, Json]) -> str:
+    if out.number(parts.get("trust")) >= 1:
+        return ""
     limit = out.text(parts.get("limited_by"))
     author = out.number(parts.get("author_trust"))
     ceiling = out.number(parts.get("role_ceiling", 1.0))
