@@ -130,7 +130,7 @@ class MiniLm:
         self.dim = DIM
         try:
             # Nothing holds on to the file's bytes when memory is given back.
-            self._tokenizer = _open_tokenizer(_checked_vocabulary())
+            self._tokenizer = _open_tokenizer()
             self._session = _open_session(_checked_model())
         except EmbedError:
             raise
@@ -251,25 +251,23 @@ def _checked_model() -> bytes:
     return model
 
 
-def _checked_vocabulary() -> dict[str, int]:
-    """Word pieces and their ids.
+def _open_tokenizer() -> _Tokenizer:
+    """The tokenizer over our own vocabulary.
 
     Raises:
         EmbedError: `model_missing` or `model_altered`.
     """
-    try:
-        raw = (resources.files(data) / "vocab.txt").read_bytes()
-    except OSError as exc:
-        raise EmbedError("model_missing", "the vocabulary is missing: reinstall covey") from exc
-    if hashlib.sha256(raw).hexdigest() != VOCABULARY_SHA256:
-        raise EmbedError("model_altered", "the vocabulary was altered: reinstall covey")
-    return {piece: i for i, piece in enumerate(raw.decode().split("\n")[:-1])}
-
-
-def _open_tokenizer(vocabulary: dict[str, int]) -> _Tokenizer:
     from tokenizers import BertWordPieceTokenizer
 
-    tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
+    with resources.as_file(resources.files(data) / "vocab.txt") as path:
+        try:
+            raw = path.read_bytes()
+        except OSError as exc:
+            raise EmbedError("model_missing", "the vocabulary is missing: reinstall covey") from exc
+        if hashlib.sha256(raw).hexdigest() != VOCABULARY_SHA256:
+            raise EmbedError("model_altered", "the vocabulary was altered: reinstall covey")
+        # By its path: a dictionary of 30,000 strings would leave 6 MB behind.
+        tokenizer = BertWordPieceTokenizer(str(path), lowercase=True)
     tokenizer.enable_truncation(TEXT_TOKENS_MAX)
     return cast("_Tokenizer", tokenizer)  # unpadded as it is
 
