@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from daemon.manifest import Manifest
     from daemon.paths import Paths
-    from memory.seams import Draft, LogKey, Position, Verified
+    from memory.seams import Draft, LogKey, Position, Scanner, Verified
     from p2p.env import Env
 
 log = logging.getLogger("covey.daemon.restore")
@@ -150,13 +150,22 @@ def _fail(name: str, message: str, remedy: str = "") -> NoReturn:
     raise RpcError(name, message, remedy=remedy or usual)
 
 
-def restore(paths: Paths, backup: Path, env: Env, *, passphrase: str = "", tell: Tell) -> Restored:
+def restore(
+    paths: Paths,
+    backup: Path,
+    env: Env,
+    *,
+    scanner: Scanner,
+    passphrase: str = "",
+    tell: Tell,
+) -> Restored:
     """Put a backup in the place of this node's state. The caller holds the state's lock.
 
     Args:
         paths: of the node.
         backup: a backup's folder, or a database that a migration or a restore put aside.
         env: clocks and fault points.
+        scanner: looks through others' texts, as when they came.
         passphrase: opens the device key in the backup, which then replaces another one here.
         tell: told how far it is.
 
@@ -175,7 +184,7 @@ def restore(paths: Paths, backup: Path, env: Env, *, passphrase: str = "", tell:
         _check_space(state, backup)
         device = _stage_key(paths, backup, manifest, stage, passphrase, env)
         _stage_files(state, backup, stage, manifest)
-        done = _stage_database(state, stage, device, env, tell)
+        done = _stage_database(state, stage, device, env, scanner, tell)
     except apsw.Error as error:
         shutil.rmtree(stage, ignore_errors=True)
         raise translate(error, backup) from error
@@ -270,7 +279,9 @@ def _stage_files(state: Path, backup: Path, stage: Path, manifest: Manifest | No
     shutil.copyfile(backup / KEYS, stage / KEYS)
 
 
-def _stage_database(state: Path, stage: Path, device: bytes, env: Env, tell: Tell) -> Restored:
+def _stage_database(
+    state: Path, stage: Path, device: bytes, env: Env, scanner: Scanner, tell: Tell
+) -> Restored:
     """Make the staged copy whole, and say which logs may not be continued."""
     path = stage / DATABASE
     erased = _erased(state)
@@ -285,7 +296,7 @@ def _stage_database(state: Path, stage: Path, device: bytes, env: Env, tell: Tel
         stash_judgements(connection)
     finally:
         connection.close()
-    sealed = trio.run(_project, path, env, tell)
+    sealed = trio.run(_project, path, env, scanner, tell)
     env.fault("restore.projected")
     tell(0, None, "checking the result")
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
@@ -347,10 +358,10 @@ _SEALED: Final = (
 _SealedRow = tuple[bytes, bytes, bytes, int, int, bytes, bytes, bytes, bytes, bytes | None]
 
 
-async def _project(path: Path, env: Env, tell: Tell) -> int:
+async def _project(path: Path, env: Env, scanner: Scanner, tell: Tell) -> int:
     """Open the bodies and project them, oldest first; how many have no group key here."""
     db = Db(path, env)
-    replica = Replica(db, _NoSealer(), path.parent)
+    replica = Replica(db, _NoSealer(), path.parent, scanner)
     sealed = 0
     async with trio.open_nursery() as nursery:
         await nursery.start(db.run)

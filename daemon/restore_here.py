@@ -16,6 +16,7 @@ from daemon.errors import ConfigError, RpcError
 from daemon.instance import AlreadyRunning, InstanceLock, check_file_system
 from daemon.paths import PathsError, make_private, resolve
 from daemon.restore import find_backup, restore
+from daemon.scanner import TextScanner
 from daemon.shred import BACKUPS
 from daemon.wiring import ProcessEnv
 from memory.errors import MemoryStoreError
@@ -61,7 +62,14 @@ def restore_here(written: str, passphrase: str, tell: Tell) -> dict[str, Json]:
         raise CliError(str(error), EXIT_CONFIG, name="configuration") from None
     try:
         folder = Path(config.backup.dir) if config.backup.dir else Path(paths.state) / BACKUPS
-        done = restore(paths, find_backup(folder, written), env, passphrase=passphrase, tell=tell)
+        done = restore(
+            paths,
+            find_backup(folder, written),
+            env,
+            scanner=TextScanner(config.security),
+            passphrase=passphrase,
+            tell=tell,
+        )
     except (RpcError, MemoryStoreError, P2pError, OSError) as error:
         raise _shown(error) from error
     finally:

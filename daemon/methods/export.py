@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from daemon.rpc.registry import Call, method
-from memory.export import ExportPage, export_page
+from memory.export import Exported, ExportPage, export_page
+
+if TYPE_CHECKING:
+    import apsw
+
+    from memory.seams import Scanner
 
 
 class ExportParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -28,6 +35,25 @@ async def export(call: Call, p: ExportParams) -> ExportPage:
     services = call.services
     caller = call.context.caller()
     now_ms = services.env.wall_ms()
-    return await services.db.read(
-        lambda c: export_page(c, caller, p.scope, cursor=p.cursor, limit=p.limit, now_ms=now_ms)
-    )
+
+    def page(connection: apsw.Connection) -> ExportPage:
+        found = export_page(
+            connection, caller, p.scope, cursor=p.cursor, limit=p.limit, now_ms=now_ms
+        )
+        for memory in found.memories:
+            _without_secrets(memory, services.scanner)
+        return found
+
+    return await services.db.read(page)
+
+
+def _without_secrets(memory: Exported, scanner: Scanner) -> None:
+    """What may stand in the memory of this machine may still not leave it in a file."""
+    # Whole, because a secret may go over the end of a piece.
+    scanned = scanner.scan("".join(memory.chunks), foreign=True)
+    if scanned.redactions:
+        memory.chunks = [scanned.text]
+    memory.title = scanner.scan(memory.title, foreign=True).text
+    if memory.claim is not None:
+        value = scanner.scan(memory.claim.value, foreign=True).text
+        memory.claim = msgspec.structs.replace(memory.claim, value=value)

@@ -273,3 +273,19 @@ def test_an_agent_exports_what_it_may_read_and_makes_the_daemon_write_nothing(
     assert home.run("export", str(tmp_path / "m.jsonl"), "--scope", "main", env=env).returncode == 5
     for words in (["backup"], ["verify"], ["backup", "list"]):
         assert home.run(*words, env=env).returncode == 5
+
+
+@pytest.mark.slow
+def test_a_secret_that_may_stay_here_does_not_leave_in_a_file(home: Home, tmp_path: Path) -> None:
+    secret = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2
+    with (home.folder / "config.toml").open("a") as file:
+        file.write('[security]\nsecrets = "allow"\n')
+    home.up()
+    home.ok("remember", f"the pipeline's token is {secret} for now")
+    assert secret in home.texts("pipeline token")[0]
+    path = tmp_path / "out.jsonl"
+    home.ok("export", str(path))
+    text = path.read_text()
+    assert "pipeline" in text
+    assert secret not in text
+    assert "[REDACTED:" in text
