@@ -126,8 +126,19 @@ def log_end(connection: apsw.Connection, row: LogRow) -> tuple[bytes | None, int
     return found[0], found[1]
 
 
-def put(txn: Txn, grp: int, record: Verified, log: LogRow, *, fresh: bool) -> LogRow:
-    """Store a record that is not here, with its body, and project it; the log's new row."""
+def put(
+    txn: Txn, grp: int, record: Verified, log: LogRow, *, fresh: bool, erased: bool = False
+) -> LogRow:
+    """Store a record that is not here, with its body, and project it; the log's new row.
+
+    Args:
+        txn: the unit.
+        grp: row of its group.
+        record: the record.
+        log: row of its log.
+        fresh: sealed here just now.
+        erased: whether only the header may be kept.
+    """
     connection = txn.connection
     connection.execute(
         "INSERT INTO record(id, grp, log, seq, hlc, kind, key_tag, header, sig, state)"
@@ -142,7 +153,7 @@ def put(txn: Txn, grp: int, record: Verified, log: LogRow, *, fresh: bool) -> Lo
             record.key_tag,
             record.header,
             record.signature,
-            record.state,
+            "stub" if erased and record.state != "void" else record.state,
         ),
     )
     n = connection.last_insert_rowid()
@@ -153,7 +164,8 @@ def put(txn: Txn, grp: int, record: Verified, log: LogRow, *, fresh: bool) -> Lo
     if record.relation == "own":
         key = (record.group, record.author, record.incarnation, record.lane)
         txn.marks[key] = max(txn.marks.get(key, 0), record.seq)
-    put_body(txn, grp, record, n, fresh=fresh)
+    if not erased:
+        put_body(txn, grp, record, n, fresh=fresh)
     return moved
 
 
@@ -219,8 +231,7 @@ def admit_one(txn: Txn, grp: int, record: Verified) -> Verdict:
     ).fetchone()
     if here is not None:
         return _complete(txn, grp, record, here)
-    if connection.execute("SELECT 1 FROM erased WHERE id = ?", (record.id,)).fetchone():
-        return Verdict(record.id, "erased")
+    erased = is_erased(connection, record.id)
     log = log_row(connection, grp, (record.group, record.author, record.incarnation, record.lane))
     if record.seq <= log.max_seq:
         other = connection.execute(
@@ -228,13 +239,20 @@ def admit_one(txn: Txn, grp: int, record: Verified) -> Verdict:
         ).fetchone()
         if other is not None:
             return Verdict(record.id, "fork", other[0])
-    put(txn, grp, record, log, fresh=False)
-    return Verdict(record.id, "stored")
+    put(txn, grp, record, log, fresh=False, erased=erased)
+    return Verdict(record.id, "erased" if erased else "stored")
+
+
+def is_erased(connection: apsw.Connection, record_id: bytes) -> bool:
+    """Whether this record's body must not come back."""
+    return connection.execute("SELECT 1 FROM erased WHERE id = ?", (record_id,)).get is not None
 
 
 def _complete(txn: Txn, grp: int, record: Verified, here: tuple[int, str, int]) -> Verdict:
     n, state, has_body = here
     if has_body or record.envelope is None or state == "stub":
+        return Verdict(record.id, "duplicate")
+    if is_erased(txn.connection, record.id):  # void as well: a stub that no longer counts
         return Verdict(record.id, "duplicate")
     txn.connection.execute("UPDATE record SET state = ? WHERE n = ?", (record.state, n))
     put_body(txn, grp, record, n, fresh=False)
@@ -248,7 +266,7 @@ def _complete(txn: Txn, grp: int, record: Verified, here: tuple[int, str, int]) 
 def set_void(txn: Txn, group: bytes, record_id: bytes) -> int:
     """Hide a record that no longer counts; 1 if it counted."""
     row = txn.connection.execute(
-        "UPDATE record SET state = 'void' WHERE id = ? AND state IN ('live', 'sealed')"
+        "UPDATE record SET state = 'void' WHERE id = ? AND state IN ('live', 'sealed', 'stub')"
         " RETURNING n, kind",
         (record_id,),
     ).fetchone()
@@ -259,6 +277,7 @@ def revive(txn: Txn, group: bytes, record_id: bytes) -> int:
     """Let a void record count again; 1 if it does. Above a fork it never does."""
     row = txn.connection.execute(
         "UPDATE record AS r SET state = CASE WHEN EXISTS"
+        " (SELECT 1 FROM erased e WHERE e.id = r.id) AND r.kind >= 32 THEN 'stub' WHEN EXISTS"
         " (SELECT 1 FROM body b WHERE b.n = r.n AND b.opened = 0) THEN 'sealed' ELSE 'live' END"
         " WHERE r.id = ? AND r.state = 'void' AND NOT EXISTS"
         " (SELECT 1 FROM log l WHERE l.n = r.log AND l.frozen <= r.seq) RETURNING n, kind",
@@ -293,6 +312,16 @@ def freeze(txn: Txn, grp: int, log: LogKey, seq: int, a: bytes, b: bytes) -> int
         connection, "SELECT id FROM record WHERE log = ? AND seq >= ? ORDER BY seq", (row.n, seq)
     )
     return sum(set_void(txn, log[0], record_id) for record_id in above)
+
+
+def erased_of_author(connection: apsw.Connection, group: bytes, author: bytes) -> list[bytes]:
+    """Ids of an author's records that were erased here, ascending."""
+    return blobs(
+        connection,
+        "SELECT r.id FROM erased e JOIN record r ON r.id = e.id JOIN log l ON l.n = r.log"
+        " JOIN grp g ON g.n = l.grp WHERE g.id = ? AND l.author = ? ORDER BY r.id",
+        (group, author),
+    )
 
 
 def unseal(txn: Txn, group: bytes, record_id: bytes, plain: bytes) -> None:

@@ -13,12 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from memory import records
+from memory.erase import HERE, erase_all
+from memory.erasedids import ErasedIds
 from memory.errors import RefusedError, UsageError
 from memory.evidence import TrustEvent, settle
 from memory.ingest import reown
 from memory.localrows import put_local, read_local
 from memory.marks import HighMark
 from memory.scopes import write_scope
+from memory.sql import blobs
 from memory.txn import Lookups, MemoryEvent, Place, Txn
 
 if TYPE_CHECKING:
@@ -38,6 +41,10 @@ RECEIPT_LIFE_MS: Final = 24 * 3600 * 1000
 RECEIPTS_MAX: Final = 10_000
 RECEIPT_PRUNE_EVERY: Final = 256
 """Receipts written between two prunings: the table may exceed its limit by this many."""
+
+ERASE_BATCH: Final = 100
+"""Records erased in one transaction: secure deletion from the full text takes ~1 ms each, and other
+writers wait for it."""
 
 NOTHING_SEALED: Final = "this group has no key here yet: wait for the first sync with a member"
 
@@ -79,7 +86,7 @@ class Replica:
     Args:
         db: the open database, or one that will be open before the first call.
         sealer: signs and encrypts what this device writes.
-        state_dir: folder of `high.mark`.
+        state_dir: folder of `high.mark` and `erased.ids`.
         scanner: looks through every text that is written or shown; None for none.
     """
 
@@ -91,6 +98,7 @@ class Replica:
         self._sealer = sealer
         self._mark = HighMark(state_dir / "high.mark")
         self._mark.load()
+        self._erased = ErasedIds(state_dir / "erased.ids")
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
         self._on_event: list[Callable[[MemoryEvent], None]] = []
         self._on_trust: list[Callable[[TrustEvent], None]] = []
@@ -102,7 +110,7 @@ class Replica:
         self._lookups: Lookups = {}
         db.on_begin = self._lookups.clear
         db.after_commit = self._write_mark
-        db.before_close = self._mark.close
+        db.before_close = self._close_files
 
     # ---- for replication
 
@@ -191,6 +199,7 @@ class Replica:
         revive: Sequence[bytes] = (),
         fork: Sequence[tuple[LogKey, int, bytes, bytes]] = (),
         owners: Sequence[tuple[bytes, bytes, str]] = (),
+        erase: Sequence[tuple[bytes, bytes, int]] = (),
     ) -> int:
         """Carry out what the authority fold decided; the number of records changed."""
 
@@ -203,10 +212,17 @@ class Replica:
             for device, owner, relation in owners:
                 if reown(txn, grp, device, owner, relation):
                     changed += records.count_of_author(txn.connection, grp, device)
+            for record_id, by, hlc in erase:
+                if not records.is_erased(txn.connection, record_id):
+                    changed += len(erase_all(txn, record_id, by, hlc))
             txn.lookups.clear()
             return changed
 
         return await self.transact(unit)
+
+    async def erased(self, group: bytes, author: bytes) -> Sequence[bytes]:
+        """Ids of an author's records that were erased here, ascending."""
+        return await self.db.read(lambda c: records.erased_of_author(c, group, author))
 
     async def unsealed(self, group: bytes, bodies: Sequence[tuple[bytes, bytes]]) -> None:
         """Bodies (id, plain) whose key has come: project them."""
@@ -237,6 +253,33 @@ class Replica:
         self._on_commit.append(fn)
 
     # ---- for the memory
+
+    async def recover_erased(self) -> int:
+        """Erase again what `erased.ids` names and the database has; how many records.
+
+        For a database that was restored from an old image. Call it once, before anything is served.
+        """
+        written = self._erased.load()
+        known = set(await self.db.read(lambda c: blobs(c, "SELECT id FROM erased")))
+        lost = [record_id for record_id in dict.fromkeys(written) if record_id not in known]
+        # A crash after the commit and before the file: the file catches up.
+        self._erased.append(sorted(known.difference(written)))
+
+        def unit(txn: Txn, ids: Sequence[bytes]) -> int:
+            return sum(len(erase_all(txn, record_id, HERE, 0)) for record_id in ids)
+
+        total = 0
+        for at in range(0, len(lost), ERASE_BATCH):
+            batch = lost[at : at + ERASE_BATCH]
+            total += await self.transact(partial(unit, ids=batch))
+        if lost:
+            log.info("erased_again", extra={"f": {"ids": len(lost)}})
+        return total
+
+    @property
+    def erased_behind(self) -> bool:
+        """Whether `erased.ids` lacks something: its disk refused the write."""
+        return self._erased.behind
 
     def on_event(self, fn: Callable[[MemoryEvent], None]) -> None:
         """Call `fn` with what happened to memories, after the commit that did it."""
@@ -329,10 +372,18 @@ class Replica:
 
     def _write_mark(self, results: Sequence[object]) -> None:
         """In the writer's thread, before any caller of the batch wakes."""
+        erased: list[bytes] = []
         for done in results:
             if isinstance(done, _Done):
                 self._mark.raise_to(done.txn.marks)
+                erased += done.txn.erased
+        if erased or self._erased.behind:
+            self._erased.append(erased)
         self._mark.write()
+
+    def _close_files(self) -> None:
+        self._mark.close()
+        self._erased.close()
 
     def _announce(self, done: _Done[T]) -> None:
         txn = done.txn

@@ -33,7 +33,7 @@ class MemoryEvent(msgspec.Struct, frozen=True):
     """Something that happened to memories; never their text.
 
     Attributes:
-        name: `stored`, `superseded`, `restored`, `forgotten` or `hidden`; topic `memory`.
+        name: `stored`, `superseded`, `restored`, `forgotten`, `hidden` or `erased`; topic `memory`.
         ids: record ids, hex.
         scope: as a caller would write it, so that subscribers see only what they may read.
     """
@@ -50,6 +50,7 @@ class Txn:
         connection: inside the transaction.
         stored: ids of records stored, by group, in order.
         changed: groups whose set of counting records changed.
+        erased: ids erased, for the side file.
         events: (name, id, scope row) to announce.
         marks: own log positions reached.
         judged: author rows about whom something is known anew; folded at the end of the unit.
@@ -64,6 +65,7 @@ class Txn:
     __slots__ = (
         "changed",
         "connection",
+        "erased",
         "events",
         "judged",
         "lookups",
@@ -88,6 +90,7 @@ class Txn:
         self.lookups: Lookups = {} if lookups is None else lookups
         self.stored: dict[bytes, list[bytes]] = {}
         self.changed: set[bytes] = set()
+        self.erased: list[bytes] = []
         self.events: list[tuple[str, bytes, int]] = []
         self.marks: dict[LogKey, int] = {}
         self.judged: set[int] = set()

@@ -40,6 +40,7 @@ from p2p.replication.record import (
     LANE_DATA,
     STATE_LIVE,
     STATE_SEALED,
+    STATE_STUB,
     STATE_VOID,
     BodyError,
     Record,
@@ -71,7 +72,9 @@ VERIFY_BATCH: Final = 16
 """Signatures between two checkpoints: about 2 ms, and threads gain nothing (the library holds the
 interpreter's lock)."""
 
-_HERE: Final = frozenset({"live", "sealed", "void", "stub", "erased"})
+_HERE: Final = frozenset({"live", "sealed", "void", "stub"})
+"""States of what needs no second look. `erased` is none: an id that was erased before its record
+came is still to be stored, as a header, or sets would differ for ever."""
 
 
 @dataclass(frozen=True)
@@ -494,7 +497,7 @@ class Admission:
         batch = self._dressed(group, run.ready)
         verdicts = await self._store.admit(group.id, batch, run.local)
         for record, verdict in zip(batch, verdicts, strict=True):
-            if verdict.outcome in {"stored", "body"}:
+            if verdict.outcome in {"stored", "body", "erased"}:
                 outcome.stored += 1
                 outcome.admitted.append(record)
                 self._sealer.observe(record.hlc)
@@ -526,10 +529,15 @@ class Admission:
                 )
             owner, relation = relations[record.author]
             counts = standing.live(record.head, record.id) and not self._over_policy(group, record)
-            plain, state = self._opened(group, record)
+            if group.erasure_of(record.id, record.author) is None:
+                plain, state = self._opened(group, record)
+                envelope = record.envelope
+            else:
+                plain, state, envelope = None, STATE_STUB, None
             dressed.append(
                 replace(
                     record,
+                    envelope=envelope,
                     plain=plain,
                     state=state if counts else STATE_VOID,
                     owner=owner,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from p2p.replication.authority import Authority
 from p2p.replication.hlc import clock_was_wrong, next_incarnation
-from p2p.replication.ops import Role, decode_payload_untrusted
+from p2p.replication.ops import Erase, Role, decode_payload_untrusted
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
@@ -77,6 +77,14 @@ class Evidence:
     """Whether nothing below differs: both cite the same predecessor."""
 
 
+@dataclass(frozen=True)
+class Erasure:
+    """An erase record, as far as it says who wants a body gone."""
+
+    id: bytes
+    head: Header
+
+
 @dataclass
 class Group:
     """One group as this device knows it."""
@@ -98,6 +106,10 @@ class Group:
     evidence: dict[LogKey, Evidence] = field(default_factory=dict)
     known_members: dict[bytes, Role] = field(default_factory=dict)
     """As last told to subscribers."""
+    erasures: dict[bytes, list[Erasure]] = field(default_factory=dict)
+    """Id of a data record, here or not yet -> the erase records that name it."""
+    unpublished_erasures: bool = True
+    """Whether something of ours may have been erased here that no erase record tells the others."""
     void_ops: frozenset[bytes] = frozenset()
     incarnations: list[int] = field(default_factory=lambda: [1, 1])
     """In force for control and data."""
@@ -121,6 +133,27 @@ class Group:
     def founded(self) -> bool:
         """Whether the genesis is here."""
         return len(self.authority) > 0
+
+    def note_erasure(self, ident: bytes, head: Header, payload: Payload | None) -> None:
+        """Remember what an erase record names; other payloads are none of it."""
+        if isinstance(payload, Erase):
+            for target in payload.ids:
+                self.erasures.setdefault(target, []).append(Erasure(ident, head))
+
+    def erasure_of(self, target: bytes, author: bytes) -> Erasure | None:
+        """The record by which a data record's own author erased it, if one counts.
+
+        Another member's erase record has no effect in this version; it is kept and passed on.
+        """
+        named = self.erasures.get(target, ())
+        return next(
+            (
+                erasure
+                for erasure in named
+                if erasure.head.author == author and self.standing.live(erasure.head, erasure.id)
+            ),
+            None,
+        )
 
     def role(self, member: bytes) -> Role | None:
         """The member's role, None for who is none."""
@@ -247,9 +280,12 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
         ident = record_id(wire.header)
         ops.append((header.hlc, ident, header, control_payload(header, wire.envelope)))
     authority = Authority(group.id, verify)
+    group.erasures.clear()
+    group.unpublished_erasures = True
     # Whatever an operation cites has a lower hlc, so this order needs no second pass.
     for _, ident, header, payload in sorted(ops, key=lambda op: op[:2]):
         authority.add(ident, header, payload)
+        group.note_erasure(ident, header, payload)
     group.authority = authority
 
 

@@ -16,6 +16,8 @@ from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group, load_auth
 from p2p.replication.hlc import next_incarnation
 from p2p.replication.invites import invites_to_close, make_close
 from p2p.replication.ops import (
+    ERASE_MAX,
+    Erase,
     ForkProof,
     Kind,
     Role,
@@ -29,6 +31,7 @@ from p2p.replication.record import (
     STATE_VOID,
     Record,
     decode_header_untrusted,
+    lane_of,
 )
 from p2p.replication.sealing import ControlDraft
 from p2p.replication.shares import Shares, payload_of, record_of
@@ -128,6 +131,7 @@ class Keeper:
         await self._settle_forks(group, forks)
         group.void_ops = group.standing.void_ops()
         await self.rescan(group)
+        await self.settle_erasures(group, sorted(group.erasures))
         await self._tell_members(group)
         await self._tell_owners(group)
 
@@ -205,12 +209,17 @@ class Keeper:
     async def after(self, group: Group, records: Sequence[Record]) -> None:
         """Bring everything in line with new records of a group, own or foreign."""
         control = [record for record in records if record.lane == LANE_CONTROL]
+        # Bodies left out already; this remembers for ever that they are not to be taken.
+        await self.settle_erasures(group, [r.id for r in records if r.id in group.erasures])
         while control:
             await self._apply_forks(group, control)
+            for record in control:
+                group.note_erasure(record.id, record.head, payload_of(record))
             await self.shares.take(group, control)
             await self._judge_anew(group, control)
             await self._tell_members(group)
             await self._tell_owners(group)
+            await self.settle_erasures(group, _named(control))
             control = await self._duties(group)
 
     async def _apply_forks(self, group: Group, records: Sequence[Record]) -> None:
@@ -306,6 +315,49 @@ class Keeper:
             ],
         )
         return len(proofs)
+
+    # --- erasure ------------------------------------------------------------------------------
+
+    async def settle_erasures(self, group: Group, targets: Sequence[bytes]) -> int:
+        """Carry out erase records about data that is here; how many records lost their content.
+
+        Args:
+            group: whose lock the caller holds.
+            targets: ids that erase records name; those not here wait for their header.
+        """
+        done = 0
+        for at in range(0, len(targets), ERASE_MAX):
+            part = targets[at : at + ERASE_MAX]
+            rows = await self._store.fetch(part, bodies=False)
+            erase = []
+            for row in rows:
+                header = decode_header_untrusted(row.header)
+                if header.group != group.id or lane_of(header.kind) == LANE_CONTROL:
+                    continue  # another group's author said nothing in this one
+                erasure = group.erasure_of(row.id, header.author)
+                if erasure is not None:
+                    erase.append((row.id, erasure.id, erasure.head.hlc))
+            if erase:
+                done += await self._store.settle(group.id, erase=erase)
+        if done:
+            group.unpublished_erasures = True  # what we derived from it went with it
+            self._emit("record.erased", {"group": group.id, "records": done})
+        return done
+
+    async def _unpublished(self, group: Group) -> list[tuple[Kind, Payload]]:
+        """Erase records for what of ours was erased here and no living record of ours says so."""
+        if not group.unpublished_erasures:
+            return []
+        group.unpublished_erasures = False
+        ids = [
+            ident
+            for ident in await self._store.erased(group.id, self._me)
+            if group.erasure_of(ident, self._me) is None
+        ]
+        return [
+            (Kind.ERASE, Erase(tuple(ids[at : at + ERASE_MAX]), 0))
+            for at in range(0, len(ids), ERASE_MAX)
+        ]
 
     async def close_invites(self, group: Group) -> None:
         """Close own invites that are used up or expired: then no late or backdated admit counts.
@@ -415,6 +467,13 @@ class Keeper:
         if group.state != STATE_MEMBER or group.role(self._me) is None:
             return []
         payloads, local = await self._owners.duties(group)
+        payloads = [*payloads, *await self._unpublished(group)]
         if not payloads:
             return []
         return await self.write_only(group, payloads, local)
+
+
+def _named(records: Sequence[Record]) -> list[bytes]:
+    """What erase records among these name."""
+    payloads = map(payload_of, records)
+    return [ident for payload in payloads if isinstance(payload, Erase) for ident in payload.ids]

@@ -200,24 +200,34 @@ class MemStore:
         """Store verified records; a verdict each, in order."""
         verdicts = [self._admit_one(record) for record in batch]
         self._put_local(local)
-        self._committed(group, [v.id for v in verdicts if v.outcome in {"stored", "body"}])
+        self._committed(
+            group, [v.id for v in verdicts if v.outcome in {"stored", "body", "erased"}]
+        )
         return verdicts
 
     def _admit_one(self, record: Verified) -> MemVerdict:
         row = self.disk.rows.get(record.id)
         if row is not None:
-            if row.envelope is None and record.envelope is not None and row.state != STATE_STUB:
+            gone = row.state == STATE_STUB or record.id in self.disk.erased
+            if row.envelope is None and record.envelope is not None and not gone:
                 row.envelope, row.plain = record.envelope, record.plain
                 row.state = record.state
                 return MemVerdict(record.id, "body")
             return MemVerdict(record.id, "duplicate")
-        if record.id in self.disk.erased:
-            return MemVerdict(record.id, "erased")
         other = self._log(record).ids.get(record.seq)
         if other is not None:
             return MemVerdict(record.id, "fork", other)
         self._put(record)
+        if record.id in self.disk.erased:
+            self._strip(self.disk.rows[record.id])
+            return MemVerdict(record.id, "erased")
         return MemVerdict(record.id, "stored")
+
+    def _strip(self, row: Row) -> None:
+        """Leave a stub: the header."""
+        row.envelope = row.plain = None
+        if row.state != STATE_VOID:
+            row.state = STATE_STUB
 
     async def control(self, group: bytes, after: int = 0) -> Sequence[Row]:
         """Control records in order of arrival."""
@@ -303,6 +313,7 @@ class MemStore:
         revive: Sequence[bytes] = (),
         fork: Sequence[tuple[LogKey, int, bytes, bytes]] = (),
         owners: Sequence[tuple[bytes, bytes, str]] = (),
+        erase: Sequence[tuple[bytes, bytes, int]] = (),
     ) -> int:
         """Carry out what the authority fold decided; the number of records changed."""
         changed = 0
@@ -318,12 +329,32 @@ class MemStore:
                 if row.record.author == device and (row.owner, row.relation) != (owner, relation):
                     row.owner, row.relation = owner, relation
                     changed += 1
-        return changed
+        return changed + sum(self._erase(record_id) for record_id, _, _ in erase)
+
+    def _erase(self, record_id: bytes) -> int:
+        row = self.disk.rows.get(record_id)
+        if record_id in self.disk.erased or (row and row.record.lane == LANE_CONTROL):
+            return 0
+        self.disk.erased.add(record_id)
+        self.disk.local.pop(("hold", (record_id,)), None)
+        self._indexes.clear()
+        if row is not None:
+            self._strip(row)
+        return 1
+
+    async def erased(self, group: bytes, author: bytes) -> Sequence[bytes]:
+        """Ids of an author's records that were erased here, ascending."""
+        return sorted(
+            row.id
+            for row in self.disk.rows.values()
+            if row.id in self.disk.erased
+            and (row.record.group, row.record.author) == (group, author)
+        )
 
     def _set_void(self, record_id: bytes) -> int:
         self._indexes.clear()
         row = self.disk.rows.get(record_id)
-        if row is None or row.state in {STATE_VOID, STATE_STUB}:
+        if row is None or row.state == STATE_VOID:
             return 0
         row.state = STATE_VOID
         return 1
@@ -336,6 +367,9 @@ class MemStore:
         fork = self._log(row.record).fork_seq
         if fork is not None and row.record.seq >= fork:
             return 0  # A fork is for ever.
+        if record_id in self.disk.erased:
+            row.state = STATE_STUB
+            return 1
         opened = row.record.lane == LANE_CONTROL or row.plain is not None
         row.state = STATE_LIVE if opened else STATE_SEALED
         return 1
@@ -356,7 +390,7 @@ class MemStore:
         """Bodies whose key has come."""
         for record_id, plain in bodies:
             row = self.disk.rows.get(record_id)
-            if row is None:
+            if row is None or row.envelope is None:
                 continue
             row.plain = plain
             if row.state == STATE_SEALED:

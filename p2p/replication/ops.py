@@ -195,7 +195,7 @@ class KeyShare(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
 
 class Erase(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Kind 14: bodies that must go. Decoded only; carried out by a later version."""
+    """Kind 14: data records whose bodies must go; of the author's own, at once and for ever."""
 
     ids: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=ERASE_MAX)]
     reason: U8

@@ -182,6 +182,9 @@ class Replication:
             )
             await load_group(core, group)
             core.groups.add(group)
+            if group.founded:
+                # Of a run that ended between an erase record and what it asks for.
+                await core.keeper.settle_erasures(group, sorted(group.erasures))
         self._loaded = True
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -487,6 +490,37 @@ class Replication:
                 await self._core.keeper.write(group, close, [row])
             else:
                 await self._core.store.admit(group.id, [], [row])
+
+    # --- erasure ------------------------------------------------------------------------------
+
+    async def publish_erasures(self, group: bytes) -> list[bytes]:
+        """Tell a group's members what of ours was erased on this device.
+
+        Also called without need it does no harm: what an erase record of ours names is not named
+        again, and upkeep does the same later.
+
+        Returns:
+            The members that may hold the bodies: every one but us.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        found = self._group(group)
+        if found.founded:
+            async with self._core.keeper.turn(found):
+                found.unpublished_erasures = True
+                await self._core.keeper.do_duties(found)
+        return self.others(group)
+
+    def others(self, group: bytes) -> list[bytes]:
+        """Members of a group other than us: who may hold what was written there.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        found = self._group(group)
+        members = found.standing.members() if found.founded else {}
+        return sorted(member for member in members if member != self._core.me)
 
     # --- sync ---------------------------------------------------------------------------------
 

@@ -289,7 +289,10 @@ class Verdict(Protocol):
 
     @property
     def outcome(self) -> str:
-        """`stored`, `duplicate`, `body` (a missing body was added), `erased`, or `fork`."""
+        """`stored`, `duplicate`, `body` (a missing body was added), `fork`, or `erased`.
+
+        `erased`: the id was erased here before the record came; its header was stored, as a stub.
+        """
         ...
 
     @property
@@ -353,7 +356,7 @@ class RecordStore(Protocol):
         ...
 
     async def known(self, ids: Sequence[bytes]) -> Mapping[bytes, str]:
-        """State of those that are here: live, sealed, void, stub, erased, held."""
+        """State of those known: live, sealed, void, stub, held; `erased` without its header."""
         ...
 
     async def tail(self, log: LogKey, first: int, last: int, bytes_max: int) -> Sequence[Stored]:
@@ -376,6 +379,7 @@ class RecordStore(Protocol):
         revive: Sequence[bytes] = (),
         fork: Sequence[tuple[LogKey, int, bytes, bytes]] = (),
         owners: Sequence[tuple[bytes, bytes, str]] = (),
+        erase: Sequence[tuple[bytes, bytes, int]] = (),
     ) -> int:
         """Carry out what the authority fold decided; the number of records changed.
 
@@ -385,6 +389,18 @@ class RecordStore(Protocol):
             revive: records that count again.
             fork: (log, seq, id a, id b): the log is void from seq up, for ever.
             owners: (device, owner key, relation) that changed.
+            erase: (id, id of the erase record, its hlc): the content of these data records goes,
+                for ever, with what this device derived from it; the header stays as a stub, and
+                no body is taken for the id again. One that is not here yet is remembered. A control
+                record is left alone. Not undone by anything, and counted once.
+        """
+        ...
+
+    async def erased(self, group: bytes, author: bytes) -> Sequence[bytes]:
+        """Ids of an author's records in a group that were erased here, ascending.
+
+        Also those erased without an erase record: told to this device alone, or derived from what
+        had to go.
         """
         ...
 

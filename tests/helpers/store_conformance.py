@@ -288,6 +288,85 @@ class StoreConformance:
         assert [row.id for row in await store.sealed(GROUP, epoch, 9)] == [waiting[2].id]
         assert (await store.known([waiting[0].id]))[waiting[0].id] == "live"
 
+    async def test_an_erased_record_keeps_its_header_and_nothing_else(
+        self, world: StoreWorld
+    ) -> None:
+        chain = Chain(GROUP, ALICE)
+        records = chain.many(3)
+        store = world.store
+        await store.admit(GROUP, records)
+        before = (await store.index(GROUP, 1)).packed
+        gone = records[1]
+        assert await store.settle(GROUP, erase=[(gone.id, digest("erase"), 7)]) == 1
+        assert await store.settle(GROUP, erase=[(gone.id, digest("erase"), 7)]) == 0
+        assert (await store.index(GROUP, 1)).packed == before
+        for reopened in (False, True):
+            store = await world.reopen() if reopened else store
+            (row,) = await store.fetch([gone.id], bodies=True)
+            assert (row.header, row.envelope, row.state) == (gone.header, None, "stub")
+            assert dict(await store.known([gone.id])) == {gone.id: "stub"}
+            assert list(await store.erased(GROUP, ALICE)) == [gone.id]
+            assert list(await store.erased(GROUP, BOB)) == []
+            (state,) = await store.logs(GROUP)
+            assert (state.contiguous, state.max_seq) == (3, 3)
+
+    async def test_the_body_of_an_erased_record_is_not_taken_again(
+        self, store: RecordStore
+    ) -> None:
+        record = Chain(GROUP, ALICE).next(b"gone")
+        await store.admit(GROUP, [record])
+        await store.settle(GROUP, erase=[(record.id, digest("erase"), 7)])
+        (verdict,) = await store.admit(GROUP, [record])
+        assert verdict.outcome == "duplicate"
+        (row,) = await store.fetch([record.id], bodies=True)
+        assert row.envelope is None
+
+    async def test_what_was_erased_before_it_came_is_stored_as_a_stub(
+        self, store: RecordStore
+    ) -> None:
+        chain = Chain(GROUP, ALICE)
+        record, next_one = chain.many(2)
+        assert await store.settle(GROUP, erase=[(record.id, digest("erase"), 7)]) == 1
+        assert dict(await store.known([record.id])) == {record.id: "erased"}
+        verdicts = await store.admit(GROUP, [record, next_one])
+        assert [v.outcome for v in verdicts] == ["erased", "stored"]
+        (row,) = await store.fetch([record.id], bodies=True)
+        assert (row.envelope, row.state) == (None, "stub")
+        assert ids_of((await store.index(GROUP, 1)).packed) == [record.id, next_one.id]
+
+    async def test_an_erased_record_may_lose_and_regain_its_standing(
+        self, store: RecordStore
+    ) -> None:
+        record = Chain(GROUP, ALICE).next(b"gone")
+        await store.admit(GROUP, [record])
+        await store.settle(GROUP, erase=[(record.id, digest("erase"), 7)])
+        assert await store.settle(GROUP, void=[record.id]) == 1
+        assert len(await store.index(GROUP, 1)) == 0
+        assert [v.outcome for v in await store.admit(GROUP, [record])] == ["duplicate"]
+        assert await store.settle(GROUP, revive=[record.id]) == 1
+        assert (await store.known([record.id]))[record.id] == "stub"
+        late = Chain(GROUP, BOB).next(b"late", state="void")
+        await store.settle(GROUP, erase=[(late.id, digest("erase"), 7)])
+        await store.admit(GROUP, [late])
+        assert (await store.known([late.id]))[late.id] == "void"
+        assert [v.outcome for v in await store.admit(GROUP, [late])] == ["duplicate"]
+
+    async def test_control_records_are_not_erased(self, store: RecordStore) -> None:
+        record = Chain(GROUP, ALICE, lane=0).next(b"grant")
+        await store.admit(GROUP, [record])
+        assert await store.settle(GROUP, erase=[(record.id, digest("erase"), 7)]) == 0
+        (row,) = await store.control(GROUP)
+        assert row.envelope is not None
+
+    async def test_a_sealed_record_is_erased_unread(self, store: RecordStore) -> None:
+        epoch = bytes(range(16))
+        record = Chain(GROUP, ALICE).next(b"x", epoch=epoch, state="sealed")
+        await store.admit(GROUP, [replace(record, plain=None)])
+        await store.settle(GROUP, erase=[(record.id, digest("erase"), 7)])
+        assert list(await store.sealed(GROUP, epoch, 9)) == []
+        await store.unsealed(GROUP, [(record.id, b"x")])
+        assert (await store.known([record.id]))[record.id] == "stub"
+
     async def test_groups_do_not_see_each_other(self, store: RecordStore) -> None:
         here, there = Chain(GROUP, ALICE), Chain(OTHER_GROUP, ALICE)
         await store.admit(GROUP, here.many(2))

@@ -292,6 +292,7 @@ async def test_erased_ids_are_not_taken_back(world: World) -> None:
     (verdict,) = await world.replica.admit(HOME, [record])
     assert verdict.outcome == "erased"
     assert (await world.find("gone")).hits == []
+    assert await world.sql("SELECT 1 FROM body UNION ALL SELECT 1 FROM body_key") == []
 
 
 async def test_the_index_is_rebuilt_when_its_group_changes(world: World) -> None:
