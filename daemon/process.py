@@ -141,6 +141,8 @@ class Daemon:
         """What must stand before the first request: tokens, groups, our name."""
         parts = self.parts
         await parts.services.agents.load()
+        # Before anything is served: a restored database may hold what was erased since.
+        await parts.replica.recover_erased()
         await parts.replication.load()
         parts.replication.subscribe(self._on_replication)
         parts.memory.subscribe(self._on_memory)

@@ -24,6 +24,9 @@ T = TypeVar("T")
 APPLICATION_ID: Final = 0x434F5659
 """`COVY`, in the file header: `file` and a stray `sqlite3` can tell whose database it is."""
 
+BUSY_TIMEOUT_MS: Final = 5_000
+"""How long a statement waits for a lock that another process holds."""
+
 PRAGMAS: Final = (
     # FULL: in WAL mode NORMAL acknowledged 468 of 506 commits that a power cut then took back.
     # temp_store=MEMORY and secure_delete=ON: no deleted text in a temporary file or a free page.
@@ -33,7 +36,7 @@ PRAGMAS: Final = (
     "foreign_keys=ON",
     "trusted_schema=OFF",
     "cell_size_check=ON",
-    "busy_timeout=5000",
+    f"busy_timeout={BUSY_TIMEOUT_MS}",
     "temp_store=MEMORY",
     "journal_size_limit=67108864",
     "cache_size=-16000",

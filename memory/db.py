@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 import apsw
 import trio
 
-from memory.connect import CLOSE_GRACE_S, Link, open_link, translate
+from memory.connect import BUSY_TIMEOUT_MS, CLOSE_GRACE_S, Link, open_link, translate
 from memory.errors import StoreError, UsageError
 from memory.schema import migrate
 
@@ -57,6 +57,18 @@ front no more than the transaction it would have waited behind."""
 READERS: Final = 3
 """Reading connections: the machine that chose this had two cores."""
 
+
+READER_GRACE_S: Final = 5.0
+"""How long a read may hold back an erasure before it is ended (memory.md s.8)."""
+
+CHECKPOINT_WAIT_MS: Final = 20
+"""How long a truncating checkpoint waits for readers at a time: no writer runs meanwhile."""
+
+CHECKPOINT_EVERY_S: Final = 0.03
+AFTER_END_S: Final = 1.0
+"""How long a cancelled read may take to let go: APSW rolls back within .2 s."""
+
+READ_ENDED: Final = "the query ran too long while an erasure waited for it: ask again"
 
 STOPPING: Final = "the daemon is stopping: try again when it is up"
 
@@ -138,6 +150,7 @@ class Db:
         self._arrived = trio.Event()
         self._idle: list[Link] = []
         self._readers_free = trio.Semaphore(0, max_value=READERS)
+        self._reads: set[trio.CancelScope] = set()
         self._writer: Link | None = None
         self._scope = trio.CancelScope()
         self._state = "new"
@@ -186,17 +199,22 @@ class Db:
         """Run `fn` in one read transaction on its own thread and return its result.
 
         Raises:
-            StoreError: the database cannot serve.
+            StoreError: the database cannot serve, or an erasure waited too long for this read.
         """
         self._check_open()
         async with self._readers_free:
             link = self._idle.pop()
+            scope = trio.CancelScope()
+            self._reads.add(scope)
             try:
-                return await link.run(lambda: _read_unit(link.connection, fn))
+                with scope:
+                    return await link.run(lambda: _read_unit(link.connection, fn))
             except apsw.Error as exc:
                 raise translate(exc, self.path) from exc
             finally:
+                self._reads.discard(scope)
                 self._idle.append(link)
+        raise StoreError("busy", READ_ENDED)
 
     async def write(
         self,
@@ -261,6 +279,50 @@ class Db:
             lambda: writer.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
         )
         return busy == 0
+
+    async def settle_wal(self, grace_s: float = READER_GRACE_S) -> bool:
+        """Empty the write-ahead log, so that what was deleted is in no file any more.
+
+        Waits for reads under way, ends those that are there after `grace_s`, and gives up where
+        somebody else holds the file open: another process that reads it.
+
+        Returns:
+            Whether the log is empty; False: call it again later.
+
+        Raises:
+            StoreError: the file could not be written.
+        """
+        until = trio.current_time() + grace_s
+        while not await self._truncate_wal():
+            if trio.current_time() >= until:
+                if not self._reads:
+                    return False
+                for scope in list(self._reads):
+                    scope.cancel()
+                until = trio.current_time() + AFTER_END_S
+            await trio.sleep(CHECKPOINT_EVERY_S)
+        return True
+
+    async def _truncate_wal(self) -> bool:
+        self._check_open()
+        writer = self._require_writer()
+
+        def truncate() -> bool:
+            connection = writer.connection
+            connection.set_busy_timeout(CHECKPOINT_WAIT_MS)
+            try:
+                row = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+            return row is not None and row[0] == 0
+
+        try:
+            # Queued behind the batch in work on the same thread, so never inside a transaction.
+            return await writer.run(truncate)
+        except apsw.BusyError:
+            return False  # another process is checkpointing
+        except apsw.Error as exc:
+            raise translate(exc, self.path) from exc
 
     # ---- opening and closing
 

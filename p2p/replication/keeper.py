@@ -341,7 +341,7 @@ class Keeper:
                 done += await self._store.settle(group.id, erase=erase)
         if done:
             group.unpublished_erasures = True  # what we derived from it went with it
-            self._emit("record.erased", {"group": group.id, "records": done})
+            self._emit("erasure.progress", {"group": group.id, "records": done})
         return done
 
     async def _unpublished(self, group: Group) -> list[tuple[Kind, Payload]]:

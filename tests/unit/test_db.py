@@ -324,3 +324,61 @@ async def test_inline_databases_live_under_a_virtual_clock(tmp_path: Path) -> No
             for number in range(100, 200):
                 await put(db, number)
             assert len(await numbers(db)) == 100
+
+
+SLOW = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000)"
+    " SELECT count(*) FROM n, (SELECT count(*) FROM derived)"
+)
+
+
+async def test_a_read_that_holds_the_log_back_too_long_is_ended(tmp_path: Path) -> None:
+    async with open_db(tmp_path) as db, trio.open_nursery() as nursery:
+        await put(db, 100)
+        ended: list[str] = []
+
+        async def read() -> None:
+            with pytest.raises(StoreError) as caught:
+                await db.read(lambda c: c.execute(SLOW).fetchall())
+            ended.append(caught.value.reason)
+
+        nursery.start_soon(read)
+        await trio.sleep(0.1)
+        await put(db, 101)
+        assert await db.settle_wal(grace_s=0.2)
+        assert db.sizes()[1] == 0
+        assert ended == ["busy"]
+        assert await numbers(db) == [100, 101]
+
+
+async def test_a_read_that_ends_in_time_is_waited_for(tmp_path: Path) -> None:
+    async with open_db(tmp_path) as db, trio.open_nursery() as nursery:
+        await put(db, 100)
+        answers: list[object] = []
+
+        async def read() -> None:
+            short = SLOW.replace("1000000000", "3000000")
+            answers.append(await db.read(lambda c: c.execute(short).get))
+
+        nursery.start_soon(read)
+        await trio.sleep(0.02)
+        await put(db, 101)
+        assert await db.settle_wal(grace_s=20)
+        assert db.sizes()[1] == 0
+    assert answers == [3000000]
+
+
+async def test_another_connections_snapshot_leaves_the_log_and_says_so(db: Db) -> None:
+    await put(db, 100)
+    other = apsw.Connection(str(db.path))
+    other.execute("BEGIN").fetchall()
+    other.execute("SELECT count(*) FROM derived").fetchall()
+    await put(db, 101)
+    assert not await db.settle_wal(grace_s=0.1)
+    assert db.sizes()[1] > 0
+    await put(db, 102)  # the writer serves on
+    other.execute("COMMIT").fetchall()
+    other.close()
+    assert await db.settle_wal(grace_s=1)
+    assert db.sizes()[1] == 0
+    assert await numbers(db) == [100, 101, 102]

@@ -36,7 +36,7 @@ async def test_an_author_erases_at_once() -> None:
     assert (b.state(kept), b.state(gone)) == ("live", "stub")
     assert body_of(b, gone.id) is None
     assert body_of(b, kept.id) is not None
-    (event,) = b.alice.named("record.erased")
+    (event,) = b.alice.named("erasure.progress")
     assert event.data["records"] == 1
 
 
