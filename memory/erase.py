@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from memory.bodies import ENTRY_KIND
+from memory.evidence import restate_voter
+from memory.flags import PARENT_ERASED
 from memory.fts import move_to_tier
 from memory.sql import blobs, integers
 from memory.status import derived_from, refold_trust, replaced_by, restatus
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 HERE: Final = bytes(32)
 """In place of an erase record's id: erased by the person at this machine, or by a cascade."""
 
-PARENT_ERASED: Final = 4
-"""Bit of `memory.flags`: something it was derived from was erased."""
-
 KIND_DATA_START: Final = 32
 """Kinds below carry authority and keys: their payloads decide who counts, and are never erased."""
 
@@ -43,10 +42,18 @@ OF_MEMORY: Final = (
     ("mention", "memory"),
     ("parent", "memory"),
     ("idem", "memory"),
+    ("faded", "memory"),
 )
 """Tables and columns that name a memory by its row; a test compares them with the schema."""
 
-OF_RECORD: Final = (("link", "n"), ("forgetting", "n"), ("kept", "n"))
+OF_RECORD: Final = (
+    ("link", "n"),
+    ("forgetting", "n"),
+    ("kept", "n"),
+    ("evidence", "rec"),
+    ("endorse", "rec"),
+    ("muted", "n"),
+)
 """What entry records other than notes became."""
 
 BY_ID: Final = (("link", "src"), ("link", "dst"), ("forgetting", "target"))
@@ -74,6 +81,7 @@ def erase_record(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]
     if row is not None and row[1] < KIND_DATA_START:
         return None
     connection.execute("INSERT OR IGNORE INTO erased VALUES (?, ?, ?)", (record_id, by, hlc))
+    connection.execute("INSERT OR IGNORE INTO erasing VALUES (?)", (record_id,))
     connection.execute("DELETE FROM hold WHERE id = ?", (record_id,))
     txn.erased.append(record_id)
     if row is None:
@@ -122,7 +130,9 @@ def _erase_entry(txn: Txn, n: int, record_id: bytes) -> None:
     connection = txn.connection
     if connection.execute("SELECT 1 FROM memory WHERE id = ?", (n,)).fetchone() is not None:
         erase_memory(txn, n)
-    # A link or a forget record that goes takes its effect along.
+    # A link, a forget record or a verdict that goes takes its effect along. Evidence about the
+    # author of an erased memory stays: it holds no text, and erasing lies must not restore trust.
+    restate_voter(txn, n)
     targets = blobs(
         connection,
         "SELECT dst FROM link WHERE n = ?1 UNION SELECT target FROM forgetting WHERE n = ?1",

@@ -9,3 +9,6 @@ CJK: Final = 1
 
 IMPERATIVE: Final = 2
 """The text speaks to a model: others' stays out of answers until somebody trusted backs it."""
+
+PARENT_ERASED: Final = 4
+"""Something it was derived from was erased: it may repeat what had to go."""

@@ -106,6 +106,17 @@ CREATE TABLE vec_model(model TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 
 -- ---- erasure and forgetting --------------------------------------------------------------------
 
+-- Erased in the tables, and still to be taken out of the write-ahead log, backups' keys and the
+-- behaviour log.
+CREATE TABLE erasing(id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+-- Forgotten on this machine by a rule, not by a person: why, when, and the status before.
+CREATE TABLE faded(
+  memory INTEGER PRIMARY KEY REFERENCES memory(id),
+  why TEXT NOT NULL CHECK (why IN ('unverified', 'crowded')), at_ms INTEGER NOT NULL
+) STRICT;
+-- How often it was in an answer, and when last: what forgetting weighs, and nothing else.
+ALTER TABLE memory ADD COLUMN uses INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE memory ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0;
 
 -- ---- text flags --------------------------------------------------------------------------------
 
