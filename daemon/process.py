@@ -217,6 +217,8 @@ class Daemon:
         core.start_soon(self._expire_notes)
         core.start_soon(services.trust.run)
         core.start_soon(self._note_quotas)
+        core.start_soon(services.eraser.run)
+        core.start_soon(services.forgetting.run)
         core.start_soon(self._purge_receipts)
         core.start_soon(self._watchdog)
         core.start_soon(self._preload_mcp)

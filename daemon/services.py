@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from memory.behaviour import Behaviour
     from memory.db import Db
     from memory.embedding import Embeddings
+    from memory.erasing import Eraser
+    from memory.forgetting import Forgetting
     from memory.replica import Replica
     from memory.store import Memory
     from memory.trusting import TrustDesk
@@ -53,6 +55,8 @@ class Services:
         memory: the memory.
         behaviour: what was shown to whom.
         scanner: looks for secrets and orders in texts, and counts them.
+        eraser: erases memories.
+        forgetting: forgets by rule, and brings back.
         embeddings: vectors of its chunks.
         node: the mesh.
         replication: groups, invites and sync.
@@ -78,6 +82,8 @@ class Services:
     memory: Memory
     behaviour: Behaviour
     scanner: TextScanner
+    eraser: Eraser
+    forgetting: Forgetting
     embeddings: Embeddings
     node: Node
     replication: Replication

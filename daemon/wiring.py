@@ -6,10 +6,12 @@ other, and mypy checks that the shapes fit. Everything is built inert; `daemon.p
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -35,11 +37,14 @@ from memory.behaviour import Behaviour
 from memory.db import Db
 from memory.embed import load_embedder, require_embedder
 from memory.embedding import Embeddings
-from memory.errors import EmbedError
+from memory.erasing import Eraser, Outlets
+from memory.errors import EmbedError, StoreError
+from memory.forgetting import Forgetting
 from memory.replica import Replica
 from memory.store import Memory
 from memory.trusting import TrustDesk
 from p2p.env import SystemEnv
+from p2p.errors import P2pError
 from p2p.identity import load_or_create
 from p2p.net.tcp import TcpTransport
 from p2p.node import Node
@@ -47,7 +52,7 @@ from p2p.replication.sealing import GroupSealer
 from p2p.replication.service import Replication
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from daemon.config import Config
     from daemon.paths import Paths
@@ -57,6 +62,8 @@ if TYPE_CHECKING:
     from p2p.identity import Identity
 
 T = TypeVar("T")
+
+log = logging.getLogger("covey.daemon")
 
 FAULT_VARIABLE: Final = "COVEY_TEST_FAULT"
 
@@ -149,6 +156,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
     replication = Replication(node, replica, sealer, env, config.replication)
     behaviour = Behaviour(state / "behaviour.db", env)
     embeddings = _embeddings(config.memory, db, replica, env)
+    telling = partial(_tell_erased, replication)
     memory = Memory(
         db, replica, env, bytes(identity.id), config.memory, behaviour, embeddings=embeddings
     )
@@ -166,6 +174,16 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         memory=memory,
         behaviour=behaviour,
         scanner=scanner,
+        eraser=Eraser(
+            db,
+            replica,
+            env,
+            bytes(identity.id),
+            state,
+            ThreadOffload(),
+            Outlets(telling, behaviour.erase),
+        ),
+        forgetting=Forgetting(db, replica, env, config.memory, telling),
         embeddings=embeddings,
         node=node,
         replication=replication,
@@ -209,6 +227,18 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         server=server,
         receipts=receipts,
     )
+
+
+async def _tell_erased(replication: Replication, group: bytes) -> Sequence[bytes]:
+    """Have a group told what of ours was erased; its other members.
+
+    What fails is made up for by replication's upkeep: the texts are gone here in any case.
+    """
+    try:
+        return await replication.publish_erasures(group)
+    except (P2pError, StoreError) as error:
+        log.warning("erasure_untold", extra={"f": {"why": type(error).__name__}})
+        return []
 
 
 def _embeddings(config: MemoryConfig, db: Db, replica: Replica, env: Env) -> Embeddings:

@@ -61,6 +61,9 @@ READERS: Final = 3
 READER_GRACE_S: Final = 5.0
 """How long a read may hold back an erasure before it is ended (memory.md s.8)."""
 
+STRANGER_GRACE_S: Final = 1.0
+"""How long another process's read is waited for: it may last, and cannot be ended."""
+
 CHECKPOINT_WAIT_MS: Final = 20
 """How long a truncating checkpoint waits for readers at a time: no writer runs meanwhile."""
 
@@ -292,14 +295,16 @@ class Db:
         Raises:
             StoreError: the file could not be written.
         """
-        until = trio.current_time() + grace_s
+        began = trio.current_time()
+        until = began + grace_s
         while not await self._truncate_wal():
-            if trio.current_time() >= until:
-                if not self._reads:
-                    return False
+            now = trio.current_time()
+            if not self._reads and now >= began + min(grace_s, STRANGER_GRACE_S):
+                return False
+            if now >= until:
                 for scope in list(self._reads):
                     scope.cancel()
-                until = trio.current_time() + AFTER_END_S
+                until = now + AFTER_END_S
             await trio.sleep(CHECKPOINT_EVERY_S)
         return True
 

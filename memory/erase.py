@@ -164,6 +164,7 @@ def erase_memory(txn: Txn, n: int) -> None:
     children = derived_from(connection, n)
     # 'delete' needs the text exactly as it was indexed, and the memory still in its tier.
     move_to_tier(connection, n, scope, tier, NONE)
+    txn.touched.add(n)
     chunks = integers(connection, "SELECT id FROM chunk WHERE memory = ?", (n,))
     for table in OF_CHUNKS:
         for chunk in chunks:

@@ -299,10 +299,10 @@ class History(msgspec.Struct, kw_only=True):
 
 
 class Forgotten(msgspec.Struct, kw_only=True):
-    """What became of one forget request."""
+    """What became of one request to forget, to erase or to bring back."""
 
     id: str
-    status: Literal["forgotten", "not_found", "not_yours"]
+    status: Literal["forgotten", "erased", "restored", "not_found", "not_yours"]
 
 
 class EmbedStatus(msgspec.Struct, kw_only=True):

@@ -32,7 +32,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "get": ("memory", "read notes in full"),
         "list": ("memory", "list notes, newest first"),
         "history": ("memory", "all that was signed about a note"),
-        "forget": ("memory", "take a note out of recall"),
+        "forget": ("memory", "take a note out of recall, or bring it back"),
+        "erase": ("erasing", "destroy notes for ever, and search every file for what is left"),
         "feedback": ("trust", "say what became of relying on a note"),
         "import": ("importing", "store the notes of Markdown, text and JSON Lines files"),
         "export": ("export", "write the memory as JSON Lines, Markdown or a SQLite file"),
@@ -63,6 +64,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look closer": {
         "doctor": ("doctor", "find what is wrong and how to mend it"),
+        "maintain": ("erasing", "upkeep by hand: build the index anew, forget the feedback log"),
         "logs": ("logs", "show the log"),
         "events": ("logs", "show what happens as it happens"),
         "config": ("config", "show and change settings"),

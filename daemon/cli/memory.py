@@ -276,17 +276,28 @@ def configure_forget(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey forget`."""
     parser.add_argument("id", nargs="+", help="ids, or prefixes of 8 digits or more")
     parser.add_argument("--reason", default="", help="why, for the history")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--erase", action="store_true", help="destroy for ever: as covey erase ID")
+    way.add_argument("--undo", action="store_true", help="bring back what was forgotten")
+    parser.epilog = EXAMPLES + "  covey forget 1f2e3d4c\n  covey forget --undo 1f2e3d4c"
 
 
 def run_forget(args: argparse.Namespace) -> int:
-    """Take notes out of recall."""
-    result = connect(args).call("memory.forget", {"ids": args.id, "reason": args.reason})
+    """Take notes out of recall, or bring them back."""
+    if args.erase:
+        from daemon.cli.erasing import erase
+
+        return erase(args, {"ids": args.id})
+    params: dict[str, Json] = {"ids": args.id, "reason": args.reason}
+    if args.undo:
+        params["undo"] = True
+    result = connect(args).call("memory.forget", params)
     if args.json:
         out.say_json(result)
     bad = 0
     for row in out.rows(result):
         status = out.text(row.get("status"))
-        bad += status != "forgotten"
+        bad += status != ("restored" if args.undo else "forgotten")
         if not args.json:
             out.say(f"{status.replace('_', ' ')}  {out.text(row.get('id'))[:8]}")
     return 4 if bad else 0

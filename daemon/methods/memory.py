@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from daemon.agents import MAIN_SCOPE
 from daemon.errors import RpcError
 from daemon.rpc.registry import Call, Empty, Tool, method
+from memory.erasing import EraseWhat
 from memory.model import (
     NOTES_MAX,
     Claim,
@@ -162,10 +165,14 @@ class ForgetParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     Attributes:
         ids: full ids or unique prefixes.
         reason: why, for the history.
+        erase: for ever, with every byte; needs the token's scope `erase`.
+        undo: bring back what was forgotten.
     """
 
     ids: list[str]
     reason: str = ""
+    erase: bool = False
+    undo: bool = False
 
 
 class ForgetTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -174,10 +181,12 @@ class ForgetTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     Attributes:
         id: its id.
         reason: why, for the history.
+        erase: destroy it for ever instead; only if the user says so.
     """
 
     id: str
     reason: str = ""
+    erase: bool = False
 
 
 def _remember_one(arguments: msgspec.Struct) -> RememberParams:
@@ -192,7 +201,7 @@ def _recall_query(arguments: msgspec.Struct) -> Query:
 
 def _forget_one(arguments: msgspec.Struct) -> ForgetParams:
     assert isinstance(arguments, ForgetTool)
-    return ForgetParams(ids=[arguments.id], reason=arguments.reason)
+    return ForgetParams(ids=[arguments.id], reason=arguments.reason, erase=arguments.erase)
 
 
 @method(
@@ -255,7 +264,9 @@ def _notes(p: RememberParams) -> list[NoteIn]:
 )
 async def recall(call: Call, p: Query) -> Hits:
     """Find memories by words; each hit shows author, device, date and trust."""
-    return await call.services.memory.recall(call.context.caller(), p)
+    hits = await call.services.memory.recall(call.context.caller(), p)
+    call.services.forgetting.note_used([bytes.fromhex(hit.id) for hit in hits.hits])
+    return hits
 
 
 @method(
@@ -277,6 +288,7 @@ async def get(call: Call, p: IdsParams) -> Hits:
     hits = await call.services.memory.get(call.context.caller(), p.ids)
     if not hits.hits:
         raise RpcError("not_found", "no memory of that id is here")
+    call.services.forgetting.note_used([bytes.fromhex(hit.id) for hit in hits.hits])
     return hits
 
 
@@ -330,13 +342,30 @@ async def history(call: Call, p: IdParams) -> History:
     ),
 )
 async def forget(call: Call, p: ForgetParams) -> list[Forgotten]:
-    """Take memories out of recall; the signed records are kept."""
+    """Take memories out of recall; the signed records are kept. Or erase, or bring back."""
     if not 1 <= len(p.ids) <= NOTES_MAX:
         raise RpcError(
             "too_large", f"one call forgets 1 to {NOTES_MAX} ids", data={"limit": NOTES_MAX}
         )
-    memory = call.services.memory
-    return await memory.forget(call.context.caller(), p.ids, p.reason, call.receipt)
+    who = call.context.caller()
+    if p.undo:
+        return await call.services.forgetting.restore(who, p.ids, call.receipt)
+    if p.erase:
+        return await _erase(call, p.ids)
+    return await call.services.memory.forget(who, p.ids, p.reason, call.receipt)
+
+
+async def _erase(call: Call, ids: list[str]) -> list[Forgotten]:
+    """Erase by the tool of forgetting; repeating it does nothing more, so it keeps no receipt."""
+    if not call.principal.allows("erase"):
+        raise RpcError("forbidden", "this agent may not erase: its token lacks the scope erase")
+    who = call.context.caller()
+    report = await call.services.eraser.erase(who, EraseWhat(ids=tuple(ids)))
+    words: dict[str, Literal["not_found", "not_yours"]] = {
+        "not_found": "not_found",
+        "not_yours": "not_yours",
+    }
+    return [Forgotten(id=item.id, status=words.get(item.status, "erased")) for item in report.items]
 
 
 @method("memory.stats", scope="read")

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from daemon.scanner import TextScanner
     from memory.behaviour import Behaviour
     from memory.embedding import Embeddings
+    from memory.erasing import Eraser
+    from memory.forgetting import Forgetting
     from memory.replica import Replica
     from memory.store import Memory
     from memory.trusting import TrustDesk
@@ -273,6 +275,8 @@ async def running_kit(
         memory=cast("Memory", None),
         behaviour=cast("Behaviour", None),
         scanner=cast("TextScanner", None),
+        eraser=cast("Eraser", None),
+        forgetting=cast("Forgetting", None),
         embeddings=cast("Embeddings", None),
         node=cast("Node", None),
         replication=cast("Replication", None),

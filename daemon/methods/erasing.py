@@ -1,0 +1,92 @@
+"""`memory.erase` and `memory.maintain`: what goes for ever, and upkeep by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from daemon.errors import RpcError
+from daemon.rpc.registry import Call, method
+from memory.erasing import EraseReport, EraseWhat
+from memory.maintenance import reindex
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class EraseParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What to erase: ids, or all by an author, or all about a subject.
+
+    Attributes:
+        ids: full ids or unique prefixes; at most 256.
+        author: agent, `agent@device`, or a device's name, peer id or key.
+        subject: claim subject, or a phrase that the text holds.
+        dry_run: list and count, change nothing.
+    """
+
+    ids: list[str] = []
+    author: str | None = None
+    subject: str | None = None
+    dry_run: bool = False
+
+
+class MaintainParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A task of upkeep.
+
+    Attributes:
+        task: `reindex`, `reembed`, `forget_behaviour` or `forget_unused`.
+    """
+
+    task: str
+
+
+class Maintained(msgspec.Struct, kw_only=True):
+    """What a task did.
+
+    Attributes:
+        task: which.
+        count: chunks indexed anew, vectors to make anew, memories forgotten by rule.
+    """
+
+    task: str
+    count: int
+
+
+LATER = frozenset({"consolidate", "rank_train", "rank_reset"})
+"""Tasks of the specification that this version does not have."""
+
+
+@method("memory.erase", scope="erase", mutates=True)
+async def erase(call: Call, p: EraseParams) -> EraseReport:
+    """Erase memories for ever and search every file of this node for what is left of them."""
+    what = EraseWhat(ids=tuple(p.ids), author=p.author, subject=p.subject)
+    return await call.services.eraser.erase(
+        call.context.caller(),
+        what,
+        dry_run=p.dry_run,
+        receipt=call.receipt,
+        progress=call.progress,
+    )
+
+
+@method("memory.maintain", scope="owner", mutates=True)
+async def maintain(call: Call, p: MaintainParams) -> Maintained:
+    """Do a task of upkeep now: reindex, reembed, forget_behaviour or forget_unused."""
+    tasks: dict[str, Callable[[Call], Awaitable[int]]] = {
+        "reindex": lambda call: reindex(call.services.db),
+        "reembed": lambda call: call.services.embeddings.reembed(),
+        "forget_behaviour": _forget_behaviour,
+        "forget_unused": lambda call: call.services.forgetting.apply_rules(),
+    }
+    if p.task in LATER:
+        raise RpcError("invalid_params", f"task {p.task} comes with a later version of Covey")
+    task = tasks.get(p.task)
+    if task is None:
+        raise RpcError("invalid_params", f"there is no task {p.task}: {', '.join(sorted(tasks))}")
+    return Maintained(task=p.task, count=await task(call))
+
+
+async def _forget_behaviour(call: Call) -> int:
+    await call.services.behaviour.forget()
+    return 0
