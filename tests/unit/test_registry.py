@@ -48,8 +48,10 @@ def test_what_writes_memory_is_marked_and_nothing_that_reads_is(registry: Regist
     writing = {entry.name for entry in registry if entry.mutates}
     assert writing == {
         "group.rollback",
+        "memory.erase",
         "memory.feedback",
         "memory.forget",
+        "memory.maintain",
         "memory.quarantine_reject",
         "memory.quarantine_release",
         "memory.remember",
