@@ -33,6 +33,7 @@ from daemon.rpc.registry import Registry
 from daemon.rpc.server import RpcServer
 from daemon.scanner import TextScanner
 from daemon.services import Services
+from daemon.shred import shred_backups
 from memory.behaviour import Behaviour
 from memory.db import Db
 from memory.embed import load_embedder, require_embedder
@@ -181,7 +182,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
             bytes(identity.id),
             state,
             ThreadOffload(),
-            Outlets(telling, behaviour.erase),
+            Outlets(telling, behaviour.erase, partial(shred_backups, state)),
         ),
         forgetting=Forgetting(db, replica, env, config.memory, telling),
         embeddings=embeddings,

@@ -131,7 +131,7 @@ class EraseReport(msgspec.Struct, kw_only=True):
         chunks: pieces of text.
         vectors: their vectors.
         links: links and forget records about them.
-        backups: keys destroyed in backups here; their copies of the texts cannot be read any more.
+        backups: copies in the state folder (backups, old states) that lost their keys.
         may_hold: devices (hex) that may still hold a copy: the other members of the groups.
         scanned_files: files searched afterwards.
         scanned_bytes: their size.
@@ -175,7 +175,7 @@ class Outlets(NamedTuple):
     Attributes:
         tell: has replication tell a group what of ours was erased; the other members' keys.
         shown: forgets in the behaviour log that these records were ever shown.
-        shred: destroys these records' keys in all backups here; how many (blocking).
+        shred: destroys these records' keys in all copies here; how many copies (blocking).
     """
 
     tell: Callable[[bytes], Awaitable[Sequence[bytes]]]
@@ -265,7 +265,7 @@ class Eraser:
         """Take what was erased out of log, backups and behaviour.
 
         Returns:
-            Whether nothing is left, and how many keys in backups were destroyed.
+            Whether nothing is left, and in how many backups keys were destroyed.
 
         Raises:
             StoreError: the database cannot serve.
@@ -274,19 +274,19 @@ class Eraser:
             left = await self._db.read(lambda c: blobs(c, "SELECT id FROM erasing ORDER BY id"))
             if not left:
                 return True, 0
-            keys = 0
+            copies = 0
             if self._outlets.shred is not None:
-                keys = await self._offload.run(partial(self._outlets.shred, left))
+                copies = await self._offload.run(partial(self._outlets.shred, left))
             if self._outlets.shown is not None:
                 await self._outlets.shown(left)
             if not await self._db.settle_wal() or self._replica.erased_behind:
-                return False, keys
+                return False, copies
 
             def unit(connection: apsw.Connection) -> None:
                 connection.executemany("DELETE FROM erasing WHERE id = ?", [(one,) for one in left])
 
             await self._db.write(unit)
-            return True, keys
+            return True, copies
 
     # ---- erasing
 

@@ -106,7 +106,7 @@ def _say_report(report: dict[str, Json]) -> None:
             ("chunks", "pieces of text"),
             ("vectors", "vectors"),
             ("links", "links"),
-            ("backups", "keys in backups"),
+            ("backups", "backups without their keys now"),
         )
         if report.get(name)
     ]
