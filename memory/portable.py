@@ -47,6 +47,7 @@ FATES: Final[Mapping[str, Fate]] = {
     "supersede": "copied",
     "fork": "copied",
     "erased": "copied",
+    "erasing": "dropped",  # work that is left in this folder, not in another
     "hold": "keys",  # whole records, keys included
     "ack": "copied",
     "peer": "copied",
@@ -75,6 +76,7 @@ FATES: Final[Mapping[str, Fate]] = {
     "retrust": "judged",
     "rollback": "judged",
     "muted": "judged",
+    "faded": "judged",
     "entity": "derived",
     "mention": "derived",
     "edge": "derived",
@@ -87,7 +89,7 @@ made anew from the bodies."""
 
 JUDGED_COLUMNS: Final = (
     "status", "tier", "origin_trust", "eff_trust", "expires_ms", "backed", "confirmations",
-    "vouched", "cluster", "flags",
+    "vouched", "cluster", "flags", "uses", "used_ms",
 )  # fmt: skip
 """Of a memory: what was decided here, without a word of its text."""
 
