@@ -31,8 +31,8 @@ from memory import residue
 from memory.bodies import ForgetBody
 from memory.erase import HERE, erase_all, own_derived
 from memory.errors import RefusedError, StoreError
+from memory.filters import find_authors
 from memory.fts import stem
-from memory.recall import find_authors
 from memory.scopes import allows, write_scope
 from memory.sql import blobs, integers, number
 from memory.text import clean_line
