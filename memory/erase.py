@@ -43,6 +43,8 @@ OF_MEMORY: Final = (
     ("parent", "memory"),
     ("idem", "memory"),
     ("faded", "memory"),
+    ("dispute", "a"),
+    ("dispute", "b"),
 )
 """Tables and columns that name a memory by its row; a test compares them with the schema."""
 

@@ -356,7 +356,7 @@ async def test_a_restored_image_is_erased_again_from_the_list_of_ids(tmp_path: P
         await eraser.erase(world.person, EraseWhat(ids=(ident,)))
     (folder / "covey.db").write_bytes(image)
     async with desk(folder) as (world, eraser, _):
-        assert len((await world.find("rhodium")).hits) == 1
+        assert ident in [hit.id for hit in (await world.find("rhodium")).hits]
         assert await world.replica.recover_erased() == 1
         assert (await world.find("rhodium")).hits == []
         assert await eraser.clean_up() == (True, 1)

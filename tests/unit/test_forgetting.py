@@ -110,7 +110,7 @@ async def test_unused_foreign_notes_go_after_90_days_here_whatever_their_date(
 ) -> None:
     desk = Desk(world)
     old = await foreign(world, "an old foreign apple", at_ms=0)
-    kept = await foreign(world, "a foreign apple policy", kind="policy")
+    kept = await foreign(world, "a foreign apple decision", kind="decision")
     mine = await world.say("my own apple")
     assert await desk.forgetting.apply_rules() == 0
     world.clock.ms += 89 * DAY_MS
