@@ -46,6 +46,7 @@ def agents(options: Options, report: Report) -> None:
         theirs = slm.ask("writers", AGENTS, 20)
         slm.ask("fill", NOTES if not options.quick else 200)
         asked = slm.ask("recall", 60)
+        slm.ask("stop")
     report.value(
         f"{AGENTS} agents at once, durable writes",
         rate,

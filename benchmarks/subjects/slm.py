@@ -1,7 +1,7 @@
 """SuperLocalMemory 4.1.18 through its own daemon and client; runs in that peer's own environment.
 
 Commands on stdin, an answer object a line: `fill N`, `recall K` (K questions over what was filled),
-`writers P W` (P processes of W writes each). Its cross-encoder is switched off: its model can only
+`writers P W` (P processes of W writes each), `stop` at the end: its daemon outlives its client. Its cross-encoder is switched off: its model can only
 be had online. Rate limits are lifted, as Covey's are in the same run.
 """
 
@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -156,21 +157,34 @@ def main() -> None:
     slm("serve", "start")
     print(f"ready {time.perf_counter() - start:.2f}", flush=True)
     filled = 0
-    try:
-        for line in sys.stdin:
-            verb, *words = line.split()
-            numbers = [int(word) for word in words]
-            if verb == "fill":
-                filled = numbers[0]
-                answer = fill(filled)
-            elif verb == "recall":
-                answer = recall(numbers[0], filled)
-            else:
-                answer = writers(*numbers)
-            print(json.dumps(answer), flush=True)
-    finally:
-        slm("serve", "stop")
-        shutil.rmtree(HOME, ignore_errors=True)
+    for line in sys.stdin:
+        verb, *words = line.split()
+        numbers = [int(word) for word in words]
+        answer: dict[str, float] = {}
+        if verb == "fill":
+            filled = numbers[0]
+            answer = fill(filled)
+        elif verb == "recall":
+            answer = recall(numbers[0], filled)
+        elif verb == "writers":
+            answer = writers(*numbers)
+        else:
+            stop()
+        print(json.dumps(answer), flush=True)
+
+
+def stop() -> None:
+    """End its daemon, whatever became of its client."""
+    slm("serve", "stop")
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            ours = f"SLM_DATA_DIR={HOME}/data".encode() in entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        pid = int(entry.parent.name)
+        if ours and pid not in (os.getpid(), os.getppid()):
+            os.kill(pid, signal.SIGTERM)
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A guest who turns against its hosts: joins with a real ticket, then pushes what it must not.
 
 It speaks the real protocols with the real wire; only the records are lies. What it sends:
-a note in the name of another device, signed with its own key; a note of somebody who is no member.
+a note in the name of another device, signed with its own key; a note of somebody who is no member;
+or, as a proper member, a note that contradicts what its hosts wrote.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from memory.bodies import NoteBody, encode_body
 from p2p.config import P2pConfig
 from p2p.identity import Identity, PeerId
 from p2p.net.tcp import TcpTransport
@@ -66,6 +68,36 @@ class Guest:
     def of_a_stranger(self) -> RecordWire:
         """A note signed correctly by somebody whom no member ever let in."""
         return self._note(Identity.generate(self.env.rng)).wire()
+
+    async def claim(self, text: str, subject: str, attribute: str, value: str) -> str:
+        """Write a proper note of our own with a claim; its record id in hex."""
+        body = NoteBody(
+            agent="helper",
+            scope="main",
+            kind="decision",
+            role="agent",
+            speaker=None,
+            text=text,
+            title=None,
+            thread=None,
+            pos=1,
+            at_ms=self.env.wall_ms(),
+            valid_from=None,
+            valid_to=None,
+            tags=[],
+            claim=(subject, attribute, value),
+            source=None,
+            derived_from=[],
+            ttl_s=None,
+            idem=None,
+        )
+        draft = ControlDraft(ENTRY_KIND, encode_body(body))
+        (record_id,) = await self.store.append(self.group, [draft])
+        return record_id.hex()
+
+    async def invite(self) -> str:
+        """A ticket for somebody else, to write: the guest must be an admin."""
+        return (await self.replication.create_invite(self.group)).ticket
 
     def _note(self, author: Identity) -> Record:
         draft = ControlDraft(ENTRY_KIND, POISON)

@@ -34,9 +34,10 @@ class Machine:
     Args:
         name: what its device is called.
         home: its folder.
+        settings: of its daemon, as environment variables.
     """
 
-    def __init__(self, name: str, home: Path) -> None:
+    def __init__(self, name: str, home: Path, **settings: str) -> None:
         self.name = name
         self.home = home
         self.env = {key: os.environ[key] for key in KEPT_VARIABLES if key in os.environ}
@@ -45,6 +46,7 @@ class Machine:
             "COVEY_HOME": str(home),
             "COVEY_NODE__NAME": name,
             "COVEY_P2P__PRESET": "test",
+            **settings,
         }
 
     async def covey(self, *words: str) -> str:

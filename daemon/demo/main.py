@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from daemon.demo import steps
+from daemon.demo import memory_steps, steps
 from daemon.demo.machine import CommandFailed, Machine
 from daemon.demo.show import Show
 from p2p.env import SystemEnv
@@ -34,7 +34,9 @@ async def _run(keep: bool) -> int:
     machines = []
     for name in ("laptop", "desktop", "server"):
         (folder / name).mkdir()
-        machines.append(Machine(name, folder / name))
+        # One machine with the model is enough to see it, and three would share two cores.
+        model = "auto" if name == "desktop" else "none"
+        machines.append(Machine(name, folder / name, COVEY_MEMORY__EMBEDDER=model))
     laptop, desktop, server = machines
     show.title(
         "Covey: one memory for the agents on all your machines",
@@ -48,6 +50,9 @@ async def _run(keep: bool) -> int:
         await steps.kill(show, env, desktop)
         await steps.part_and_heal(show, env, machines, server)
         await steps.attack(show, env, laptop)
+        await memory_steps.meaning(show, env, laptop, desktop)
+        await memory_steps.lie(show, env, laptop)
+        await memory_steps.erase(show, env, laptop)
     except CommandFailed as error:
         show.check(str(error), False)
     finally:
