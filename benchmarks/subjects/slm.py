@@ -1,8 +1,9 @@
 """SuperLocalMemory 4.1.18 through its own daemon and client; runs in that peer's own environment.
 
 Commands on stdin, an answer object a line: `fill N`, `recall K` (K questions over what was filled),
-`writers P W` (P processes of W writes each), `stop` at the end: its daemon outlives its client. Its cross-encoder is switched off: its model can only
-be had online. Rate limits are lifted, as Covey's are in the same run.
+`writers P W` (P processes of W writes each), `stop` at the end: its daemon outlives its client.
+Its cross-encoder is switched off: its model can only be had online. Rate limits are lifted, as
+Covey's are in the same run.
 """
 
 from __future__ import annotations
