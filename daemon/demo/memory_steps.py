@@ -64,15 +64,13 @@ async def lie(show: Show, env: Env, host: Machine) -> None:
     """Somebody whom nobody here knows contradicts the team's decision."""
     show.step("A stranger in the team's memory contradicts a decision")
     await host.covey("groups", "create", "team")
-    agent = await host.connect(agent="claude-code")
-    stored = await agent.call(
+    person = await host.connect()
+    stored = await person.call(
         "memory.remember",
         {"text": TRUTH, "kind": "decision", "scope": "team/main", "claim": CLAIM},
     )
     truth = str(field(stored, 0, "id"))
-    await agent.aclose()
     invite = await host.covey_json("invite", "--group", "team", "--role", "admin", "--no-wait")
-    person = await host.connect()
     async with (
         joined_guest(env, str(invite["ticket"])) as colleague,
         joined_guest(env, await colleague.invite()) as stranger,
