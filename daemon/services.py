@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memory.erasing import Eraser
     from memory.forgetting import Forgetting
     from memory.replica import Replica
+    from memory.resolving import ConflictDesk
     from memory.store import Memory
     from memory.trusting import TrustDesk
     from p2p.env import Env
@@ -53,6 +54,7 @@ class Services:
         paths: where the files are.
         device: this node's key, which is its peer id.
         memory: the memory.
+        conflicts: memories that contradict each other.
         behaviour: what was shown to whom.
         scanner: looks for secrets and orders in texts, and counts them.
         eraser: erases memories.
@@ -80,6 +82,7 @@ class Services:
     paths: Paths
     device: PeerId
     memory: Memory
+    conflicts: ConflictDesk
     behaviour: Behaviour
     scanner: TextScanner
     eraser: Eraser

@@ -42,6 +42,7 @@ from memory.erasing import Eraser, Outlets
 from memory.errors import EmbedError, StoreError
 from memory.forgetting import Forgetting
 from memory.replica import Replica
+from memory.resolving import ConflictDesk
 from memory.store import Memory
 from memory.trusting import TrustDesk
 from p2p.env import SystemEnv
@@ -173,6 +174,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         paths=paths,
         device=identity.id,
         memory=memory,
+        conflicts=ConflictDesk(db, replica, env),
         behaviour=behaviour,
         scanner=scanner,
         eraser=Eraser(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from memory.sql import blobs, integers, number
 from memory.standing import DEPTH, Standings, weigh_memory
-from memory.status import derived_from, refold_one
+from memory.status import derived_from, refold_one, restatus_replaced
 from memory.trust import ALARM_FALL, DAY_MS, KINDS, EvidenceKind, tier_of
 
 if TYPE_CHECKING:
@@ -402,6 +402,8 @@ def _memories(txn: Txn, standings: Standings, limit: int) -> None:
         for memory in batch:
             if weigh_memory(connection, standings, memory) is None:
                 continue  # erased meanwhile
+            if connection.changes():
+                restatus_replaced(txn, memory)
             if refold_one(txn, memory):
                 for child in derived_from(connection, memory):
                     _again(connection, child)

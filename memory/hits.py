@@ -35,17 +35,12 @@ JOIN author a ON a.id = m.author JOIN scope s ON s.id = m.scope JOIN grp g ON g.
 LEFT JOIN device d ON d.key = a.device
 """
 
-# The newest memory that validly replaces each of these: the conditions of memory/status.py.
-_SUCCESSORS: Final = """
-SELECT m.id, sr.n, sr.id, sm.status, sm.scope FROM json_each(?1) j JOIN memory m ON m.id = j.value
-JOIN record r ON r.n = m.id JOIN author a ON a.id = m.author
-JOIN link l ON l.dst = r.id AND l.type = 'supersedes' AND l.src <> l.dst
-JOIN record lr ON lr.n = l.n AND lr.state = 'live' JOIN author la ON la.id = l.author
-JOIN record sr ON sr.id = l.src AND sr.state = 'live'
-JOIN memory sm ON sm.id = sr.n AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
-WHERE (la.owner = a.owner OR (la.class = 'own' AND la.agent = '')) AND sm.hlc >= m.hlc
-  AND max(l.hlc, sm.hlc) <= ?2
-ORDER BY sm.hlc, sr.n
+# The newest memory that validly replaces this one. One of them at a time: a join would have SQLite
+# write the whole view down first.
+_SUCCESSOR: Final = """
+SELECT sm.id, r.id, sm.status, sm.scope FROM replacement p JOIN memory sm ON sm.id = p.src
+JOIN record r ON r.n = sm.id WHERE p.dst = ? AND p.since_hlc <= ?
+ORDER BY p.hlc DESC, sm.id DESC LIMIT 1
 """
 
 
@@ -135,8 +130,12 @@ def successors(
     connection: apsw.Connection, memories: Iterable[int], until_hlc: int = HLC_MAX
 ) -> dict[int, Successor]:
     """The newest memory that validly replaces each of these, said by `until_hlc`."""
-    found = connection.execute(_SUCCESSORS, (json.dumps(list(memories)), until_hlc))
-    return {cast("int", row[0]): Successor(*row[1:]) for row in found}
+    found = {}
+    for memory in memories:
+        row = connection.execute(_SUCCESSOR, (memory, until_hlc)).fetchone()
+        if row is not None:
+            found[memory] = Successor(*row)
+    return found
 
 
 def limited_by(connection: apsw.Connection, row: Row) -> str:

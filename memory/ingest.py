@@ -23,6 +23,9 @@ from memory.bodies import (
     decode_body_untrusted,
     peek_tag,
 )
+from memory.claims import guess, key_part, value_key
+from memory.conflicts import recluster, replaced_by_claim, settle_relations
+from memory.dedupe import essence
 from memory.errors import DecodeError
 from memory.evidence import (
     first_standing,
@@ -43,7 +46,7 @@ from memory.scopes import token
 from memory.sql import blobs, integers, number
 from memory.status import (
     derived_from,
-    folded_status,
+    is_forgotten,
     parents_trust,
     refold_trust,
     replaced_by,
@@ -143,6 +146,7 @@ def project(txn: Txn, entry: Entry, plain: bytes) -> None:
             _project_profile(txn.connection, entry, body)
         case VerdictBody():
             keep_verdict(txn, entry.n, entry.hlc, _voter(txn, entry, body.agent), body)
+            _settle_verdict(txn, entry, body.target)
         case EndorseBody():
             keep_endorsement(txn, entry.n, entry.hlc, _voter(txn, entry, body.agent), body)
 
@@ -228,13 +232,15 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     believed, _ = effective(trust, body.role, parents_trust(connection, parents))
     status = "active"
     if not entry.fresh:
-        status = folded_status(connection, entry.id, entry.owner, entry.hlc)
+        if is_forgotten(connection, entry.id, entry.owner):
+            status = "forgotten"
         if connection.execute("SELECT 1 FROM muted WHERE n = ?", (entry.n,)).fetchone():
             status = "hidden"
     tier = wanted_tier(believed, NONE, status, entry.state, author_state)
     text = clean(body.text)
     chunks = split(text)
     digest = content_hash(body.scope, body.kind, body.claim, text)
+    said = _said(body, text)
     _insert_memory(
         txn,
         entry,
@@ -245,6 +251,7 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
         tier=tier,
         trust=(trust, believed),
         digest=digest,
+        said=said,
         size=(tokens(text), len(chunks), len(text), int(text.rstrip().endswith("?"))),
     )
     _insert_chunks(connection, entry.n, scope, tier, clean_line(_heading(body)), chunks)
@@ -258,9 +265,42 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
             (author, scope, body.idem, digest, entry.n),
         )
     txn.events.append(("stored", entry.id, scope))
+    _relate(txn, entry, body, said[0], text)
     if not entry.fresh:
         _settle_neighbours(txn, entry)
         target_here(txn, entry.id, entry.n, author)
+
+
+def _said(body: NoteBody, text: str) -> tuple[int | None, int | None]:
+    """(essence, key of the claim's value) of a note."""
+    value = body.claim[2] if body.claim is not None else None
+    if body.kind == "event":  # what happened twice is two events, however equal the words
+        return None, None if value is None else value_key(value)
+    if value is None:
+        return essence(text, _heading(body)), None
+    return essence(text, _heading(body), value), value_key(value)
+
+
+def _relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str) -> None:
+    """What others the memory is related to: its cluster, its statements, what they replace."""
+    connection = txn.connection
+    if said is not None:
+        same = "SELECT scope FROM memory WHERE essence = ? AND id <> ? LIMIT 1"
+        if connection.execute(same, (said, entry.n)).fetchone() is not None:
+            scope = number(connection, "SELECT scope FROM memory WHERE id = ?", (entry.n,))
+            recluster(connection, scope, said)
+            txn.related.add(entry.id)
+    if body.claim is None:
+        for statement in guess(text):
+            connection.execute("INSERT INTO guess VALUES (?, ?, ?)", (entry.n, *statement))
+            txn.related.add(entry.id)
+    if body.claim is not None or not entry.fresh:
+        restatus(txn, entry.id)
+        settle_relations(txn, entry.n)
+    if entry.fresh and body.claim is not None:
+        txn.related.add(entry.id)
+        for older in replaced_by_claim(connection, entry.n):
+            restatus(txn, older)
 
 
 def _heading(body: NoteBody) -> str:
@@ -278,6 +318,7 @@ def _insert_memory(
     tier: int,
     trust: tuple[float, float],
     digest: bytes,
+    said: tuple[int | None, int | None],
     size: tuple[int, int, int, int],
 ) -> None:
     claim = None if body.claim is None else _claim_row(txn.connection, scope, body.claim)
@@ -286,8 +327,9 @@ def _insert_memory(
     txn.connection.execute(
         "INSERT INTO memory(id, author, scope, kind, role, speaker, title, thread, pos, hlc, at_ms,"
         " valid_from, valid_to, claim, claim_value, tags, source, status, tier, origin_trust,"
-        " eff_trust, content_hash, expires_ms, tokens, chunks, chars, asks) VALUES"
-        " (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " eff_trust, content_hash, essence, value_key, expires_ms, tokens, chunks, chars, asks)"
+        " VALUES"
+        " (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             entry.n,
             author,
@@ -311,6 +353,7 @@ def _insert_memory(
             trust[0],
             trust[1],
             digest,
+            *said,
             expires_ms,
             *size,
         ),
@@ -331,7 +374,7 @@ def _source_json(body: NoteBody) -> str | None:
 
 
 def _claim_row(connection: apsw.Connection, scope: int, claim: tuple[str, str, str]) -> int:
-    key = (scope, clean_line(claim[0]), clean_line(claim[1]))
+    key = (scope, key_part(clean_line(claim[0])), key_part(clean_line(claim[1])))
     connection.execute(
         "INSERT OR IGNORE INTO claim(scope, subject, attribute) VALUES (?, ?, ?)", key
     )
@@ -383,8 +426,44 @@ def _project_link(txn: Txn, entry: Entry, body: LinkBody) -> None:
     )
     if body.type == "supersedes":
         restatus(txn, body.dst)
+    if body.type in ("supersedes", "contradicts"):
+        _settle_link(txn, body.dst)
     elif body.type == "confirms":
         keep_confirmation(txn, entry.n, entry.hlc, author, body)
+
+
+def _settle_verdict(txn: Txn, entry: Entry, target: bytes) -> None:
+    """A verdict of the person may decide a dispute: evidence for one side, against the other."""
+    connection = txn.connection
+    sides = (
+        "SELECT m.id, m.author, o.id, o.author FROM record r JOIN memory m ON m.id = r.n"
+        " JOIN dispute d ON m.id IN (d.a, d.b) JOIN memory o ON o.id IN (d.a, d.b) AND o.id <> m.id"
+        " WHERE r.id = ?"
+    )
+    disputed = cast(
+        "list[tuple[int, int, int, int]]", connection.execute(sides, (target,)).fetchall()
+    )
+    restatus(txn, target)
+    if not disputed:
+        return
+    loser, author, _, _ = disputed[0]
+    if connection.execute("SELECT status FROM memory WHERE id = ?", (loser,)).get != "refuted":
+        return
+    at_ms = entry.hlc >> 16
+    observe(txn, author=author, kind="conflict_lost", memory=loser, at_ms=at_ms)
+    for _, _, winner, winners_author in disputed:
+        if winners_author != author:
+            observe(txn, author=winners_author, kind="conflict_won", memory=winner, at_ms=at_ms)
+
+
+def _settle_link(txn: Txn, dst: bytes) -> None:
+    """Fold what a signed link about a memory may have changed beside its status."""
+    for memory in integers(
+        txn.connection,
+        "SELECT m.id FROM record r JOIN memory m ON m.id = r.n WHERE r.id = ?",
+        (dst,),
+    ):
+        settle_relations(txn, memory)
 
 
 def _project_forget(txn: Txn, entry: Entry, body: ForgetBody) -> None:
@@ -424,11 +503,14 @@ def resettle(txn: Txn, n: int, record_id: bytes) -> None:
     else:
         targets = blobs(
             connection,
-            "SELECT dst FROM link WHERE n = ?1 UNION SELECT target FROM forgetting WHERE n = ?1",
+            "SELECT dst FROM link WHERE n = ?1 UNION SELECT target FROM forgetting WHERE n = ?1"
+            " UNION SELECT target FROM evidence WHERE rec = ?1",
             (n,),
         )
     for target in targets:
         restatus(txn, target)
+        _settle_link(txn, target)
+        _settle_link(txn, target)
 
 
 def reown(txn: Txn, grp: int, device: bytes, owner: bytes, relation: str) -> bool:
@@ -450,7 +532,19 @@ def reown(txn: Txn, grp: int, device: bytes, owner: bytes, relation: str) -> boo
         for record_id in blobs(connection, written, (author,)):
             restatus(txn, record_id)
         _restatus_targets(txn, author)
+        _restatus_claims(txn, author)
     return bool(rows)
+
+
+def _restatus_claims(txn: Txn, author: int) -> None:
+    """Whether its claims replace others' or contradict them depends on the author's owner."""
+    same = (
+        "SELECT DISTINCT r.id FROM memory m JOIN memory o ON o.claim = m.claim"
+        " JOIN record r ON r.n = o.id WHERE m.author = ? AND m.claim IS NOT NULL"
+    )
+    for record_id in blobs(txn.connection, same, (author,)):
+        restatus(txn, record_id)
+        _settle_link(txn, record_id)
 
 
 def _restatus_targets(txn: Txn, author: int) -> None:
@@ -458,11 +552,13 @@ def _restatus_targets(txn: Txn, author: int) -> None:
     targets = blobs(
         txn.connection,
         "SELECT dst FROM link WHERE author = ?1 UNION"
-        " SELECT target FROM forgetting WHERE author = ?1",
+        " SELECT target FROM forgetting WHERE author = ?1 UNION"
+        " SELECT target FROM evidence WHERE voter = ?1",
         (author,),
     )
     for target in targets:
         restatus(txn, target)
+        _settle_link(txn, target)
 
 
 def project_kept(txn: Txn) -> int:

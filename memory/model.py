@@ -349,3 +349,35 @@ class Stats(msgspec.Struct, kw_only=True):
     redactions: dict[str, int] = {}
     withheld: dict[str, int] = {}
     embedding: EmbedStatus | None = None
+
+
+class Conflict(msgspec.Struct, kw_only=True):
+    """Memories that contradict each other and both stand.
+
+    Attributes:
+        since: ISO 8601 UTC; when the later of the two was written.
+        subject: of the claim both make; empty where a signed link says that they contradict.
+        attribute: of that claim.
+        sides: both, the more trusted first, in full.
+        values: what each side claims, in the same order; empty without a claim.
+    """
+
+    since: str
+    subject: str = ""
+    attribute: str = ""
+    sides: list[Hit]
+    values: list[str] = []
+
+
+class Conflicts(msgspec.Struct, kw_only=True):
+    """Answer of `memory.conflicts`; `total` counts all that the caller may read."""
+
+    conflicts: list[Conflict]
+    total: int
+
+
+class Resolved(msgspec.Struct, kw_only=True):
+    """What the person decided: `holds` is right, `refuted` are not."""
+
+    holds: str
+    refuted: list[str]

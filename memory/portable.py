@@ -66,6 +66,7 @@ FATES: Final[Mapping[str, Fate]] = {
     "parent": "derived",
     "kept": "derived",
     "dispute": "derived",
+    "guess": "derived",
     "vec": "derived",
     "vec_model": "derived",
     "sig": "derived",

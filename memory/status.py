@@ -1,7 +1,7 @@
 """What links, forget records, authority and trust make of a memory: its status and its tier.
 
-Status is folded from what is signed, in any order of arrival: `forgotten` before `superseded`
-before `active`. `hidden` (by the person here), `quarantined` and `refuted` are set by other rules
+Status is folded from what is signed, in any order of arrival: `forgotten` before `refuted` before
+`superseded` before `active`. `hidden` (by the person here) and `quarantined` are set by other rules
 and left alone. A memory is indexed if its record is live, its status shows it, and its trust is
 enough. Everything here runs in the writer's transaction.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from memory.conflicts import replaced_by_claim, settle_relations
 from memory.fts import move_to_tier
-from memory.sql import blobs, integers
+from memory.sql import blobs, integers, number
 from memory.trust import NONE, effective, tier_of
 
 if TYPE_CHECKING:
@@ -24,21 +25,21 @@ if TYPE_CHECKING:
 SHOWN: Final = frozenset({"active", "superseded", "refuted"})
 """Statuses that recall may show."""
 
-FOLDED: Final = frozenset({"active", "superseded", "forgotten"})
+FOLDED: Final = frozenset({"active", "superseded", "refuted", "forgotten"})
 """Statuses that the fold decides between."""
 
-# A supersede counts if the author's own owner, or the person here, says it; if the newer memory is
-# here, live and not itself forgotten; and if it is not older than what it replaces, so no cycles.
-_SUPERSEDED: Final = """
-SELECT EXISTS (
-  SELECT 1 FROM link l
-  JOIN record lr ON lr.n = l.n AND lr.state = 'live'
-  JOIN author la ON la.id = l.author
-  JOIN record sr ON sr.id = l.src AND sr.state = 'live'
-  JOIN memory sm ON sm.id = sr.n AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
-  WHERE l.dst = ?1 AND l.type = 'supersedes' AND l.src <> l.dst
-    AND NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = l.n)
-    AND (la.owner = ?2 OR (la.class = 'own' AND la.agent = '')) AND sm.hlc >= ?3)
+_SUPERSEDED: Final = "SELECT EXISTS (SELECT 1 FROM replacement WHERE dst = ?)"
+"""What validly replaces what is a view: migrations/0002_memory.sql."""
+
+# The newest verdict of the person here, else of the person whose agents wrote it. Of nobody else: a
+# stranger's verdict, or an agent's, moves trust and no status.
+_PERSON_SAID: Final = """
+SELECT e.kind FROM evidence e JOIN record vr ON vr.n = e.rec AND vr.state = 'live'
+JOIN author v ON v.id = e.voter
+WHERE e.target = ?1 AND v.agent = '' AND e.kind IN ('useful', 'wrong', 'harmful')
+  AND (v.class IN ('own', 'own_device') OR v.owner = ?2)
+  AND NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = e.rec)
+ORDER BY v.class IN ('own', 'own_device') DESC, e.hlc DESC, vr.id DESC LIMIT 1
 """
 
 _FORGOTTEN: Final = """
@@ -64,28 +65,36 @@ def restatus(txn: Txn, record_id: bytes) -> None:
 def _restatus_one(txn: Txn, record_id: bytes) -> bool:
     connection = txn.connection
     row = connection.execute(
-        "SELECT m.id, m.status, m.hlc, a.owner, m.scope FROM record r JOIN memory m ON m.id = r.n"
+        "SELECT m.id, m.status, a.owner, m.scope FROM record r JOIN memory m ON m.id = r.n"
         " JOIN author a ON a.id = m.author WHERE r.id = ?",
         (record_id,),
     ).fetchone()
     if row is None or row[1] not in FOLDED:
         return False
-    memory, status, hlc, owner, scope = row
-    new = folded_status(connection, record_id, owner, hlc)
+    memory, status, owner, scope = row
+    new = folded_status(connection, record_id, memory, owner)
     if new == status:
         return False
     connection.execute("UPDATE memory SET status = ? WHERE id = ?", (new, memory))
     txn.events.append(("restored" if new == "active" else new, record_id, scope))
     if not retier(txn, memory):
         connection.execute("UPDATE scope SET generation = generation + 1 WHERE id = ?", (scope,))
+        settle_relations(txn, memory)
     return True
 
 
-def folded_status(connection: apsw.Connection, record_id: bytes, owner: bytes, hlc: int) -> str:
-    """What the signed records here make of a memory."""
-    if connection.execute(_FORGOTTEN, (record_id, owner)).get:
+def is_forgotten(connection: apsw.Connection, record_id: bytes, owner: bytes) -> bool:
+    """Whether a memory's own owner wants it forgotten."""
+    return bool(connection.execute(_FORGOTTEN, (record_id, owner)).get)
+
+
+def folded_status(connection: apsw.Connection, record_id: bytes, memory: int, owner: bytes) -> str:
+    """What the signed records here make of a memory, whose rows are here already."""
+    if is_forgotten(connection, record_id, owner):
         return "forgotten"
-    if connection.execute(_SUPERSEDED, (record_id, owner, hlc)).get:
+    if connection.execute(_PERSON_SAID, (record_id, owner)).get in ("wrong", "harmful"):
+        return "refuted"
+    if connection.execute(_SUPERSEDED, (memory,)).get:
         return "superseded"
     return "active"
 
@@ -109,14 +118,24 @@ def expire(txn: Txn, memories: Sequence[int]) -> int:
         if row[1] != NONE:
             move_to_tier(txn.connection, memory, row[0], row[1], NONE)
             txn.touched.add(memory)
+            settle_relations(txn, memory)
     return len(memories)
 
 
+def restatus_replaced(txn: Txn, memory: int) -> None:
+    """Fold those a memory is said to replace: who backs it has changed."""
+    for record_id in blobs(txn.connection, "SELECT id FROM record WHERE n = ?", (memory,)):
+        for dst in replaced_by(txn.connection, record_id):
+            restatus(txn, dst)
+
+
 def replaced_by(connection: apsw.Connection, record_id: bytes) -> list[bytes]:
-    """Memories that this one is said to replace."""
-    return blobs(
+    """Memories that this one is said to replace, or may by its claim."""
+    linked = blobs(
         connection, "SELECT dst FROM link WHERE src = ? AND type = 'supersedes'", (record_id,)
     )
+    memory = number(connection, "SELECT n FROM record WHERE id = ?", (record_id,))
+    return [*linked, *replaced_by_claim(connection, memory)]
 
 
 def retier(txn: Txn, memory: int) -> bool:
@@ -133,6 +152,7 @@ def retier(txn: Txn, memory: int) -> bool:
         return False
     move_to_tier(txn.connection, memory, scope, old, new)
     txn.touched.add(memory)
+    settle_relations(txn, memory)
     return True
 
 

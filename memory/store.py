@@ -16,13 +16,21 @@ from memory.answering import Recaller
 from memory.bodies import ForgetBody, ProfileBody
 from memory.config import MemoryConfig
 from memory.errors import RefusedError
+from memory.lineage import read_recalled
 from memory.model import NOTES_MAX
 from memory.reading import Filter
 from memory.scanning import scan_own
 from memory.sql import blobs, integers
 from memory.status import expire
 from memory.txn import MemoryEvent
-from memory.writing import check_line, entry_draft, forget_one, prepare, remember_one
+from memory.writing import (
+    check_line,
+    entry_draft,
+    forget_one,
+    prepare,
+    remember_one,
+    with_lineage,
+)
 
 if TYPE_CHECKING:
     import builtins
@@ -115,6 +123,10 @@ class Memory:
         self._check_queue()
         now_ms = self._env.wall_ms()
         prepared = [prepare(who, note, now_ms, self._replica.scanner) for note in notes]
+        recent = self._behaviour.recent(who.session) if self._behaviour is not None else ()
+        if recent:
+            recalled = await self._db.read(lambda connection: read_recalled(connection, recent))
+            prepared = [with_lineage(note, recalled) for note in prepared]
 
         def unit(txn: Txn) -> builtins.list[Remembered]:
             done = [remember_one(self._replica, txn, who, note) for note in prepared]

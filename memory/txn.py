@@ -54,6 +54,7 @@ class Txn:
         events: (name, id, scope row) to announce.
         marks: own log positions reached.
         judged: author rows about whom something is known anew; folded at the end of the unit.
+        related: ids of records stored that have to do with others: a cluster, a claim, a statement.
         told: what became of authors' trust, to announce.
         unsettled: whether work of trust is left for the background.
         lookups: rows known from this transaction.
@@ -71,6 +72,7 @@ class Txn:
         "lookups",
         "marks",
         "now_ms",
+        "related",
         "scanner",
         "stored",
         "told",
@@ -94,6 +96,7 @@ class Txn:
         self.events: list[tuple[str, bytes, int]] = []
         self.marks: dict[LogKey, int] = {}
         self.judged: set[int] = set()
+        self.related: set[bytes] = set()
         self.told: list[TrustEvent] = []
         self.touched: set[int] = set()
         self.unsettled = False

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -22,13 +22,16 @@ from memory.bodies import (
     decode_body_untrusted,
     encode_body,
 )
+from memory.claims import key_part, value_key
+from memory.conflicts import disputed_with, guessed_against
 from memory.errors import DecodeError, RefusedError
 from memory.ingest import content_hash
+from memory.lineage import parents
 from memory.model import Forgotten, Remembered
 from memory.provenance import parse_iso, thread_id
 from memory.scanning import scan_own
 from memory.scopes import DEFAULT_SCOPE, allows, check_write, find_group, parse_scope, write_scope
-from memory.sql import number
+from memory.sql import blobs, number
 from memory.status import hide
 from memory.text import clean, clean_line
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     import apsw
 
     from memory.bodies import Body, SourceBody
+    from memory.lineage import Recalled
     from memory.model import Caller, NoteIn, Role
     from memory.replica import Replica
     from memory.seams import Scanner
@@ -45,9 +49,14 @@ if TYPE_CHECKING:
 
 SUPERSEDES_MAX: Final = 16
 PREFIX_DIGITS_MIN: Final = 8
+SAME_PREFIX_MAX: Final = 64
+"""Ids of one prefix that are looked at: two are rare, unless somebody made them."""
 
 _HEX: Final = re.compile(r"[0-9a-f]{8,64}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+_TargetRow = tuple[int, bytes, str, str, str, str, int, str, str, int, bytes]
 
 
 class Draft(NamedTuple):
@@ -73,6 +82,8 @@ class Prepared(NamedTuple):
     supersedes: tuple[str, ...]
     derived_from: tuple[str, ...]
     redactions: tuple[str, ...] = ()
+    recalled: tuple[bytes, ...] = ()
+    """Parents by lineage (memory/lineage.py): what the caller's session had just read."""
 
 
 class Target(NamedTuple):
@@ -136,6 +147,12 @@ def prepare(who: Caller, note: NoteIn, now_ms: int, scanner: Scanner | None = No
         tuple(note.derived_from),
         found.redactions,
     )
+
+
+def with_lineage(note: Prepared, recalled: Sequence[Recalled]) -> Prepared:
+    """The note with the memories it repeats of those its writer has just read."""
+    text = f"{note.body.title or ''} {note.body.text}"
+    return note._replace(recalled=parents(text, recalled))
 
 
 def _role(who: Caller, note: NoteIn) -> Role:
@@ -242,40 +259,35 @@ def check_id(written: str) -> str:
 # ---- inside the transaction
 
 
-def find_record(connection: apsw.Connection, written: str) -> bytes | None:
-    """The record id that a hex id or unique prefix stands for; None if there is none.
+def find_target(connection: apsw.Connection, who: Caller, written: str) -> Target | None:
+    """The memory that a hex id or unique prefix stands for, among those the caller may read.
+
+    What it may not read does not make a prefix ambiguous: it is told nothing of it.
 
     Raises:
         RefusedError: `invalid`: not hex, or several ids begin so.
     """
     lowered = check_id(written)
-    low = bytes.fromhex(lowered.ljust(64, "0"))
-    high = bytes.fromhex(lowered.ljust(64, "f"))
+    low, high = bytes.fromhex(lowered.ljust(64, "0")), bytes.fromhex(lowered.ljust(64, "f"))
     rows = connection.execute(
-        "SELECT r.id FROM record r JOIN memory m ON m.id = r.n WHERE r.id BETWEEN ? AND ? LIMIT 2",
-        (low, high),
-    ).fetchall()
-    if len(rows) > 1:
-        raise RefusedError("invalid", f"several ids begin with {lowered}: give more digits")
-    return cast("bytes", rows[0][0]) if rows else None
-
-
-def find_target(connection: apsw.Connection, who: Caller, written: str) -> Target | None:
-    """The memory of an id, if it is here and the caller may read its scope."""
-    record_id = find_record(connection, written)
-    if record_id is None:
-        return None
-    row = connection.execute(
         "SELECT m.id, r.id, m.status, r.state, a.agent, a.class, s.id, s.name, g.name, g.home, g.id"
         " FROM record r JOIN memory m ON m.id = r.n JOIN author a ON a.id = m.author"
-        " JOIN scope s ON s.id = m.scope JOIN grp g ON g.n = s.grp WHERE r.id = ?",
-        (record_id,),
-    ).fetchone()
-    assert row is not None, "find_record found it in this transaction"
-    scope = write_scope(row[8], row[7], home=bool(row[9]))
-    if not allows(who.read, scope):
-        return None
-    return Target(row[0], row[1], row[2], row[3], row[4], row[5], row[6], scope, row[10])
+        " JOIN scope s ON s.id = m.scope JOIN grp g ON g.n = s.grp"
+        " WHERE r.id BETWEEN ? AND ? ORDER BY r.id LIMIT ?",
+        (low, high, SAME_PREFIX_MAX),
+    )
+    found = []
+    for memory, record_id, status, state, agent, relation, scope_id, name, group, home, grp in cast(
+        "list[_TargetRow]", rows.fetchall()
+    ):
+        scope = write_scope(group, name, home=bool(home))
+        if allows(who.read, scope):
+            found.append(
+                Target(memory, record_id, status, state, agent, relation, scope_id, scope, grp)
+            )
+    if len(found) > 1:
+        raise RefusedError("invalid", f"several ids begin with {lowered}: give more digits")
+    return found[0] if found else None
 
 
 def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Remembered:
@@ -297,26 +309,106 @@ def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Rem
         _remember_key(connection, author, note, memory)
         drafts = [] if not replaced else _links(who, record_id, replaced)
         replica.append_in(txn, group, drafts)
-        return Remembered(
-            id=record_id.hex(),
-            status="duplicate",
-            redactions=list(note.redactions),
-            conflicts=_unreplaced(connection, replaced),
-        )
+        return _remembered(connection, who, record_id, "duplicate", note, replaced)
+    given = [_parent(connection, who, written) for written in note.derived_from]
     body = msgspec.structs.replace(
         note.body,
         pos=note.body.pos or _next_pos(connection, author, note.body.thread),
-        derived_from=[_parent(connection, written) for written in note.derived_from],
+        # The closest of what was just read first: given parents cannot push them out.
+        derived_from=list(dict.fromkeys([*note.recalled, *given]))[:PARENTS_MAX],
     )
+    outdated = _same_claim(connection, grp, who, body)
     stored = replica.append_in(txn, group, [entry_draft(body)], grp=grp)[0]
-    if replaced:
-        replica.append_in(txn, group, _links(who, stored.id, replaced))
+    named = {target.id for target in replaced}
+    outdated = [old for old in _now_superseded(connection, outdated) if old not in named]
+    if replaced or outdated:
+        links = [*_links(who, stored.id, replaced), *_claim_links(who, stored.id, outdated)]
+        replica.append_in(txn, group, links)
+    if stored.id not in txn.related and not replaced:
+        return Remembered(
+            id=stored.id.hex(), status="stored", redactions=list(note.redactions)
+        )
+    return _remembered(connection, who, stored.id, "stored", note, replaced)
+
+
+def _remembered(
+    connection: apsw.Connection,
+    who: Caller,
+    record_id: bytes,
+    status: Literal["stored", "duplicate"],
+    note: Prepared,
+    replaced: Sequence[Target],
+) -> Remembered:
+    """What the caller is told: what says the same, and what says otherwise and still stands."""
+    row = connection.execute(
+        "SELECT m.id, h.id, s.name, g.name, g.home, m.claim IS NOT NULL, m.status = 'active'"
+        " FROM record r JOIN memory m ON m.id = r.n LEFT JOIN record h ON h.n = m.cluster"
+        " JOIN scope s ON s.id = m.scope JOIN grp g ON g.n = s.grp WHERE r.id = ?",
+        (record_id,),
+    ).fetchone()
+    assert row is not None, "it was stored in this transaction or before"
+    memory, cluster, name, group_name, home, claims, active = row
+    against = _unreplaced(connection, replaced)
+    if not allows(who.read, write_scope(str(group_name), str(name), home=bool(home))):
+        return Remembered(
+            id=record_id.hex(),
+            status=status,
+            redactions=list(note.redactions),
+            conflicts=against,
+        )
+    if active:
+        against += [other.hex() for other in disputed_with(connection, int(memory))]
+        if not claims:
+            against += [other.hex() for other in guessed_against(connection, int(memory))]
     return Remembered(
-        id=stored.id.hex(),
-        status="stored",
+        id=record_id.hex(),
+        status=status,
         redactions=list(note.redactions),
-        conflicts=_unreplaced(connection, replaced),
+        cluster=None if cluster is None else bytes(cluster).hex(),
+        conflicts=list(dict.fromkeys(against)),
     )
+
+
+def _same_claim(connection: apsw.Connection, grp: int, who: Caller, body: NoteBody) -> list[bytes]:
+    """Record ids of the owner's memories that make this claim with another value and stand."""
+    if body.claim is None:
+        return []
+    subject, attribute, value = body.claim
+    return blobs(
+        connection,
+        "SELECT r.id FROM scope s JOIN claim c ON c.scope = s.id"
+        " JOIN memory m ON m.claim = c.id JOIN author a ON a.id = m.author"
+        " JOIN record r ON r.n = m.id WHERE s.grp = ? AND s.name = ? AND c.subject = ?"
+        " AND c.attribute = ? AND m.value_key <> ? AND m.status = 'active' AND a.owner ="
+        " (SELECT owner FROM author WHERE grp = s.grp AND device = ? LIMIT 1)"
+        " ORDER BY m.hlc DESC LIMIT ?",
+        (
+            grp,
+            body.scope,
+            key_part(subject),
+            key_part(attribute),
+            value_key(value),
+            who.device,
+            SUPERSEDES_MAX,
+        ),
+    )
+
+
+def _now_superseded(connection: apsw.Connection, ids: Sequence[bytes]) -> list[bytes]:
+    return [
+        record_id
+        for record_id in ids
+        if connection.execute(
+            "SELECT m.status FROM record r JOIN memory m ON m.id = r.n WHERE r.id = ?", (record_id,)
+        ).get
+        == "superseded"
+    ]
+
+
+def _claim_links(who: Caller, src: bytes, outdated: Sequence[bytes]) -> list[Draft]:
+    """The replacing that a claim implies, said and signed: for the history, and for exports."""
+    agent = clean_line(who.agent)
+    return [entry_draft(LinkBody(agent, src, old, "supersedes", None)) for old in outdated]
 
 
 def _known_author(connection: apsw.Connection, grp: int, who: Caller) -> tuple[int, bytes] | None:
@@ -379,14 +471,14 @@ def _next_pos(
     return 1 + number(connection, last, (key,))
 
 
-def _parent(connection: apsw.Connection, written: str) -> bytes:
+def _parent(connection: apsw.Connection, who: Caller, written: str) -> bytes:
     """Id of a parent; a full id may be unknown here, and then counts as a stranger's."""
-    found = find_record(connection, written)
+    found = find_target(connection, who, written)
     if found is not None:
-        return found
+        return found.id
     lowered = check_id(written)
     if len(lowered) < 64:
-        raise RefusedError("not_found", f"derived_from: no memory here begins with {lowered}")
+        raise RefusedError("not_found", f"derived_from: no memory {lowered} that you may read")
     return bytes.fromhex(lowered)
 
 

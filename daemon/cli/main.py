@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "forget": ("memory", "take a note out of recall, or bring it back"),
         "erase": ("erasing", "destroy notes for ever, and search every file for what is left"),
         "feedback": ("trust", "say what became of relying on a note"),
+        "conflicts": ("conflicts", "notes that contradict each other: list, resolve"),
         "import": ("importing", "store the notes of Markdown, text and JSON Lines files"),
         "export": ("export", "write the memory as JSON Lines, Markdown or a SQLite file"),
     },

@@ -90,12 +90,57 @@ ALTER TABLE author ADD COLUMN day_trust REAL NOT NULL DEFAULT 0;
 
 -- ---- conflicts, duplicates, lineage ------------------------------------------------------------
 
--- Memories (rows, a < b) of different owners that contradict each other, while neither has won.
+-- essence: 64 bits of what the text says (memory/dedupe.py); equal in one scope: one cluster, named
+-- by its smallest row. value_key: 64 bits of the claim's value, by which equal values are known.
+ALTER TABLE memory ADD COLUMN essence INTEGER;
+ALTER TABLE memory ADD COLUMN value_key INTEGER;
+CREATE INDEX memory_by_essence ON memory(essence) WHERE essence IS NOT NULL;
+CREATE INDEX memory_by_claim ON memory(claim, hlc) WHERE claim IS NOT NULL;
+CREATE INDEX memory_standing ON memory(claim) WHERE claim IS NOT NULL AND status = 'active';
+
+-- Which memory validly replaces which: what a status is folded from, and what recall follows. By a
+-- signed link of the replaced one's own owner or of the person here, or of the newer one's author once
+-- that is backed (by the person here, or by two independent owners), or by a newer value of the same
+-- claim of the same owner. Only the person replaces what the person said; passed-on text (role tool,
+-- web) replaces by its claim only passed-on text. Nothing older replaces, so there are no cycles.
+CREATE VIEW replacement AS
+  SELECT m.id AS dst, sm.id AS src, sm.hlc AS hlc, max(l.hlc, sm.hlc) AS since_hlc
+  FROM memory m JOIN record r ON r.n = m.id JOIN author a ON a.id = m.author
+  JOIN link l ON l.dst = r.id AND l.type = 'supersedes' AND l.src <> l.dst
+  JOIN record lr ON lr.n = l.n AND lr.state = 'live' JOIN author la ON la.id = l.author
+  JOIN record sr ON sr.id = l.src AND sr.state = 'live'
+  JOIN memory sm ON sm.id = sr.n AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
+  JOIN author sa ON sa.id = sm.author
+  WHERE NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = l.n) AND sm.hlc >= m.hlc
+    AND ((la.class = 'own' AND la.agent = '') OR (la.owner = a.owner
+    AND (la.agent = '' OR a.agent <> '' OR m.role IN ('tool', 'web'))) OR (la.owner = sa.owner
+    AND sm.backed = 1 AND (a.agent <> '' OR a.class NOT IN ('own', 'own_device'))))
+UNION ALL
+  SELECT m.id, sm.id, sm.hlc, sm.hlc
+  FROM memory m JOIN record r ON r.n = m.id JOIN author a ON a.id = m.author
+  JOIN memory sm ON sm.claim = m.claim AND sm.hlc >= m.hlc AND sm.value_key <> m.value_key
+    AND sm.status NOT IN ('forgotten', 'hidden', 'quarantined')
+  JOIN record sr ON sr.n = sm.id AND sr.state = 'live'
+  JOIN author sa ON sa.id = sm.author AND sa.owner = a.owner
+  WHERE (sm.hlc > m.hlc OR sr.id > r.id)
+    AND CASE WHEN sm.role IN ('tool', 'web') THEN 0 WHEN sa.agent = '' THEN 2 ELSE 1 END
+     >= CASE WHEN m.role IN ('tool', 'web') THEN 0 WHEN a.agent = '' THEN 2 ELSE 1 END;
+
+-- Memories (rows a < b) that contradict each other while neither has won. claim: of which key, NULL where a
+-- signed link says so.
 CREATE TABLE dispute(
-  a INTEGER NOT NULL REFERENCES memory(id), b INTEGER NOT NULL REFERENCES memory(id),
-  since_ms INTEGER NOT NULL, PRIMARY KEY (a, b)
+  a INTEGER NOT NULL, b INTEGER NOT NULL, since_ms INTEGER NOT NULL, claim INTEGER,
+  PRIMARY KEY (a, b)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX dispute_by_b ON dispute(b);
+CREATE INDEX dispute_b ON dispute(b);
+CREATE INDEX dispute_claim ON dispute(claim) WHERE claim IS NOT NULL;
+
+-- Statements guessed from a text (memory/claims.py), as 64-bit numbers of subject and value.
+CREATE TABLE guess(
+  memory INTEGER NOT NULL REFERENCES memory(id), key INTEGER NOT NULL, value INTEGER NOT NULL,
+  PRIMARY KEY (memory, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX guess_key ON guess(key);
 
 
 -- ---- vectors -----------------------------------------------------------------------------------

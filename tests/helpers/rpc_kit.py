@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from memory.erasing import Eraser
     from memory.forgetting import Forgetting
     from memory.replica import Replica
+    from memory.resolving import ConflictDesk
     from memory.store import Memory
     from memory.trusting import TrustDesk
     from p2p.identity import PeerId
@@ -273,6 +274,7 @@ async def running_kit(
         paths=paths,
         device=cast("PeerId", DEVICE),
         memory=cast("Memory", None),
+        conflicts=cast("ConflictDesk", None),
         behaviour=cast("Behaviour", None),
         scanner=cast("TextScanner", None),
         eraser=cast("Eraser", None),

@@ -79,6 +79,7 @@ class Model:
                 old is note
                 and new is not note
                 and (says == note.owner or who == "own:")
+                and (note.writer != "own:" or who == "own:")
                 and new.hlc >= old.hlc
                 and not new.void
                 and self.status(new) not in ("forgotten", "hidden")

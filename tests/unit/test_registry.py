@@ -55,6 +55,7 @@ def test_what_writes_memory_is_marked_and_nothing_that_reads_is(registry: Regist
         "memory.quarantine_reject",
         "memory.quarantine_release",
         "memory.remember",
+        "memory.resolve",
         "trust.distrust",
         "trust.endorse",
     }
