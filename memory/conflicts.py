@@ -66,20 +66,6 @@ def settle_relations(txn: Txn, memory: int) -> None:
     redispute(txn, memory, found.id, found.claim)
 
 
-def leave_relations(txn: Txn, memory: int) -> None:
-    """Fold those related to a memory that is about to be erased, as if it stood no more."""
-    connection = txn.connection
-    connection.execute(
-        "UPDATE memory SET essence = NULL, cluster = NULL, claim = NULL WHERE id = ?", (memory,)
-    )
-    connection.execute("DELETE FROM guess WHERE memory = ?", (memory,))
-    connection.execute("DELETE FROM dispute WHERE a = ?1 OR b = ?1", (memory,))
-    # A cluster is named by its smallest row: the others may need a new name.
-    for other in integers(connection, "SELECT min(id) FROM memory WHERE cluster = ?", (memory,)):
-        if other is not None:
-            settle_relations(txn, other)
-
-
 # ---- clusters
 
 

@@ -294,13 +294,24 @@ def _relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str)
         for statement in guess(text):
             connection.execute("INSERT INTO guess VALUES (?, ?, ?)", (entry.n, *statement))
             txn.related.add(entry.id)
-    if body.claim is not None or not entry.fresh:
+    if body.claim is not None or (not entry.fresh and _is_spoken_of(connection, entry.id)):
         restatus(txn, entry.id)
         settle_relations(txn, entry.n)
     if entry.fresh and body.claim is not None:
         txn.related.add(entry.id)
         for older in replaced_by_claim(connection, entry.n):
             restatus(txn, older)
+
+
+def _is_spoken_of(connection: apsw.Connection, record_id: bytes) -> bool:
+    """Whether a link or a verdict on a memory was here before it."""
+    return bool(
+        connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM link WHERE dst = ?1) OR EXISTS (SELECT 1 FROM link WHERE"
+            " src = ?1) OR EXISTS (SELECT 1 FROM evidence WHERE target = ?1)",
+            (record_id,),
+        ).get
+    )
 
 
 def _heading(body: NoteBody) -> str:

@@ -22,6 +22,7 @@ PARTS: Final = (
     ("quality", "quality"),
     ("poison", "poison"),
     ("contradiction", "conflicts"),
+    ("dedupe", "dedupe"),
     ("updates", "conflicts"),
     ("trust", "trust"),
     ("scale", "scale"),

@@ -142,6 +142,16 @@ CREATE TABLE guess(
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX guess_key ON guess(key);
 
+-- An erased memory leaves no relation; the others of its cluster are named anew.
+CREATE TRIGGER memory_unrelated AFTER DELETE ON memory BEGIN
+  DELETE FROM guess WHERE memory = OLD.id;
+  DELETE FROM dispute WHERE a = OLD.id OR b = OLD.id;
+  UPDATE memory SET cluster = (SELECT CASE WHEN count(*) > 1 THEN min(x.id) END FROM memory x
+      WHERE x.essence = OLD.essence AND x.scope = OLD.scope AND x.status = 'active' AND x.tier < 2)
+    WHERE OLD.cluster IS NOT NULL AND essence = OLD.essence AND scope = OLD.scope
+      AND status = 'active' AND tier < 2;
+END;
+
 
 -- ---- vectors -----------------------------------------------------------------------------------
 

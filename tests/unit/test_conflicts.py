@@ -9,6 +9,7 @@ import pytest
 
 from memory.bodies import LinkBody, VerdictBody
 from memory.errors import RefusedError
+from memory.fts import move_to_tier
 from memory.model import Claim, NoteIn
 from memory.resolving import ConflictDesk
 from memory.writing import entry_draft
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from memory.model import Caller, Remembered
+    from memory.txn import Txn
 
 SAME = "The staging database listens on port 5433 of host db-2."
 SAME_TOO = "the staging database listens on the port 5433 of the host db-2"
@@ -95,17 +97,40 @@ async def test_a_cluster_follows_what_its_members_become(tmp_path: Path) -> None
         assert await clusters(world) == {frozenset(ids[1:])}
 
 
-async def test_an_erased_member_leaves_its_cluster_and_its_disputes(tmp_path: Path) -> None:
-    from memory.conflicts import leave_relations
-
+async def test_an_erased_memory_leaves_its_cluster_its_disputes_and_guesses(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
+        text = "The staging port is 5433, host db-2."
         ids = [
-            bytes.fromhex((await remember(world, SAME, world.agent(name))).id)
+            bytes.fromhex((await remember(world, text, world.agent(name))).id)
             for name in ("claude", "cursor", "codex")
         ]
-        rows = await world.sql("SELECT n FROM record WHERE id = ?", ids[0])
-        await world.replica.transact(lambda txn: leave_relations(txn, rows[0][0]))  # type: ignore[arg-type]
+        peer = Peer(world.clock, 9)
+        theirs = peer.write(HOME, note_body("not so"), "invited")
+        link = peer.write(HOME, LinkBody("bob", theirs.id, ids[0], "contradicts", None), "invited")
+        await world.replica.admit(HOME, [theirs, link])
+        assert len(await disputes(world)) == 1
+
+        async def erase(record: bytes) -> None:
+            def unit(txn: Txn) -> None:
+                c = txn.connection
+                row = c.execute(
+                    "SELECT m.id, m.scope, m.tier FROM record r JOIN memory m ON m.id = r.n"
+                    " WHERE r.id = ?",
+                    (record,),
+                ).fetchone()
+                assert row is not None
+                move_to_tier(c, row[0], row[1], row[2], 2)
+                c.execute("DELETE FROM chunk WHERE memory = ?", (row[0],))
+                c.execute("DELETE FROM memory WHERE id = ?", (row[0],))
+
+            await world.replica.transact(unit)
+
+        await erase(ids[0])
+        assert await disputes(world) == set()
         assert await clusters(world) == {frozenset(ids[1:])}
+        await erase(ids[1])
+        assert await clusters(world) == set()
+        assert await world.sql("SELECT count(*) FROM guess") == [(1,)]
 
 
 # ---- claims of one owner
