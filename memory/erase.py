@@ -45,6 +45,7 @@ OF_MEMORY: Final = (
     ("faded", "memory"),
     ("dispute", "a"),
     ("dispute", "b"),
+    ("guess", "memory"),
 )
 """Tables and columns that name a memory by its row; a test compares them with the schema."""
 

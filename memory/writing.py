@@ -259,6 +259,26 @@ def check_id(written: str) -> str:
 # ---- inside the transaction
 
 
+def find_record(connection: apsw.Connection, written: str) -> bytes | None:
+    """The record id that a hex id or unique prefix stands for; None if there is none.
+
+    Looks at everything: for what only the person asks. Whoever may not read all asks `find_target`.
+
+    Raises:
+        RefusedError: `invalid`: not hex, or several ids begin so.
+    """
+    lowered = check_id(written)
+    low, high = bytes.fromhex(lowered.ljust(64, "0")), bytes.fromhex(lowered.ljust(64, "f"))
+    found = blobs(
+        connection,
+        "SELECT r.id FROM record r JOIN memory m ON m.id = r.n WHERE r.id BETWEEN ? AND ? LIMIT 2",
+        (low, high),
+    )
+    if len(found) > 1:
+        raise RefusedError("invalid", f"several ids begin with {lowered}: give more digits")
+    return found[0] if found else None
+
+
 def find_target(connection: apsw.Connection, who: Caller, written: str) -> Target | None:
     """The memory that a hex id or unique prefix stands for, among those the caller may read.
 
@@ -325,9 +345,7 @@ def remember_one(replica: Replica, txn: Txn, who: Caller, note: Prepared) -> Rem
         links = [*_links(who, stored.id, replaced), *_claim_links(who, stored.id, outdated)]
         replica.append_in(txn, group, links)
     if stored.id not in txn.related and not replaced:
-        return Remembered(
-            id=stored.id.hex(), status="stored", redactions=list(note.redactions)
-        )
+        return Remembered(id=stored.id.hex(), status="stored", redactions=list(note.redactions))
     return _remembered(connection, who, stored.id, "stored", note, replaced)
 
 

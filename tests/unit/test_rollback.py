@@ -101,7 +101,7 @@ async def test_verdicts_endorsements_and_links_of_a_rolled_back_author_no_longer
 
 
 async def test_what_a_rolled_back_agent_replaced_and_forgot_comes_back(world: World) -> None:
-    kept = await world.say("fact one", world.person)
+    kept = await world.say("fact one", world.agent("honest"))
     other = await world.say("fact two", world.person)
     world.clock.ms += 1000
     since = world.clock.ms
