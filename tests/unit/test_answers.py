@@ -36,7 +36,9 @@ async def row_of(world: World, memory_id: str) -> int:
 async def dispute(world: World, one: str, other: str) -> None:
     a, b = sorted([await row_of(world, one), await row_of(world, other)])
     await world.db.write(
-        lambda c: c.execute("INSERT INTO dispute VALUES (?, ?, 0)", (a, b)).fetchall()
+        lambda c: c.execute(
+            "INSERT INTO dispute(a, b, since_ms) VALUES (?, ?, 0)", (a, b)
+        ).fetchall()
     )
 
 
@@ -264,7 +266,7 @@ async def test_every_kind_of_change_is_seen_at_once(world: World) -> None:
         "UPDATE device SET name = 'desk'",
         "DELETE FROM device",
         "UPDATE grp SET name = 'den' WHERE home = 1",
-        f"INSERT INTO dispute VALUES ({row}, {row}, 0)",
+        f"INSERT INTO dispute(a, b, since_ms) VALUES ({row}, {row}, 0)",
         "DELETE FROM dispute",
         f"INSERT INTO vec SELECT id, 'm', 1.0, x'00' FROM chunk WHERE memory = {row}",
     ]  # fmt: skip
