@@ -343,9 +343,12 @@ class Eraser:
             await self._replica.transact(partial(_erase_batch, batch=batch))
             if progress is not None:
                 await progress(at + len(batch), len(doomed), "erased")
+        self._env.fault("erase.committed")
         await self._tell(report, doomed)
         await self._ask_own_devices(who, report, doomed)
+        self._env.fault("erase.told")
         clean, report.backups = await self.clean_up()
+        self._env.fault("erase.cleaned")
         await self._verify(report, needles, doomed)
         report.state = DONE if clean and not report.residue_bytes else PARTIAL
         report.items = [msgspec.structs.replace(item, title="") for item in report.items]

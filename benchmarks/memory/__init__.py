@@ -28,6 +28,7 @@ PARTS: Final = (
     ("scale", "scale"),
     ("agents", "agents"),
     ("resident", "scale"),
+    ("erasure", "erasure"),
 )
 """(part, function) in order: `part` is the module's function and the name for `--only`."""
 
