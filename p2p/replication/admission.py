@@ -34,7 +34,7 @@ from p2p.replication.groups import (
 )
 from p2p.replication.hlc import ms_of, too_far_ahead
 from p2p.replication.ops import Kind, Role
-from p2p.replication.quarantine import Held, held_of, make_room
+from p2p.replication.quarantine import Held, make_room, quarantine_of
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
@@ -397,35 +397,35 @@ class Admission:
         outcome.held += 1
         wire = encode_wire(item.wire)
         due_ms = ms_of(item.header.hlc) - int(self._config.skew_s * 1000)
-        rows = [row for row in run.local if row[0] == "hold"]
-        rows += await self._store.local("hold", group.id)
-        gone = {row[1][0] for row in run.local if row[0] == "hold-"}
-        held = [held_of(row) for row in rows if row[1][2] == HOLD_SKEW and row[1][0] not in gone]
+        held = await quarantine_of(self._store, group)
         newcomer = Held(item.id, item.header.author, due_ms, len(wire))
         self._emit(
             "clock.skew",
             {"group": group.id, "author": newcomer.author, "id": item.id, "due_ms": due_ms},
         )
-        welcome, leaver = make_room(held, newcomer, self._config)
+        welcome, leaver = make_room(list(held.values()), newcomer, self._config)
         if leaver is not None:
+            held.pop(leaver, None)
             run.local = [row for row in run.local if row[1][0] != leaver]
             run.local.append(("hold-", (leaver,)))
         if welcome:
+            held[item.id] = newcomer
             run.local.append(("hold", (item.id, group.id, HOLD_SKEW, due_ms, wire)))
 
     async def retry_held(self, group: Group) -> tuple[AdmitResult, list[Record]]:
         """Judge quarantined records that are due now."""
         wall_ms = self._env.wall_ms()
-        due = [
-            row
-            for row in await self._store.local("hold", group.id)
-            if row[1][2] == HOLD_SKEW and held_of(row).due_ms <= wall_ms
-        ]
-        if not due:
+        held = await quarantine_of(self._store, group)
+        ids = {one.id for one in held.values() if one.due_ms <= wall_ms}
+        if not ids:
             return AdmitResult(), []
+        rows = await self._store.local("hold", group.id)
+        due = [row for row in rows if row[1][2] == HOLD_SKEW and row[1][0] in ids]
         wires = [decode_wire_untrusted(row[1][4]) for row in due if isinstance(row[1][4], bytes)]
         result, admitted = await self.admit(group, wires, None, from_hold=True)
         await self._store.admit(group.id, [], local=[("hold-", (row[1][0],)) for row in due])
+        for ident in ids:
+            held.pop(ident, None)
         return result, admitted
 
     # --- chain --------------------------------------------------------------------------------

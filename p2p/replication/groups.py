@@ -78,6 +78,16 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A row of quarantine."""
+
+    id: bytes
+    author: bytes
+    due_ms: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Erasure:
     """An erase record, as far as it says who wants a body gone."""
 
@@ -108,6 +118,8 @@ class Group:
     """As last told to subscribers."""
     erasures: dict[bytes, list[Erasure]] = field(default_factory=dict)
     """Id of a data record, here or not yet -> the erase records that name it."""
+    quarantine: dict[bytes, Held] | None = None
+    """What is dated too far ahead and waits, by id; None: not read from the store yet."""
     unpublished_erasures: bool = True
     """Whether something of ours may have been erased here that no erase record tells the others."""
     void_ops: frozenset[bytes] = frozenset()
@@ -281,6 +293,7 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
         ops.append((header.hlc, ident, header, control_payload(header, wire.envelope)))
     authority = Authority(group.id, verify)
     group.erasures.clear()
+    group.quarantine = None
     group.unpublished_erasures = True
     # Whatever an operation cites has a lower hlc, so this order needs no second pass.
     for _, ident, header, payload in sorted(ops, key=lambda op: op[:2]):

@@ -5,27 +5,17 @@ They are kept as local rows and never let near our clock. Source: docs/specs/syn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from p2p.replication.groups import HOLD_SKEW
+from p2p.replication.groups import HOLD_SKEW, Held
 from p2p.replication.record import decode_header_untrusted, decode_wire_untrusted, lane_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from p2p.replication.config import ReplicationConfig
+    from p2p.replication.groups import Group
     from p2p.replication.store import LocalRow, LogKey, RecordStore
-
-
-@dataclass(frozen=True)
-class Held:
-    """A row of quarantine."""
-
-    id: bytes
-    author: bytes
-    due_ms: int
-    size: int
 
 
 def held_of(row: LocalRow) -> Held:
@@ -36,6 +26,19 @@ def held_of(row: LocalRow) -> Held:
     assert isinstance(wire, bytes), "we wrote it"
     header = decode_header_untrusted(decode_wire_untrusted(wire).header)
     return Held(ident, header.author, due_ms, len(wire))
+
+
+async def quarantine_of(store: RecordStore, group: Group) -> dict[bytes, Held]:
+    """What waits in a group's quarantine, by id; read from the store once.
+
+    Callers hold the group's turn and keep the answer in step with what they write. Reading and
+    decoding all rows for each record that comes would cost the square of a flood.
+    """
+    if group.quarantine is None:
+        rows = await store.local("hold", group.id)
+        held = [held_of(row) for row in rows if row[1][2] == HOLD_SKEW]
+        group.quarantine = {one.id: one for one in held}
+    return group.quarantine
 
 
 async def held_logs(store: RecordStore, group: bytes) -> dict[LogKey, int]:

@@ -379,6 +379,25 @@ async def test_exactly_ten_minutes_ahead_is_still_taken(
     assert (result.stored, result.held) == (1, 1)
 
 
+async def test_a_flood_of_future_dates_reads_the_quarantine_once() -> None:
+    b = await bench()
+    pen = b.pen()
+    store, read = b.alice.replication._core.store, []
+    local = store.local
+
+    async def counted(table: str, group: bytes | None = None) -> object:
+        read.append(table)
+        return await local(table, group)
+
+    store.local = counted  # type: ignore[method-assign, assignment]
+    ahead = (b.alice.env.wall_ms() + 3_600_000) << 16
+    records = [pen.write(body=b"x", hlc=ahead + n) for n in range(40)]
+    for record in records:
+        await b.admit([record])
+    assert read.count("hold") == 1
+    assert len(await local("hold", b.group_id)) == 40
+
+
 async def test_quarantine_is_limited_an_author_and_a_group() -> None:
     config = replace(ReplicationConfig.test(), quarantine_author_max=3, quarantine_records_max=5)
     b = await bench(config=config)
