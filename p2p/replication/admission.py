@@ -28,13 +28,14 @@ from p2p.replication.groups import (
     HOLD_FORK,
     HOLD_SKEW,
     Evidence,
+    Held,
     Waiting,
     control_payload,
     trim_waiting,
 )
 from p2p.replication.hlc import ms_of, too_far_ahead
 from p2p.replication.ops import Kind, Role
-from p2p.replication.quarantine import Held, make_room, quarantine_of
+from p2p.replication.quarantine import make_room, quarantine_of
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,

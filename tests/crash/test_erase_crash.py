@@ -78,14 +78,14 @@ async def examine(tmp_path: Path, stride: int) -> tuple[int, int]:
     recorder, ids = await record_work(_made(tmp_path / "live"))
     seen = after = 0
     for image in images(recorder, seed=SEED, stride=stride):
-        erased = {str(unit[1]) for unit in image.acked if _kind(unit) == "erased"}
+        erased = {_word(unit) for unit in image.acked if _kind(unit) == "erased"}
         for word in erased:
             assert not image.holds(word.encode()), f"{image}: {word} is in a file"
         image.lay_out(tmp_path / "image")
         db = apsw.Connection(str(tmp_path / "image" / "covey.db"))
         check_database(db)
         for unit in image.acked:
-            word = str(unit[1])  # type: ignore[index]
+            word = _word(unit)
             row = db.execute(ROWS, (ids[word],)).fetchone()
             assert row in ((GONE,) if word in erased else (WHOLE, GONE)), f"{image}: {word}: {row}"
         db.close()
@@ -97,6 +97,11 @@ async def examine(tmp_path: Path, stride: int) -> tuple[int, int]:
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+def _word(unit: object) -> str:
+    assert isinstance(unit, tuple)
+    return str(unit[1])
 
 
 def _kind(unit: object) -> str:
