@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from memory.bodies import ENTRY_KIND
-from memory.evidence import restate_voter
+from memory.evidence import observe, restate_voter
 from memory.flags import PARENT_ERASED
 from memory.fts import move_to_tier
 from memory.sql import blobs, integers
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 HERE: Final = bytes(32)
 """In place of an erase record's id: erased by the person at this machine, or by a cascade."""
+
+QUICK_MS: Final = 3_600_000
+"""An erasure this soon after a use is evidence against its author (memory.md s.7)."""
 
 KIND_DATA_START: Final = 32
 """Kinds below carry authority and keys: their payloads decide who counts, and are never erased."""
@@ -90,6 +93,8 @@ def erase_record(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]
     if row is None:
         return []
     n, kind, group = row
+    if by != HERE:
+        _note_quick(txn, n, record_id, hlc >> 16)
     derived = own_derived(connection, record_id)
     connection.execute(
         "UPDATE record SET state = 'stub' WHERE n = ? AND state IN ('live', 'sealed')", (n,)
@@ -100,6 +105,22 @@ def erase_record(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]
         _erase_entry(txn, n, record_id)
     txn.changed.add(group)
     return derived
+
+
+def _note_quick(txn: Txn, n: int, record_id: bytes, at_ms: int) -> None:
+    """Evidence against a foreign author that takes back what was used within the hour.
+
+    Not if something stands in its place.
+    """
+    row = txn.connection.execute(
+        "SELECT m.author FROM memory m JOIN author a ON a.id = m.author WHERE m.id = ?1"
+        " AND a.class NOT IN ('own', 'own_device') AND m.uses > 0"
+        " AND m.used_ms BETWEEN ?2 - ?3 AND ?2 + ?3 AND NOT EXISTS"
+        " (SELECT 1 FROM link WHERE dst = ?4 AND type = 'supersedes')",
+        (n, at_ms, QUICK_MS, record_id),
+    ).fetchone()
+    if row is not None:
+        observe(txn, author=row[0], kind="quick_erase", at_ms=at_ms)
 
 
 def erase_all(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]:

@@ -263,6 +263,26 @@ async def test_a_peers_erase_record_takes_own_conclusions_along(tmp_path: Path) 
         assert list(await world.replica.erased(HOME, world.sealer.device)) == [bytes.fromhex(mine)]
 
 
+async def test_taking_back_what_was_just_used_is_evidence_against_a_foreign_author(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as (world, _, _told):
+        bob = Peer(world.clock, 9)
+        used, unused = (bob.write(HOME, note_body(f"note {n}"), "invited") for n in (1, 2))
+        await world.replica.admit(HOME, [used, unused])
+        await world.db.write(
+            lambda c: c.execute(
+                "UPDATE memory SET uses = 1, used_ms = ? WHERE id ="
+                " (SELECT n FROM record WHERE id = ?)",
+                (world.clock.ms, used.id),
+            ).fetchall()
+        )
+        hlc = (world.clock.ms + 60_000) << 16
+        erase = [(record.id, b"e" * 32, hlc) for record in (used, unused)]
+        await world.replica.settle(HOME, erase=erase)
+        assert await world.sql("SELECT kind FROM evidence") == [("quick_erase",)]
+
+
 async def test_an_erased_successor_gives_back_what_it_replaced(tmp_path: Path) -> None:
     async with desk(tmp_path) as (world, eraser, _):
         old = await world.say("node 20")
