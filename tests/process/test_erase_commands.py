@@ -91,6 +91,7 @@ def test_upkeep_by_hand_and_what_comes_later(home: Home) -> None:
     assert "later version" in later.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["erase.committed", "erase.told", "erase.cleaned"])
 def test_a_kill_at_any_step_of_an_erasure_ends_erased(home: Home, point: str) -> None:
     home.up()
