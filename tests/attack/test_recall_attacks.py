@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from memory.model import NoteIn
+from memory.pool import OWNER_POOL
 from memory.provenance import thread_id
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
@@ -70,6 +71,30 @@ async def test_a_members_poison_stays_below_the_truth(world: World) -> None:
         if hit.id in bad:
             assert hit.explain is not None
             assert hit.explain.echo == 0.5
+
+
+@pytest.mark.parametrize("size", [350, pytest.param(2_000, marks=pytest.mark.slow)])
+async def test_a_members_flood_leaves_the_truth_its_place(world: World, size: int) -> None:
+    bad = set(
+        await write(
+            world,
+            [f"{QUESTION} The answer is midnight. ({n})" for n in range(size)],
+            relation="invited",
+        )
+    )
+    hits = (await world.find(QUESTION, limit=100)).hits
+    assert hits[0].text == TRUTHS[0]
+    assert sum(hit.id in bad for hit in hits) <= OWNER_POOL
+
+
+async def test_two_owners_may_fill_two_shares(world: World) -> None:
+    for seed in (7, 8):
+        texts = [f"{QUESTION} It was at {n} past {seed}." for n in range(200)]
+        await write(world, texts, relation="invited", seed=seed)
+    hits = (await world.find(QUESTION, limit=100)).hits
+    assert hits[0].text == TRUTHS[0]
+    assert len({hit.author.device_id for hit in hits if hit.author.relation == "peer"}) == 2
+    assert sum(hit.author.relation == "peer" for hit in hits) <= 2 * OWNER_POOL
 
 
 async def test_a_title_that_repeats_the_question_is_an_echo_too(world: World) -> None:
