@@ -20,6 +20,7 @@ PARTS: Final = (
     ("remember", "lexical"),
     ("recall", "lexical"),
     ("quality", "quality"),
+    ("vectors", "vectors"),
     ("poison", "poison"),
     ("contradiction", "conflicts"),
     ("dedupe", "dedupe"),

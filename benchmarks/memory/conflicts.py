@@ -51,6 +51,8 @@ async def _updates(options: Options) -> tuple[int, int, int]:
             and isinstance(source, dict)
             and source.get("original_info")
             and source.get("updated_info")
+            # A message that is both says nothing about order.
+            and not set(source["original_info"]) & set(source["updated_info"])
         ]
         if not pairs:
             continue
