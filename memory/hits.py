@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 import msgspec
 
 from memory.filters import HLC_MAX
-from memory.flags import IMPERATIVE
+from memory.flags import IMPERATIVE, PARENT_ERASED
 from memory.model import Hit, Kind, Source
 from memory.provenance import MS_PER_DAY, author_of, iso, peer_text
 from memory.scopes import write_scope
@@ -196,5 +196,6 @@ def _flags(row: Row, now_ms: int, *, disputed: bool) -> list[str]:
         "stale": row.valid_to is not None and row.valid_to < now_ms,
         "low_trust": row.trust < LOW_TRUST,
         "imperative": bool(row.flags & IMPERATIVE),
+        "parent_erased": bool(row.flags & PARENT_ERASED),
     }
     return [name for name, holds in conditions.items() if holds]

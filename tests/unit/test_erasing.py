@@ -251,6 +251,8 @@ async def test_what_this_device_concluded_goes_too_and_others_is_marked(tmp_path
             theirs.id,
         )
         assert row[0] == 4
+        found = await world.find("bob concluded", trust_min=0.0, quarantined=True)
+        assert "parent_erased" in found.hits[0].flags
         assert float(str(row[1])) <= 0.3 < before
 
 
