@@ -2,8 +2,9 @@
 
 The weights come with the extra `embed` and are checked against their published hash before they are
 loaded; the vocabulary is our own data file. Nothing is downloaded, ever: what is not installed is
-reported with the command that installs it. The libraries are imported when the model is loaded and
-not before, so a node without the extra pays nothing. Source: docs/specs/memory.md, *Vectors*.
+reported with the command that installs it. Nothing is sent either: the runtime's own reports to its
+maker are turned off. The libraries are imported when the model is loaded and not before, so a node
+without the extra pays nothing. Source: docs/specs/memory.md, *Vectors*.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
     from memory.config import MemoryConfig
     from memory.seams import Embedder
+
+# onnxruntime 1.29 and later report hardware, models and run times to a server of their maker, under
+# an identity kept in ~/.cache. The variable must stand before the library is loaded: the function
+# that turns reports off comes after the identity is written. Set here, because no thread runs yet
+# that reads the environment, and whoever loads the model imports this module.
+# Source: onnxruntime, docs/Privacy.md.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 EXTRA: Final = "covey[embed]"
 
@@ -275,6 +283,7 @@ def _open_tokenizer() -> _Tokenizer:
 def _open_session(model: bytes) -> _Session:
     import onnxruntime  # type: ignore[import-untyped] # it has none
 
+    onnxruntime.disable_telemetry_events()  # on Windows the variable does not count
     options = onnxruntime.SessionOptions()
     # More threads would take both cores from a recall; the arena keeps the largest batch for ever.
     options.intra_op_num_threads = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,21 @@ def test_fixed_sentences_have_the_vectors_they_had(minilm: MiniLm) -> None:
 @pytest.mark.parametrize("text", TOKENS)
 def test_texts_have_the_published_token_ids(minilm: MiniLm, text: str) -> None:
     assert minilm.token_ids(text) == TOKENS[text]
+
+
+USE = "from memory.embed import MiniLm; print(MiniLm().encode(['a'], query=False).shape)"
+
+
+@installed
+def test_the_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """It does so from 1.29 on, and begins by writing an identity and a queue below HOME."""
+    # Bare: with the variables of a build machine it would be quiet by itself.
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", USE], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"(1, {DIM})\n"
+    assert list(tmp_path.rglob("*")) == []
 
 
 @installed
