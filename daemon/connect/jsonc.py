@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
+from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -26,16 +29,20 @@ DEPTH_MAX: Final = 100
 
 BOM: Final = "\ufeff"
 
+# Possessive, so that a string without an end (or with a bare backslash) is seen to be none at once:
+# tried again from each of its characters, 40 of them took hours.
 _TOKEN: Final = re.compile(
     r"""(?P<space>[ \t\r\n]+)
     | (?P<comment>//[^\r\n]*|/\*.*?\*/)
-    | (?P<string>"(?:[^"\\\x00-\x1f]+|\\["\\/bfnrt]|\\u[0-9A-Fa-f]{4})*")
+    | (?P<string>"(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9A-Fa-f]{4})*+")
     | (?P<number>-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)
     | (?P<word>true|false|null)
     | (?P<mark>[{}\[\]:,])""",
     re.VERBOSE | re.DOTALL,
 )
 _TRIVIA: Final = re.compile(r"(?:[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_INDENT: Final = re.compile(r"[ \t]*")
 _SAME_LINE: Final = re.compile(r"[ \t]*(//[^\r\n]*|/\*[^\r\n]*?\*/)")
 
 Step: TypeAlias = Literal["value", "element", "colon", "next", "end"]
@@ -81,8 +88,10 @@ class Value:
         return self.key_starts[index] if self.kind == "object" else self.items[index].start
 
 
+# An edit asks the text before and after it several times each.
+@lru_cache(maxsize=2)
 def parse(text: str) -> Value:
-    """Read a text.
+    """Read a text. Nobody changes the values: they are shared.
 
     Raises:
         JsoncError: it is none; also when it is empty.
@@ -138,15 +147,15 @@ def _begin(text: str, kind: str, start: int, end: int) -> Value:
         return Value(start, "array")
     if kind == "mark":
         raise JsoncError(text, start, f"{word!r} is not expected here")
-    if kind == "string":
-        _string(text, start, end)
     value = Value(start, "scalar")
     value.end = end
     return value
 
 
 def _string(text: str, start: int, end: int) -> str:
-    return str(json.loads(text[start:end]))
+    word = text[start:end]
+    # Without an escape it stands for itself: most do, and files are large.
+    return word[1:-1] if "\\" not in word else str(json.loads(word))
 
 
 def _tokens(text: str) -> list[tuple[str, int, int]]:
@@ -180,7 +189,12 @@ def decode(text: str, value: Value | None = None) -> Json:
         return [decode(text, item) for item in value.items]
     if value.kind == "object":
         return {key: decode(text, item) for key, item in zip(value.keys, value.items, strict=True)}
-    decoded: Json = json.loads(text[value.start : value.end])
+    if text[value.start] == '"':
+        return _string(text, value.start, value.end)
+    try:
+        decoded: Json = json.loads(text[value.start : value.end])
+    except ValueError:  # Python reads no number of more than 4,300 digits
+        raise JsoncError(text, value.start, "it holds a number that is too long") from None
     return decoded
 
 
@@ -323,21 +337,36 @@ def _newline(text: str) -> str:
     return "\r\n" if at > 0 and text[at - 1] == "\r" else "\n"
 
 
-def _indent_at(text: str, at: int) -> str:
-    """The white space that begins the line of `at`."""
-    start = max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1
-    line = text[start:at].removeprefix(BOM)
-    return line[: len(line) - len(line.lstrip(" \t"))]
+def _line_starts(text: str) -> list[int]:
+    """Where each line begins, its byte order mark left out."""
+    first = len(BOM) if text.startswith(BOM) else 0
+    return [first, *(match.end() for match in _LINE_END.finditer(text))]
+
+
+def _indent_at(text: str, at: int, starts: Sequence[int] | None = None) -> str:
+    """The white space that begins the line of `at`.
+
+    Args:
+        text: the whole text.
+        at: an index in it, not before its byte order mark.
+        starts: `_line_starts` of the text, for callers that ask often.
+    """
+    starts = _line_starts(text) if starts is None else starts
+    found = _INDENT.match(text, starts[bisect_right(starts, at) - 1], at)
+    assert found is not None  # it matches nothing, too
+    return found.group()
 
 
 def _unit(text: str, root: Value) -> str:
     """One step of indentation, as the first indented element shows it; else two spaces."""
-    waiting = [root]
+    # Agents keep megabytes in one file, some of them in one line: no look back from each element.
+    starts = _line_starts(text)
+    waiting = deque([root])
     while waiting:
-        value = waiting.pop(0)
-        outer = _indent_at(text, value.start)
+        value = waiting.popleft()
+        outer = _indent_at(text, value.start, starts)
         for index in range(len(value.items)):
-            inner = _indent_at(text, value.begin_of(index))
+            inner = _indent_at(text, value.begin_of(index), starts)
             if len(inner) > len(outer) and inner.startswith(outer):
                 return inner[len(outer) :]
         waiting += value.items

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -274,11 +275,34 @@ def test_jsonc_put_then_remove_is_the_same_text(before: str) -> None:
         "\x00",
         "[" * 5000,
         '{"a":' * 5000,
+        # Each of these took a time that doubled with every character of the string.
+        '{"a": "' + "x" * 99,
+        '{"path": "C:\\Users\\somebody\\AppData\\Roaming\\npm\\node_modules\\and\\so\\on"}',
     ],
 )
 def test_what_is_no_jsonc_is_refused_with_its_line(text: str) -> None:
     with pytest.raises(jsonc.JsoncError, match="line "):
         jsonc.parse(text)
+
+
+@pytest.mark.parametrize("name", ["claude-code", "codex"])
+def test_a_number_that_python_does_not_read_is_refused(name: str) -> None:
+    digits = "1" * 5000
+    text = f"a = {digits}\n" if name == "codex" else f'{{"a": {digits}}}'
+    with pytest.raises(place.PlaceError, match="cannot be read"):
+        place.put(CLIENTS[name], text, goal())
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_edit_of_a_large_file_takes_a_time_like_its_size(indent: int | None) -> None:
+    """Claude Code keeps the history of every project in the file of its servers."""
+    projects = {f"/p/{i}": {"history": [{"display": "x", "n": i}] * 5} for i in range(4000)}
+    text = json.dumps({"projects": projects}, indent=indent)
+    began = time.process_time()
+    edited = place.put(CLIENTS["claude-code"], text, goal())
+    # About 1 s here; looking back to the start of the line from every element, 40 s.
+    assert time.process_time() - began < 10
+    assert place.take(CLIENTS["claude-code"], edited, goal(), keep=0) == text
 
 
 @pytest.mark.parametrize(
