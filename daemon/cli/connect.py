@@ -29,9 +29,14 @@ def configure_connect(parser: argparse.ArgumentParser) -> None:
         "client", nargs="?", help="claude-code, codex, cursor, vscode, gemini, zed, ...; none: list"
     )
     parser.add_argument(
-        "--print", action="store_true", dest="show", help="print the entry, change no file"
+        "--print",
+        action="store_true",
+        dest="show",
+        help="make a token and print the entry, change no file",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be done; no token is made"
+    )
     parser.add_argument(
         "--hooks", action="store_true", help="also recall unasked, at each session and prompt"
     )
@@ -137,14 +142,16 @@ def _print(args: argparse.Namespace, client: Client) -> int:
 
     goal = _goal(args, client)
     name = goal.env["COVEY_AGENT"]
-    token, _ = ensure(
-        connect(args),
-        resolve(),
-        agent=name,
-        software=client.name,
-        scopes=args.scope,
-        socket_path=args.socket,
-    )
+    token = "TOKEN"  # noqa: S105 - what stands where a token would
+    if not args.dry_run:
+        token, _ = ensure(
+            connect(args),
+            resolve(),
+            agent=name,
+            software=client.name,
+            scopes=args.scope,
+            socket_path=args.socket,
+        )
     text = instructions(
         client,
         file=user_file(client, sys.platform, os.environ),
@@ -227,12 +234,17 @@ def _place(args: argparse.Namespace, client: Client, what: str) -> tuple[str, bo
     from daemon.connect.clients import hooks_file, user_file
 
     if what == "hooks":
-        return hooks_file(client, os.environ), False
+        return _absolute(hooks_file(client, os.environ)), False
     if not args.project:
-        return user_file(client, sys.platform, os.environ), False
+        return _absolute(user_file(client, sys.platform, os.environ)), False
     if not client.project:
         raise CliError(f"{client.title} has no project file", 2, name="usage")
     return os.path.join(os.getcwd(), client.project), True
+
+
+def _absolute(path: str) -> str:
+    """The path from wherever `disconnect` will be run; without HOME the home of this account."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _cannot(args: argparse.Namespace, client: Client, goal: Goal, reason: str) -> CliError:

@@ -276,6 +276,25 @@ def test_wrong_uses_say_what_to_do(user: User) -> None:
     assert not user.path(".cursor").exists()
 
 
+def test_a_dry_run_of_print_makes_no_token(user: User) -> None:
+    told = user.covey("connect", "zed", "--print", "--dry-run", "--name", "zed-dry")
+    assert '"COVEY_GRANT": "TOKEN"' in told
+    assert user.states("zed-dry") == []
+
+
+def test_a_path_that_the_environment_leaves_open_is_not_taken_from_the_working_folder(
+    user: User,
+) -> None:
+    user.env["CODEX_HOME"] = "relative"
+    user.covey("connect", "codex", "--yes")
+    written = user.daemon.work / "relative" / "config.toml"
+    assert written.exists()
+    listed = user.json("disconnect", "codex", "--dry-run")
+    assert str(written) in json.dumps(listed), "it is found from elsewhere, too"
+    user.covey("disconnect", "codex", "--yes")
+    assert not written.exists()
+
+
 def hook(user: User, event: str, **said: Json) -> str:
     stdin = json.dumps({"session_id": "ab-01", "cwd": str(user.daemon.work), **said})
     settings = json.loads(user.path(".claude/settings.json").read_text())
