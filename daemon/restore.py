@@ -49,6 +49,7 @@ from memory.portable import (
     give_authors_their_device,
     keyless,
     put_judgements_back,
+    refuse_strange_schema,
     stash_judgements,
     take_keys_back,
     unprojected,
@@ -288,6 +289,7 @@ def _stage_database(
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
     try:
         connection.execute("PRAGMA secure_delete=ON").fetchall()
+        refuse_strange_schema(connection, path)
         if (stage / KEYS).exists():
             take_keys_back(connection, stage / KEYS)
         # A body that lost its key was erased while the copy lay there.

@@ -17,13 +17,15 @@ Blocking; runs in a thread. Source: docs/specs/memory.md, *Backup*.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 import apsw
 
 from memory.connect import APPLICATION_ID, PRAGMAS
+from memory.errors import StoreError
 from memory.fts import move_to_tier
-from memory.schema import migrate
+from memory.schema import migrate, strange_objects
 from memory.sql import blobs, integers, number
 
 if TYPE_CHECKING:
@@ -249,6 +251,46 @@ def judged_columns(connection: apsw.Connection, schema: str) -> list[str]:
 # ---- shredding
 
 
+def refuse_strange_schema(connection: apsw.Connection, path: Path) -> None:
+    """Let no SQL in that a copy brings with it, before anything is written to it or named by it.
+
+    Args:
+        connection: to the copy.
+        path: for the error.
+
+    Raises:
+        StoreError: `corrupt`: it has an object that no Covey makes.
+    """
+    connection.execute("PRAGMA trusted_schema=OFF").fetchall()
+    allowed = {f"{STASH}{name}" for name, fate in FATES.items() if fate == "judged"}
+    allowed.add(f"{STASH}memory")
+    for name in strange_objects(connection, "memory.migrations"):
+        if name not in allowed or not _is_plain_table(connection, name):
+            shown = name[:64].encode("ascii", "replace").decode()
+            raise StoreError(
+                "corrupt",
+                f"{path} holds {shown!r}, which no Covey puts there: somebody altered it; take"
+                " another copy",
+            )
+
+
+def _is_plain_table(connection: apsw.Connection, name: str) -> bool:
+    """Whether a stash is a table as `CREATE TABLE ... AS` writes it, its columns ours by name."""
+    found = connection.execute(
+        "SELECT type, sql FROM sqlite_schema WHERE name = ?", (name,)
+    ).fetchall()
+    of = name.removeprefix(STASH)
+    known = set(columns(connection, "main", of))
+    return (
+        [row[0] for row in found] == ["table"]
+        and _STASH_SQL.fullmatch(str(found[0][1])) is not None
+        and set(columns(connection, "main", name)) <= known
+    )
+
+
+_STASH_SQL: Final = re.compile(r'CREATE TABLE \w+\([\w\s,"]*\)')
+
+
 def shred_keys(keys: Path, ids: Iterable[bytes]) -> int:
     """How many of the records have a key in the file; deletes them, leaving no byte of them.
 
@@ -258,6 +300,7 @@ def shred_keys(keys: Path, ids: Iterable[bytes]) -> int:
     connection = apsw.Connection(str(keys), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         connection.execute("PRAGMA secure_delete=ON").fetchall()
+        connection.execute("PRAGMA temp_store=MEMORY").fetchall()  # VACUUM writes no file in /tmp
         connection.execute("PRAGMA journal_mode=MEMORY").fetchall()
         gone = 0
         with connection:
@@ -422,6 +465,7 @@ def shred_database(path: Path, ids: Iterable[bytes]) -> bool:
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         connection.execute("PRAGMA secure_delete=ON").fetchall()
+        connection.execute("PRAGMA temp_store=MEMORY").fetchall()  # VACUUM writes no file in /tmp
         connection.execute("PRAGMA foreign_keys=OFF").fetchall()
         have = set(tables(connection))
         if "body_key" not in have:

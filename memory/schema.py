@@ -81,6 +81,32 @@ def _check_applied(connection: apsw.Connection, path: Path, applied: list[Migrat
         )
 
 
+def strange_objects(connection: apsw.Connection, package: str) -> list[str]:
+    """Names in a database's schema that its migrations did not put there as they are.
+
+    A file from elsewhere may bring triggers, views or tables whose names and texts are SQL of its
+    maker's; what our own steps make is known to the letter.
+    """
+    import apsw
+
+    have = int(connection.execute("PRAGMA user_version").get or 0)
+    pattern = apsw.Connection(":memory:")
+    try:
+        for step in load_migrations(package)[:have]:
+            pattern.execute(step.sql).fetchall()
+        ours = set(pattern.execute(_OBJECTS))
+    finally:
+        pattern.close()
+    return sorted(str(row[1]) for row in connection.execute(_OBJECTS) if row not in ours)
+
+
+_OBJECTS: Final = (
+    "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+    # Statistics, which `PRAGMA optimize` leaves; SQLite lets nobody else use the prefix.
+    " WHERE name NOT IN ('sqlite_stat1', 'sqlite_stat4')"
+)
+
+
 def _back_up(connection: apsw.Connection, path: Path, have: int, env: Env) -> None:
     folder = path.parent / "backups"
     folder.mkdir(mode=0o700, exist_ok=True)

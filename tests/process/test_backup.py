@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -496,6 +497,50 @@ def test_what_was_altered_is_not_restored(home: Home, harm: object) -> None:
     assert done.returncode == 1, done.stderr
     assert "cannot be used" in done.stderr
     assert "covey backup list" in done.stderr
+    assert dump(home) == before
+    assert not list((home.folder / "state").glob(".restoring-*"))
+
+
+def _restate(made: Path, name: str) -> None:
+    """Let the manifest say of a file what it is now, as whoever made it would."""
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    data = (made / name).read_bytes()
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    path.write_text(json.dumps(manifest))
+
+
+STRANGE = {
+    # Each runs SQL of the backup's maker in a restore that trusts names or schema of a copy.
+    "a table's name": "CREATE TABLE stash_x(y); CREATE TABLE \"stash_x; COMMIT; ATTACH '{out}' AS o; CREATE TABLE o.t(x)\"(y)",
+    "a column's name": (
+        "CREATE TABLE stash_domain(\"agent) SELECT 1; COMMIT; ATTACH '{out}' AS o; --\" TEXT)"
+    ),
+    "a trigger": (
+        "CREATE TRIGGER t AFTER INSERT ON memory BEGIN UPDATE author SET trust = 1; END"
+    ),
+    "a view": "CREATE VIEW stash_memory2 AS SELECT 1",
+    "another table of ours": "DROP TABLE ack; CREATE TABLE ack(x DEFAULT (abs(1)))",
+}
+
+
+@pytest.mark.parametrize("sql", STRANGE.values(), ids=STRANGE.keys())
+def test_a_copy_brings_no_sql_of_its_own(home: Home, tmp_path: Path, sql: str) -> None:
+    home.up()
+    home.ok("remember", "still here")
+    made = backup(home)
+    home.stop()
+    before = dump(home)
+    out = tmp_path / "written"
+    connection = apsw.Connection(str(made / "covey.db"))
+    connection.execute("PRAGMA journal_mode=DELETE").fetchall()
+    connection.execute(sql.format(out=out))
+    connection.close()
+    _restate(made, "covey.db")
+    done = home.run("restore", made.name)
+    assert not out.exists()
+    assert done.returncode == 1, done.stderr
+    assert "somebody altered it" in done.stderr
     assert dump(home) == before
     assert not list((home.folder / "state").glob(".restoring-*"))
 
