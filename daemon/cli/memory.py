@@ -67,13 +67,26 @@ def configure_remember(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _standard_input() -> str:
+    try:
+        words = sys.stdin.read()
+        words.encode()  # where the locale lets other bytes through, they are half characters
+    except UnicodeError:
+        raise CliError(
+            "standard input is no UTF-8 text",
+            2,
+            remedy="Convert it (iconv -t utf-8); of a binary file, remember where it is.",
+        ) from None
+    return words
+
+
 def run_remember(args: argparse.Namespace) -> int:
     """Store a note."""
     words = " ".join(args.text)
     if words in {"", "-"}:
         if sys.stdin.isatty() and not args.text:
             raise CliError("nothing to remember", 2, remedy='Try: covey remember "..."')
-        words = sys.stdin.read()
+        words = _standard_input()
     if not words.strip():
         raise CliError(
             "nothing to remember: the text is empty", 2, remedy='Try: covey remember "..."'

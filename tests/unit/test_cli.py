@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import re
 import socket
@@ -26,6 +27,7 @@ from daemon.cli.client import (
 )
 from daemon.cli.importing import find_files
 from daemon.cli.main import COMMANDS, base_parser, find, main, usage
+from daemon.cli.memory import run_remember
 from daemon.cli.pairing import duration
 from daemon.errors import BY_CODE
 from daemon.paths import SOCKET_PATH_BYTES_MAX, PathsError, make_private, resolve
@@ -376,3 +378,11 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
             continue
         with pytest.raises(PathsError):
             make_private(path)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_what_is_no_utf8_is_called_so(monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
+    piped = io.TextIOWrapper(io.BytesIO(b"bad \xff bytes"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", piped)
+    with pytest.raises(CliError, match="no UTF-8 text"):
+        run_remember(argparse.Namespace(text=["-"]))
