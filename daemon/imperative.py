@@ -318,9 +318,10 @@ _RULES: Final = (
 )  # fmt: skip
 
 # Text that a person does not see where it is shown: HTML comments, Markdown's, invisible elements.
+# What begins one ends the one before, so that ten thousand beginnings are not each read to the limit.
 _HIDDEN: Final = re.compile(
-    r"<!--(?P<a>[^>]{0,2000}?)-->|\[(?://|comment)\]: ?(?:#|<>) ?[(\"'](?P<b>[^)\"'\n]{0,2000})"
-    r"|<(?:span|div|p|font|a|td)\b[^>]{0,200}?(?:display ?: ?none|visibility ?: ?hidden|opacity ?: ?0\b"
+    r"<!--(?P<a>(?:[^<>]|<(?!!--)){0,2000}?)-->|\[(?://|comment)\]: ?(?:#|<>) ?[(\"'](?P<b>[^)\"'\n]{0,2000})"
+    r"|<(?:span|div|p|font|a|td)\b(?:[^<>]|<(?!(?:span|div|p|font|a|td)\b)){0,200}?(?:display ?: ?none|visibility ?: ?hidden|opacity ?: ?0\b"
     r"|font-size ?: ?[01](?:px|pt|em)?\b|color ?[:=] ?[\"']?(?:white|#fff)|\bhidden\b)[^>]{0,200}>(?P<c>[^<]{0,2000})"
 )
 _HIDDEN_ORDER: Final = re.compile(
