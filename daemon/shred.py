@@ -100,14 +100,21 @@ def _shred_backup(keys: Path, ids: Sequence[bytes]) -> bool:
     shred_keys(fresh, ids)
     sync_file(fresh)
     if (keys.parent / NAME).exists():
-        manifest = read_manifest(keys.parent)
-        entry, before = entry_of(fresh), manifest.files[KEYS]
-        # Both hashes stand until the new file does, so a kill in between leaves a good backup.
-        entry.was = before.sha256
-        manifest.files[KEYS] = entry
-        write_manifest(keys.parent, manifest)
+        _announce(keys, fresh)
     _replace(keys, fresh)
     return True
+
+
+def _announce(keys: Path, fresh: Path) -> None:
+    """Let the manifest know the new keys file, if the old one is what it says."""
+    manifest = read_manifest(keys.parent)
+    entry, before, found = entry_of(fresh), manifest.files[KEYS], entry_of(keys).sha256
+    if found not in (before.sha256, before.was):
+        return  # altered by somebody: a new hash would make it look good
+    # Both hashes stand until the new file does, so a kill in between leaves a good backup.
+    entry.was = found
+    manifest.files[KEYS] = entry
+    write_manifest(keys.parent, manifest)
 
 
 def _replace(old: Path, fresh: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+import apsw
 import pytest
 import trio
 
-from daemon.backup import FIRST_AFTER_S, Backups
+from daemon.backup import FIRST_AFTER_S, Backups, shred_backups
 from daemon.config import BackupConfig
 from daemon.errors import RpcError
 from daemon.paths import Paths
@@ -124,6 +125,23 @@ async def test_what_was_erased_during_a_copy_has_no_key_in_it(tmp_path: Path) ->
         assert not holds_any(keys, [record])
         assert holds_any(keys, [kept])
         assert (await made.verify(info.name)).problem == ""
+
+
+async def test_shredding_makes_no_altered_keys_look_good(tmp_path: Path) -> None:
+    async with backups(tmp_path) as (made, world):
+        kept = bytes.fromhex(await world.say("the zebrafish swims"))
+        record = bytes.fromhex(await world.say("the xylophone rings"))
+        info = await made.create()
+        keys = made.folder / info.name / "covey.db.keys"
+        connection = apsw.Connection(str(keys))
+        connection.execute(
+            "UPDATE body_key SET wrap = zeroblob(length(wrap)) WHERE id = ?", (kept,)
+        )
+        connection.close()
+        assert shred_backups(tmp_path / "state", [record]) == 1
+        assert not holds_any(keys, [record])
+        with pytest.raises(RpcError, match="altered"):
+            await made.verify(info.name)
 
 
 async def test_two_at_once_are_refused(tmp_path: Path) -> None:
