@@ -40,6 +40,7 @@ from daemon.manifest import (
 )
 from daemon.paths import make_private
 from daemon.shred import ASIDE
+from memory.behaviour import erase_in_copy
 from memory.connect import translate
 from memory.db import Db
 from memory.errors import StoreError
@@ -293,11 +294,14 @@ def _stage_database(
         if (stage / KEYS).exists():
             take_keys_back(connection, stage / KEYS)
         # A body that lost its key was erased while the copy lay there.
-        again = erase_again(connection, [*erased, *keyless(connection)])
+        gone = [*erased, *keyless(connection)]
+        again = erase_again(connection, gone)
         give_authors_their_device(connection)
         stash_judgements(connection)
     finally:
         connection.close()
+    if (stage / BEHAVIOUR).exists():
+        erase_in_copy(stage / BEHAVIOUR, gone)
     sealed = trio.run(_project, path, env, scanner, tell)
     env.fault("restore.projected")
     tell(0, None, "checking the result")

@@ -27,7 +27,7 @@ import trio
 
 from memory.connect import CLOSE_GRACE_S, Link, open_link, translate
 from memory.errors import StoreError
-from memory.schema import migrate
+from memory.schema import migrate, strange_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _R = TypeVar("_R")
 
 log = logging.getLogger("covey.memory.behaviour")
+
+MIGRATIONS: Final = "memory.behaviour_migrations"
 
 FLUSH_S: Final = 1.0
 """How long notes gather before they are written: what a crash may lose."""
@@ -316,18 +318,9 @@ class Behaviour:
             for record in gone & seen.keys():
                 del seen[record]
         self._waiting = [kept for note in self._waiting if (kept := _without(note, gone))]
-        listed = _hex_list(gone)
-
-        def unit(connection: apsw.Connection) -> None:
-            where = "record IN (SELECT unhex(value) FROM json_each(?))"
-            connection.execute(f"DELETE FROM shown WHERE {where}", (listed,))  # noqa: S608 - constant
-            connection.execute(f"DELETE FROM seen WHERE {where}", (listed,))  # noqa: S608 - constant
-            connection.execute(
-                "DELETE FROM impression WHERE NOT EXISTS"
-                " (SELECT 1 FROM shown WHERE shown.impression = impression.id)"
-            )
-
-        await self._with_file(lambda c: _emptied(c, unit, vacuum=False))
+        await self._with_file(
+            lambda c: _emptied(c, lambda c: _delete_records(c, gone), vacuum=False)
+        )
 
     async def forget(self) -> None:
         """Erase the whole log, its key included; a new key makes old marks meaningless."""
@@ -391,11 +384,7 @@ class Behaviour:
         link = await open_link(self._path, vfs=None, inline=self._inline, writer=True)
         ready = False
         try:
-            await link.run(
-                lambda: migrate(
-                    link.connection, self._path, self._env, "memory.behaviour_migrations"
-                )
-            )
+            await link.run(lambda: migrate(link.connection, self._path, self._env, MIGRATIONS))
             self._key = await link.run(lambda: self._load_key(link.connection))
             ready = True
         except apsw.Error as exc:
@@ -554,6 +543,45 @@ def _emptied(
         connection.execute("VACUUM")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     return True
+
+
+def _delete_records(connection: apsw.Connection, ids: Iterable[bytes]) -> None:
+    listed = _hex_list(ids)
+    where = "record IN (SELECT unhex(value) FROM json_each(?))"
+    connection.execute(f"DELETE FROM shown WHERE {where}", (listed,))  # noqa: S608 - constant
+    connection.execute(f"DELETE FROM seen WHERE {where}", (listed,))  # noqa: S608 - constant
+    connection.execute(
+        "DELETE FROM impression WHERE NOT EXISTS"
+        " (SELECT 1 FROM shown WHERE shown.impression = impression.id)"
+    )
+
+
+def erase_in_copy(path: Path, ids: Iterable[bytes]) -> None:
+    """Forget in a copy of the log that these memories were ever shown.
+
+    Args:
+        path: a copy that nobody uses; it may be from elsewhere.
+        ids: record ids.
+
+    Raises:
+        StoreError: `corrupt`: it is damaged, or brings SQL that no Covey makes.
+    """
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            for pragma in ("trusted_schema=OFF", "secure_delete=ON", "temp_store=MEMORY"):
+                connection.execute(f"PRAGMA {pragma}").fetchall()
+            if strange_objects(connection, MIGRATIONS):
+                raise StoreError(
+                    "corrupt",
+                    f"{path.name} holds what no Covey puts there: somebody altered it; take"
+                    " another copy",
+                )
+            _emptied(connection, lambda c: _delete_records(c, ids), vacuum=False)
+        finally:
+            connection.close()
+    except apsw.Error as exc:
+        raise translate(exc, path) from exc
 
 
 def _without(note: _Answer | _Outcome, gone: set[bytes]) -> _Answer | _Outcome | None:

@@ -11,12 +11,12 @@ import re
 from importlib import resources
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import apsw
+
 from memory.errors import StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import apsw
 
     from memory.seams import Env
 
@@ -87,8 +87,6 @@ def strange_objects(connection: apsw.Connection, package: str) -> list[str]:
     A file from elsewhere may bring triggers, views or tables whose names and texts are SQL of its
     maker's; what our own steps make is known to the letter.
     """
-    import apsw
-
     have = int(connection.execute("PRAGMA user_version").get or 0)
     pattern = apsw.Connection(":memory:")
     try:

@@ -240,7 +240,11 @@ def test_erased_text_stays_gone_in_backup_and_restore(home: Home) -> None:
     fill(home)
     target = home.json("remember", "the xylophone is hidden in locker ninety")
     record = bytes.fromhex(_id(target))
+    home.texts("xylophone")
+    home.stop()  # the feedback log is on disk
+    home.up()
     made = backup(home)
+    assert record in (made / "behaviour.db").read_bytes()
     home.stop()
     state = home.folder / "state"
     keep = home.folder / "elsewhere"
@@ -253,6 +257,7 @@ def test_erased_text_stays_gone_in_backup_and_restore(home: Home) -> None:
     assert shred_backups(state, [record]) == 1
     assert shred_backups(state, [record]) == 0
     home.ok("restore", made.name)
+    assert record not in (state / "behaviour.db").read_bytes()
     restored = plain_bytes(state, b"xylophone")
     assert [name for name in restored if not name.startswith("before-restore-")] == []
     # The state that was put aside held it in plain; the next erasure takes it out there too.
@@ -512,13 +517,14 @@ def _restate(made: Path, name: str) -> None:
 
 STRANGE = {
     # Each runs SQL of the backup's maker in a restore that trusts names or schema of a copy.
-    "a table's name": "CREATE TABLE stash_x(y); CREATE TABLE \"stash_x; COMMIT; ATTACH '{out}' AS o; CREATE TABLE o.t(x)\"(y)",
+    "a table's name": (
+        "CREATE TABLE stash_x(y);"
+        " CREATE TABLE \"stash_x; COMMIT; ATTACH '{out}' AS o; CREATE TABLE o.t(x)\"(y)"
+    ),
     "a column's name": (
         "CREATE TABLE stash_domain(\"agent) SELECT 1; COMMIT; ATTACH '{out}' AS o; --\" TEXT)"
     ),
-    "a trigger": (
-        "CREATE TRIGGER t AFTER INSERT ON memory BEGIN UPDATE author SET trust = 1; END"
-    ),
+    "a trigger": ("CREATE TRIGGER t AFTER INSERT ON memory BEGIN UPDATE author SET trust = 1; END"),
     "a view": "CREATE VIEW stash_memory2 AS SELECT 1",
     "another table of ours": "DROP TABLE ack; CREATE TABLE ack(x DEFAULT (abs(1)))",
 }

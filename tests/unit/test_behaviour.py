@@ -22,8 +22,10 @@ from memory.behaviour import (
     Features,
     Shown,
     encode_features,
+    erase_in_copy,
     query_tag,
 )
+from memory.errors import StoreError
 from tests.helpers.memories import Clock, open_world
 
 if TYPE_CHECKING:
@@ -233,6 +235,23 @@ async def test_an_erasure_that_meets_a_flush_misses_nothing(tmp_path: Path) -> N
             nursery.start_soon(log.erase, gone)
     content = content_of(tmp_path)
     assert not [record for record in gone if record in content]
+
+
+async def test_a_copy_of_the_log_forgets_what_was_erased_since(tmp_path: Path) -> None:
+    async with running(tmp_path) as log:
+        shown(log, A, B)
+        await log.flush()
+    path = tmp_path / "behaviour.db"
+    erase_in_copy(path, [A])
+    content = content_of(tmp_path)
+    assert A not in content
+    assert B in content
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TRIGGER t AFTER DELETE ON shown BEGIN DELETE FROM seen; END")
+    connection.close()
+    with pytest.raises(StoreError, match="somebody altered it"):
+        erase_in_copy(path, [B])
+    assert B in content_of(tmp_path)
 
 
 async def test_forgetting_the_log_empties_the_file_and_changes_its_key(tmp_path: Path) -> None:
