@@ -33,10 +33,10 @@ class MemoryConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.postings < 1:
-            raise ValueError("[memory] postings must be at least 1")
+            raise ValueError("postings must be at least 1")
         if self.vector_ram_bytes < 0:
-            raise ValueError("[memory] vector_ram_bytes must not be negative")
+            raise ValueError("vector_ram_bytes must not be negative")
         if self.unverified_days < 1:
-            raise ValueError("[memory] unverified_days must be at least 1")
+            raise ValueError("unverified_days must be at least 1")
         if self.scope_memories_max < 1:
-            raise ValueError("[memory] scope_memories_max must be at least 1")
+            raise ValueError("scope_memories_max must be at least 1")

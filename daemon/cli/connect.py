@@ -176,8 +176,9 @@ def _connect(args: argparse.Namespace, client: Client) -> int:
     records = Records(resolve().connections)
     steps = [_planned(args, client, goal, what, records) for what in _parts(args)]
     changing = [step for step in steps if step.changes]
+    remarks = _foreign(client, goal, steps[0])
     if args.dry_run:
-        return _say(args, client, goal, steps, "planned", [])
+        return _say(args, client, goal, steps, "planned", remarks)
     if changing:
         _show(args, changing)
         _agree(args, changing, f"covey connect {client.name}")
@@ -189,7 +190,6 @@ def _connect(args: argparse.Namespace, client: Client) -> int:
         scopes=args.scope,
         socket_path=args.socket,
     )
-    remarks: list[str] = []
     for step in changing:
         try:
             remark = doing.do_connect(step, records, os.environ)
@@ -204,6 +204,17 @@ def _connect(args: argparse.Namespace, client: Client) -> int:
     return _say(args, client, goal, steps, done, remarks)
 
 
+def _foreign(client: Client, goal: Goal, server: Step) -> list[str]:
+    """A remark on what stands in our entry and is not from us."""
+    from daemon.connect.place import foreign_env
+
+    names = foreign_env(client, server.document.text, goal)
+    if not names:
+        return []
+    path, more = server.document.path, ", ".join(names)
+    return [f"The entry in {path} also sets {more}, which is not from Covey; see that you want it."]
+
+
 def _parts(args: argparse.Namespace) -> list[Literal["server", "hooks"]]:
     return ["server", "hooks"] if args.hooks else ["server"]
 
@@ -216,11 +227,13 @@ def _planned(
     records: Records,
 ) -> Step:
     from daemon.connect import steps as doing
-    from daemon.connect.files import FileError
+    from daemon.connect.files import FileError, check_inside
     from daemon.connect.place import PlaceError
 
     path, project = _place(args, client, what)
     try:
+        if project:
+            check_inside(path, os.getcwd())
         return doing.plan_connect(
             client, what, path, goal, project=project, records=records, environ=os.environ
         )
@@ -267,7 +280,9 @@ def _show(args: argparse.Namespace, steps: list[Step]) -> None:
     if args.json or args.quiet:
         return
     for step in steps:
-        out.note("would run:" if step.argv else f"would change {step.document.path}:")
+        path, real = step.document.path, step.document.real
+        behind = "" if real == path else f" (a link to {real})"
+        out.note("would run:" if step.argv else f"would change {path}{behind}:")
         for line in out.clean(step.shown()).splitlines():
             colour = {"+": out.GREEN, "-": out.RED}.get(line[:1], "")
             out.note(f"  {out.paint(line, colour) if colour else line}")

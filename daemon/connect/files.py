@@ -74,6 +74,19 @@ def read(path: str) -> Document:
         return Document(path, real, file.read(), stat.S_IMODE(info.st_mode))
 
 
+def check_inside(path: str, folder: str) -> None:
+    """Whether a file is below a folder behind all symbolic links, too.
+
+    A project comes from others: a link in it would let them choose what we write to.
+
+    Raises:
+        FileError: a link leads out of the folder.
+    """
+    real, top = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([real, top]) != top:
+        raise FileError(f"{path} leads out of {folder}, to {real}")
+
+
 def check_writable(document: Document) -> None:
     """Whether the file may be replaced.
 

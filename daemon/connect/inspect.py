@@ -13,6 +13,7 @@ from daemon.connect import files, place
 from daemon.connect.clients import AUTOMATIC, CLIENTS, hooks_file, user_file
 from daemon.connect.tokens import stored, works
 from daemon.health import Check
+from daemon.paths import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,6 +140,12 @@ def _check_entry(
     env = {k: str(v) for k, v in given.items()} if isinstance(given, dict) else {}
     if not isinstance(command, str) or not os.access(command, os.X_OK):
         return _bad(name, f"its entry names {command!r}, which is not there", again)
+    bare = {"HOME": environ["HOME"]} if "HOME" in environ else {}
+    there = resolve({**bare, **env})
+    if os.path.realpath(there.state) != os.path.realpath(paths.state):
+        # Its token is there; the remedy for this node would take the agent away from the other.
+        message = f"it is an agent of the node in {there.state}"
+        return Check(name=f"clients.{name}", status="ok", message=message)
     agent = env.get("COVEY_AGENT", "mcp")
     token = env.get(place.GRANT) or stored(paths, agent)
     if not token:

@@ -117,6 +117,18 @@ def _env(found: Mapping[str, Json] | None, goal: Goal) -> dict[str, Json]:
     return {**kept, **goal.env}
 
 
+def foreign_env(client: Client, text: str, goal: Goal) -> list[str]:
+    """Names of the variables in our entry that are not ours, sorted.
+
+    They stay, for a person may have added them. In a project's file they may be anybody's, and one
+    of them can lead the relay to another daemon or load code into it.
+
+    Raises:
+        PlaceError: as `find`.
+    """
+    return sorted(_env(find(client, text), goal).keys() - goal.env.keys())
+
+
 def depth_of(client: Client, text: str) -> int:
     """How many steps of the way to our entry are in the text already.
 

@@ -78,10 +78,12 @@ def ensure(
         CliError: the daemon refuses, or does not run.
     """
     agents = out.rows(client.call("agents.list"))
-    active = any(a.get("name") == agent and not a.get("revoked_ms") for a in agents)
+    mine = [a for a in agents if a.get("name") == agent and not a.get("revoked_ms")]
+    active = bool(mine)
+    as_wanted = active and (not scopes or mine[0].get("scopes") == list(scopes))
     token = stored(paths, agent)
     candidates = socket_candidates(paths, os.environ, socket_path)
-    if active and not scopes and works(candidates, agent, token):
+    if as_wanted and works(candidates, agent, token):
         return token, False
     if active:
         client.call("agents.revoke", {"name": agent})

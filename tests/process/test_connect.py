@@ -295,6 +295,54 @@ def test_a_path_that_the_environment_leaves_open_is_not_taken_from_the_working_f
     assert not written.exists()
 
 
+def test_a_projects_link_does_not_choose_what_is_written(user: User) -> None:
+    outside = user.folder / "outside.json"
+    link = user.daemon.work / ".mcp.json"
+    link.symlink_to(outside)
+    told = user.covey("connect", "claude-code", "--project", "--yes", code=5)
+    assert f"leads out of {user.daemon.work}, to {outside}" in told
+    assert not outside.exists()
+    link.unlink()
+
+
+def test_what_is_behind_a_persons_link_is_shown(user: User) -> None:
+    real = user.path("dotfiles/cursor.json", CURSOR)
+    user.path(".cursor").mkdir()
+    user.path(".cursor/mcp.json").symlink_to(real)
+    assert f"(a link to {real})" in user.covey("connect", "cursor", "--dry-run")
+
+
+def test_variables_that_a_projects_entry_sets_besides_are_told(user: User) -> None:
+    """A committed entry of ours may lead the relay, and its token, to somebody else's socket."""
+    user.covey("connect", "claude-code", "--project", "--yes")
+    path = user.daemon.work / ".mcp.json"
+    written = json.loads(path.read_text())
+    written["mcpServers"]["covey"]["env"]["COVEY_SOCKET"] = "/run/theirs"
+    path.write_text(json.dumps(written))
+    for words in (["--dry-run"], ["--yes"]):
+        told = user.covey("connect", "claude-code", "--project", *words)
+        assert "also sets COVEY_SOCKET, which is not from Covey" in told
+    user.covey("disconnect", "claude-code", "--project", "--yes")
+    path.unlink(missing_ok=True)
+
+
+def test_the_same_scopes_twice_keep_the_token(user: User) -> None:
+    wanted = ("--scope", "read:work", "--scope", "write:work")
+    user.covey("connect", "cursor", "--yes", *wanted)
+    token = user.token("cursor")
+    assert "nothing was changed" in user.covey("connect", "cursor", "--yes", *wanted)
+    assert user.token("cursor") == token
+    user.covey("connect", "cursor", "--yes", "--scope", "read:work")
+    assert user.token("cursor") != token
+
+
+def test_the_doctor_leaves_the_agent_of_another_node_alone(user: User, tmp_path: Path) -> None:
+    user.covey("connect", "cursor", "--yes")
+    other = {**user.env, "COVEY_HOME": str(tmp_path / "other")}
+    done = user.daemon.run("doctor", "clients", env=other)
+    assert f"it is an agent of the node in {user.daemon.folder / 'state'}" in done.stdout
+
+
 def hook(user: User, event: str, **said: Json) -> str:
     stdin = json.dumps({"session_id": "ab-01", "cwd": str(user.daemon.work), **said})
     settings = json.loads(user.path(".claude/settings.json").read_text())

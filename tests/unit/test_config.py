@@ -72,6 +72,7 @@ def test_a_rate_is_a_plain_number() -> None:
         ("[rpc]\nin_flight_max = 1.5\n", r"must be a whole number"),
         ("[rpc]\nin_flight_max = true\n", r"must be a whole number"),
         ("[rpc]\nin_flight_max = 0\n", r"config.toml:2: \[rpc\] in_flight_max must be at least 1"),
+        ("[memory]\npostings = 0\n", r"config.toml:2: \[memory\] postings must be at least 1"),
         ("[rpc]\nallow_uids = 3\n", r"must be a list"),
         ('[rpc]\nallow_uids = ["a"]\n', r"must be a whole number"),
         ('[mcp]\nprofile = "huge"\n', r"must be one of core, standard, readonly"),
