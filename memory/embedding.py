@@ -134,6 +134,8 @@ class Embeddings:
         self._skipped: set[int] = set()
         """Chunks that fail by themselves."""
         self._clearing = False
+        self._reload = False
+        """Whether a deletion that was cut short, cancelled or failed, left the index wrong."""
         self._busy = False
         """Whether there was work since memory was last given back."""
 
@@ -219,13 +221,16 @@ class Embeddings:
         if index is None or self._state != "ready":
             raise RefusedError("conflict", (await self.status()).message)
         self._clearing = True
+        # Until all are gone, what is left belongs to the index and what went does not.
+        self._reload = True
         try:
             await self._delete_vectors("TRUE", ())
             index.clear()
+            self._reload = False
         finally:
             self._clearing = False
-        self._skipped.clear()
-        self._restart_sweep()
+            self._skipped.clear()
+            self._restart_sweep()
         return (await self.status()).chunks
 
     # ---- the task
@@ -369,6 +374,9 @@ class Embeddings:
         """
         while True:
             self._work = trio.Event()
+            if self._reload and not self._clearing:
+                self._reload = False
+                await self._load_index()
             await self._embed_fresh()
             if self._sweep_again:
                 self._sweep_again, self._sweep_below = False, None

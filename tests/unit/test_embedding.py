@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import trio
 
+from memory import vecrows
 from memory.embedding import FRESH_MAX, HINT, QUERIES_MAX, RECALL_WAIT_S, Embeddings
-from memory.errors import EmbedError, RefusedError
+from memory.errors import EmbedError, RefusedError, StoreError
 from memory.model import NoteIn
 from memory.trust import LOW, MAIN
 from tests.helpers.embedders import DyingEmbedder, PickyEmbedder, WordEmbedder
 from tests.helpers.memories import HOME, InlineOffload, Peer, note_body, open_world
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from memory.seams import Embedder
+    from apsw import Connection
+
+    from memory.seams import Cell, Embedder
     from tests.helpers.memories import World
 
 
@@ -52,6 +55,11 @@ async def no_rows(world: World, sql: str) -> bool:
 async def yes(so: bool) -> bool:
     await trio.lowlevel.checkpoint()
     return so
+
+
+async def holds(world: World, rows: int) -> bool:
+    """Whether `vec` has so many rows."""
+    return await counted(world) == rows
 
 
 async def embedded(world: World) -> None:
@@ -377,6 +385,35 @@ async def test_reembedding_makes_every_vector_anew(tmp_path: Path) -> None:
         assert len(embedder.texts) == 100
         assert await counted(world) == 50
         assert len(await nearest(world, words(4))) == 10
+
+
+async def test_reembedding_that_is_cut_short_leaves_index_and_rows_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled by its caller or out of disk, between two of its transactions."""
+    monkeypatch.setattr("memory.embedding.RETIRE_CHUNKS", 20)
+    ended: list[int] = []
+    execute = vecrows.execute
+
+    def execute_once(connection: Connection, sql: str, bound: Sequence[Cell]) -> None:
+        if ended:
+            raise StoreError("full", "the disk is full")
+        ended.append(1)
+        execute(connection, sql, bound)
+
+    embedder = WordEmbedder()
+    async with open_world(tmp_path, embedder=embedder) as world:
+        await fill(world, 50)
+        await embedded(world)
+        monkeypatch.setattr(vecrows, "execute", execute_once)
+        with pytest.raises(StoreError):
+            await world.embeddings.reembed()
+        await until(lambda: holds(world, 50))
+        await embedded(world)
+        assert len(embedder.texts) == 70, "the twenty that were deleted, and they alone"
+        index = world.embeddings.index
+        assert index is not None
+        assert len(index) == 50
 
 
 # ---- questions
