@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from memory.flow import flow
-from memory.sql import blobs
+from memory.sql import blobs, integers
 from memory.trust import (
     PERSON_TRUST,
     TRUST_MAX,
@@ -159,11 +159,14 @@ class Standings:
         self._authors: dict[int, Author] = {}
         self._by_subject: dict[Subject, list[Author]] = {}
         self._by_owner: dict[bytes, list[Author]] = {}
+        self._our_owners: set[bytes] = set()
         for row in connection.execute("SELECT id, device, agent, owner, class FROM author"):
             author = Author(*row)
             self._authors[author.id] = author
             self._by_subject.setdefault((author.device, author.agent), []).append(author)
             self._by_owner.setdefault(author.owner, []).append(author)
+            if is_ours(author.relation):
+                self._our_owners.add(author.owner)
         self._forked = frozenset(
             blobs(connection, "SELECT DISTINCT l.author FROM fork f JOIN log l ON l.n = f.log")
         )
@@ -223,12 +226,19 @@ class Standings:
 
     def domain(self, owner: bytes, depth: int = DEPTH) -> Standing | None:
         """A foreign owner's standing as a whole; None for the local owner, who has none."""
-        authors = self._by_owner.get(owner, [])
-        if any(is_ours(author.relation) for author in authors):
+        if owner in self._our_owners:
             return None
         known = self._domains.get((owner, depth))
         if known is None:
-            pieces = [piece for a in authors for piece in self._about(a, depth)]
+            authors = self._by_owner.get(owner, [])
+            # A member may make up thousands of agents: only those of whom something is known.
+            known_of = integers(
+                self.connection,
+                "SELECT a.id FROM author a WHERE a.owner = ? AND EXISTS"
+                " (SELECT 1 FROM evidence e WHERE e.about = a.id) ORDER BY a.id",
+                (owner,),
+            )
+            pieces = [p for a in known_of for p in self._about(self._authors[a], depth)]
             pieces += self._endorsements_of(owner, depth)
             start = max((start_s(author.relation) for author in authors), default=0.0)
             known = self._standing(start, owner, pieces, depth)
@@ -261,7 +271,7 @@ class Standings:
 
     def _persons_limit(self, owner: bytes) -> float:
         """What the person's own distrust leaves of a foreign owner's trust; 1 without one."""
-        if any(is_ours(author.relation) for author in self._by_owner.get(owner, [])):
+        if owner in self._our_owners:
             return 1.0
         said = [e for e in self._endorsements().get(owner, []) if self._ours(e.voter)]
         if not said or said[-1].level >= ENDORSED_LEVEL:
@@ -370,7 +380,7 @@ class Standings:
             by = row.by or b""
             if by == author.owner:
                 note = "its own owner"
-            elif any(is_ours(a.relation) for a in self._by_owner.get(by, [])):
+            elif by in self._our_owners:
                 weight = TRUST_MAX
             elif depth == 0:
                 return None
@@ -433,7 +443,7 @@ class Standings:
 
     def flow_to(self, owners: set[bytes]) -> int:
         """Units of the person's endorsement that reach these owners; the local owner is one."""
-        ours = {o for o in owners if any(is_ours(a.relation) for a in self._by_owner.get(o, []))}
+        ours = owners & self._our_owners
         foreign = owners - ours
         if not foreign:
             return min(1, len(ours))
@@ -451,8 +461,7 @@ class Standings:
             self._first = frozenset(
                 owner
                 for owner, authors in self._by_owner.items()
-                if not any(is_ours(author.relation) for author in authors)
-                and self._is_first(owner, authors)
+                if owner not in self._our_owners and self._is_first(owner, authors)
             )
         return self._first
 

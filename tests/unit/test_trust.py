@@ -175,3 +175,28 @@ async def test_a_fallen_author_loses_trust_in_everything_however_much_it_wrote(
         pass
     rows = await world.sql("SELECT eff_trust, tier, count(*) FROM memory GROUP BY 1, 2")
     assert rows == [(0.3, LOW, 1400)]
+
+
+async def test_the_agents_of_one_owner_are_folded_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than a batch, while the clock moves: time alone is no news."""
+    peer = Peer(world.clock, 7)
+    notes = [
+        peer.write(HOME, note_body(f"hello {n}", agent=f"agent{n}"), "invited") for n in range(80)
+    ]
+    await world.replica.admit(HOME, notes)
+    still = world.clock.wall_ms
+
+    def ticking() -> int:
+        world.clock.ms += 40
+        return still()
+
+    monkeypatch.setattr(world.clock, "wall_ms", ticking)
+    await world.desk.feedback(world.person, notes[0].id.hex(), "wrong")
+    batches = 1
+    while await world.replica.transact(lambda txn: work(txn, world.clock.wall_ms())):
+        batches += 1
+        assert batches < 10
+    found = await world.sql("SELECT count(DISTINCT round(trust, 3)) FROM author WHERE agent <> ''")
+    assert found == [(1,)]
