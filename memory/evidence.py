@@ -33,9 +33,9 @@ AUTHORS_INLINE: Final = 32
 some milliseconds."""
 
 OWNER_MOVED: Final = 1e-4
-"""Change of an owner's trust that its agents take over. Time alone moves it in every transaction, by
-some 1e-11 a millisecond: if that sufficed, the agents of an owner that has more of them than a batch
-would be folded for ever."""
+"""Change of an owner's trust that its agents take over. Time alone moves it in every transaction,
+by some 1e-11 a millisecond: were that enough, the agents of an owner that has more of them than a
+batch would be folded for ever."""
 
 
 class TrustEvent(NamedTuple):
@@ -422,22 +422,24 @@ def _next_memories(connection: apsw.Connection, limit: int) -> list[int]:
     if single:
         connection.executemany("DELETE FROM retrust WHERE memory = ?", [(m,) for m in single])
         return single
-    row = connection.execute("SELECT author, after FROM retrust_author LIMIT 1").fetchone()
-    if row is None:
-        return []
-    author, after = row
-    found = integers(
-        connection,
-        "SELECT id FROM memory WHERE author = ? AND id > ? ORDER BY id LIMIT ?",
-        (author, after, limit),
-    )
-    if len(found) < limit:
-        connection.execute("DELETE FROM retrust_author WHERE author = ?", (author,))
-    else:
-        connection.execute(
-            "UPDATE retrust_author SET after = ? WHERE author = ?", (found[-1], author)
+    while True:
+        row = connection.execute("SELECT author, after FROM retrust_author LIMIT 1").fetchone()
+        if row is None:
+            return []
+        author, after = row
+        found = integers(
+            connection,
+            "SELECT id FROM memory WHERE author = ? AND id > ? ORDER BY id LIMIT ?",
+            (author, after, limit),
         )
-    return found
+        if len(found) < limit:
+            connection.execute("DELETE FROM retrust_author WHERE author = ?", (author,))
+        else:
+            connection.execute(
+                "UPDATE retrust_author SET after = ? WHERE author = ?", (found[-1], author)
+            )
+        if found:  # of an author that only ever judged there are none: the next one's turn
+            return found
 
 
 # ---- for the trust desk
