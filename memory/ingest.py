@@ -137,7 +137,7 @@ def project(txn: Txn, entry: Entry, plain: bytes) -> None:
     match body:
         case NoteBody():
             _project_note(txn, entry, body)
-            _note_found(txn, entry, found)
+            note_found(txn, entry, found)
         case LinkBody():
             _project_link(txn, entry, body)
         case ForgetBody():
@@ -151,7 +151,7 @@ def project(txn: Txn, entry: Entry, plain: bytes) -> None:
             keep_endorsement(txn, entry.n, entry.hlc, _voter(txn, entry, body.agent), body)
 
 
-def _note_found(txn: Txn, entry: Entry, found: Found) -> None:
+def note_found(txn: Txn, entry: Entry, found: Found) -> None:
     """Mark a note that speaks to models; what others let slip in counts against them."""
     if found.flags:
         txn.connection.execute(
@@ -240,7 +240,7 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     text = clean(body.text)
     chunks = split(text)
     digest = content_hash(body.scope, body.kind, body.claim, text)
-    said = _said(body, text)
+    said = said_by(body, text)
     _insert_memory(
         txn,
         entry,
@@ -265,13 +265,13 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
             (author, scope, body.idem, digest, entry.n),
         )
     txn.events.append(("stored", entry.id, scope))
-    _relate(txn, entry, body, said[0], text)
+    relate(txn, entry, body, said[0], text)
     if not entry.fresh:
         _settle_neighbours(txn, entry)
         target_here(txn, entry.id, entry.n, author)
 
 
-def _said(body: NoteBody, text: str) -> tuple[int | None, int | None]:
+def said_by(body: NoteBody, text: str) -> tuple[int | None, int | None]:
     """(essence, key of the claim's value) of a note."""
     value = body.claim[2] if body.claim is not None else None
     if body.kind == "event":  # what happened twice is two events, however equal the words
@@ -281,7 +281,7 @@ def _said(body: NoteBody, text: str) -> tuple[int | None, int | None]:
     return essence(text, _heading(body), value), value_key(value)
 
 
-def _relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str) -> None:
+def relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str) -> None:
     """What others the memory is related to: its cluster, its statements, what they replace."""
     connection = txn.connection
     if said is not None:
@@ -292,7 +292,9 @@ def _relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str)
             txn.related.add(entry.id)
     if body.claim is None:
         for statement in guess(text):
-            connection.execute("INSERT INTO guess VALUES (?, ?, ?)", (entry.n, *statement))
+            connection.execute(
+                "INSERT OR IGNORE INTO guess VALUES (?, ?, ?)", (entry.n, *statement)
+            )
             txn.related.add(entry.id)
     if body.claim is not None or (not entry.fresh and _is_spoken_of(connection, entry.id)):
         restatus(txn, entry.id)
@@ -332,7 +334,7 @@ def _insert_memory(
     said: tuple[int | None, int | None],
     size: tuple[int, int, int, int],
 ) -> None:
-    claim = None if body.claim is None else _claim_row(txn.connection, scope, body.claim)
+    claim = None if body.claim is None else claim_row(txn.connection, scope, body.claim)
     speaker = clean_line(body.speaker) if body.speaker else None
     expires_ms = None if body.ttl_s is None else (entry.hlc >> 16) + body.ttl_s * 1000
     txn.connection.execute(
@@ -384,7 +386,8 @@ def _source_json(body: NoteBody) -> str | None:
     )
 
 
-def _claim_row(connection: apsw.Connection, scope: int, claim: tuple[str, str, str]) -> int:
+def claim_row(connection: apsw.Connection, scope: int, claim: tuple[str, str, str]) -> int:
+    """Row of a claim's key, made on first use."""
     key = (scope, key_part(clean_line(claim[0])), key_part(clean_line(claim[1])))
     connection.execute(
         "INSERT OR IGNORE INTO claim(scope, subject, attribute) VALUES (?, ?, ?)", key
@@ -520,7 +523,6 @@ def resettle(txn: Txn, n: int, record_id: bytes) -> None:
         )
     for target in targets:
         restatus(txn, target)
-        _settle_link(txn, target)
         _settle_link(txn, target)
 
 

@@ -80,6 +80,7 @@ FATES: Final[Mapping[str, Fate]] = {
     "rollback": "judged",
     "muted": "judged",
     "faded": "judged",
+    "unread": "derived",
     "entity": "derived",
     "mention": "derived",
     "edge": "derived",

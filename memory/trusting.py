@@ -15,6 +15,7 @@ import trio
 
 from memory import rollback as undoing
 from memory import trustviews as views
+from memory.backfill import backfill
 from memory.bodies import EndorseBody, VerdictBody
 from memory.errors import RefusedError, StoreError
 from memory.evidence import (
@@ -168,6 +169,8 @@ class TrustDesk:
     async def catch_up(self) -> None:
         """After a start: what an older version could not read, what a crash interrupted."""
         await self._replica.transact(project_kept)
+        while await self._replica.transact(backfill):
+            pass  # each batch its own transaction: other writers come in between
         for rollback in await self._db.read(undoing.unfinished):
             await self._finish(rollback)
 

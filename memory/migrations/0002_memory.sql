@@ -142,8 +142,21 @@ CREATE TABLE guess(
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX guess_key ON guess(key);
 
+-- Memories that the first version wrote: what is derived from their texts is still to be filled in
+-- (memory/backfill.py). Confirming links become evidence as if they came today.
+CREATE TABLE unread(memory INTEGER PRIMARY KEY) STRICT;
+INSERT INTO unread SELECT id FROM memory;
+INSERT INTO evidence(about, target, memory, kind, voter, rec, seen, hlc, at_ms)
+  SELECT m.author, l.dst, m.id, 'confirms', l.author, l.n,
+    CASE WHEN v.class = 'own' AND v.agent <> '' THEN 'ask' ELSE '' END, l.hlc, l.hlc >> 16
+  FROM link l JOIN author v ON v.id = l.author LEFT JOIN record r ON r.id = l.dst
+  LEFT JOIN memory m ON m.id = r.n WHERE l.type = 'confirms';
+INSERT INTO refold SELECT DISTINCT about FROM evidence WHERE about IS NOT NULL;
+INSERT INTO retrust SELECT DISTINCT memory FROM evidence WHERE memory IS NOT NULL;
+
 -- An erased memory leaves no relation; the others of its cluster are named anew.
 CREATE TRIGGER memory_unrelated AFTER DELETE ON memory BEGIN
+  DELETE FROM unread WHERE memory = OLD.id;
   DELETE FROM guess WHERE memory = OLD.id;
   DELETE FROM dispute WHERE a = OLD.id OR b = OLD.id;
   UPDATE memory SET cluster = (SELECT CASE WHEN count(*) > 1 THEN min(x.id) END FROM memory x
