@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from memory.sql import blobs, integers, number
 from memory.standing import DEPTH, Standings, weigh_memory
-from memory.status import derived_from, refold_one, restatus_replaced
+from memory.status import derived_from, refold_one, restatus_judged
 from memory.trust import ALARM_FALL, DAY_MS, KINDS, EvidenceKind, tier_of
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ def _memories(txn: Txn, standings: Standings, limit: int) -> None:
             if weigh_memory(connection, standings, memory) is None:
                 continue  # erased meanwhile
             if connection.changes():
-                restatus_replaced(txn, memory)
+                restatus_judged(txn, memory)
             if refold_one(txn, memory):
                 for child in derived_from(connection, memory):
                     _again(connection, child)

@@ -93,7 +93,7 @@ made anew from the bodies."""
 
 JUDGED_COLUMNS: Final = (
     "status", "tier", "origin_trust", "eff_trust", "expires_ms", "backed", "confirmations",
-    "vouched", "cluster", "flags", "uses", "used_ms",
+    "vouched", "denied", "cluster", "flags", "uses", "used_ms",
 )  # fmt: skip
 """Of a memory: what was decided here, without a word of its text."""
 

@@ -86,11 +86,13 @@ class MemoryVoices(NamedTuple):
     Attributes:
         confirmations: independent owners that confirm it.
         flow: how far the person's endorsement reaches them.
+        against: how far it reaches the owners that refute it.
         person: what the person's newest verdict says: `useful`, `wrong` or empty.
     """
 
     confirmations: int
     flow: int
+    against: int
     person: str
 
 
@@ -482,6 +484,7 @@ class Standings:
         """What is said of a memory by the person and by independent owners."""
         about = self._authors[author]
         owners: set[bytes] = set()
+        refuters: set[bytes] = set()
         person, newest = "", (0, b"")
         for raw in self.connection.execute(_OF_MEMORY, (memory,)):
             row = _Row(*raw)
@@ -492,9 +495,9 @@ class Standings:
                 if (piece.hlc, piece.id) >= newest:
                     newest = (piece.hlc, piece.id)
                     person = "useful" if piece.kind == "owner_useful" else "wrong"
-            elif piece.kind == "confirmed" and (piece.weight or 0.0) >= VOICE_MIN:
-                owners.add(piece.owner)
-        return MemoryVoices(len(owners), self.flow_to(owners), person)
+            elif piece.kind in {"confirmed", "refuted"} and (piece.weight or 0.0) >= VOICE_MIN:
+                (owners if piece.kind == "confirmed" else refuters).add(piece.owner)
+        return MemoryVoices(len(owners), self.flow_to(owners), self.flow_to(refuters), person)
 
 
 def weigh_memory(
@@ -507,13 +510,17 @@ def weigh_memory(
     said = standings.voices(memory, int(row[0]))
     # The person's word shows it; that of two independent owners too, unless the person objects.
     backed = said.person == "useful" or (said.flow >= 2 and said.person != "wrong")
+    # Nobody refutes what the person here said, nor for them what the person says is useful.
+    about = standings.row(int(row[0]))
+    denied = said.against >= 2 and said.against > said.flow and said.person != "useful"
+    denied = denied and not is_person(about.relation, about.agent)
     vouched = vouched_trust(said.flow) if backed else 0.0
     if said.person == "useful":
         vouched = max(vouched, PERSONS_VOUCH)
     connection.execute(
-        "UPDATE memory SET backed = ?1, confirmations = ?2, vouched = ?3 WHERE id = ?4"
-        " AND (backed <> ?1 OR confirmations <> ?2 OR vouched <> ?3)",
-        (int(backed), said.confirmations, vouched, memory),
+        "UPDATE memory SET backed = ?1, confirmations = ?2, vouched = ?3, denied = ?5 WHERE id = ?4"
+        " AND (backed <> ?1 OR confirmations <> ?2 OR vouched <> ?3 OR denied <> ?5)",
+        (int(backed), said.confirmations, vouched, memory, int(denied)),
     )
     return said
 

@@ -31,8 +31,8 @@ FOLDED: Final = frozenset({"active", "superseded", "refuted", "forgotten"})
 _SUPERSEDED: Final = "SELECT EXISTS (SELECT 1 FROM replacement WHERE dst = ?)"
 """What validly replaces what is a view: migrations/0002_memory.sql."""
 
-# The newest verdict of the person here, else of the person whose agents wrote it. Of nobody else: a
-# stranger's verdict, or an agent's, moves trust and no status.
+# The newest verdict of the person here, else of the person whose agents wrote it. A stranger's or
+# an agent's moves trust and no status; those of two independent owners do (`memory.denied`).
 _PERSON_SAID: Final = """
 SELECT e.kind FROM evidence e JOIN record vr ON vr.n = e.rec AND vr.state = 'live'
 JOIN author v ON v.id = e.voter
@@ -94,6 +94,8 @@ def folded_status(connection: apsw.Connection, record_id: bytes, memory: int, ow
         return "forgotten"
     if connection.execute(_PERSON_SAID, (record_id, owner)).get in ("wrong", "harmful"):
         return "refuted"
+    if connection.execute("SELECT denied FROM memory WHERE id = ?", (memory,)).get:
+        return "refuted"
     if connection.execute(_SUPERSEDED, (memory,)).get:
         return "superseded"
     return "active"
@@ -122,9 +124,10 @@ def expire(txn: Txn, memories: Sequence[int]) -> int:
     return len(memories)
 
 
-def restatus_replaced(txn: Txn, memory: int) -> None:
-    """Fold those a memory is said to replace: who backs it has changed."""
+def restatus_judged(txn: Txn, memory: int) -> None:
+    """Fold a memory and those it is said to replace: who backs or refutes it has changed."""
     for record_id in blobs(txn.connection, "SELECT id FROM record WHERE n = ?", (memory,)):
+        restatus(txn, record_id)
         for dst in replaced_by(txn.connection, record_id):
             restatus(txn, dst)
 

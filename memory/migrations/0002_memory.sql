@@ -83,6 +83,8 @@ CREATE INDEX muted_by ON muted(rollback, n);
 ALTER TABLE memory ADD COLUMN backed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE memory ADD COLUMN confirmations INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE memory ADD COLUMN vouched REAL NOT NULL DEFAULT 0;
+-- denied: independent owners refute it, flow >= 2 and more than confirm it, against nobody's word here.
+ALTER TABLE memory ADD COLUMN denied INTEGER NOT NULL DEFAULT 0;
 -- From when a fall of trust is measured: .3 within a day is an alarm.
 ALTER TABLE author ADD COLUMN day_ms INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE author ADD COLUMN day_trust REAL NOT NULL DEFAULT 0;

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from memory.bodies import LinkBody
+from memory.bodies import EndorseBody, LinkBody, VerdictBody
+from memory.evidence import observe
 from memory.model import Claim, NoteIn, Query
+from memory.trust import VOICE_MIN
 from tests.helpers.memories import HOME, Peer, note_body, open_world
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from memory.bodies import Outcome
     from memory.model import Caller
+    from memory.txn import Txn
     from tests.helpers.memories import World
+    from tests.helpers.plain_sealer import PlainRecord
 
 pytestmark = pytest.mark.attack
 
@@ -169,3 +175,120 @@ def _query(trust_min: float = 0.0) -> Query:
 
 async def _trusts(world: World) -> list[object]:
     return [row[0] for row in await world.sql("SELECT eff_trust FROM memory ORDER BY id")]
+
+
+# ---- refuting what another owner said
+
+
+async def _strangers_note(world: World) -> PlainRecord:
+    author = Peer(world.clock, 7)
+    record = author.write(HOME, note_body("tea is green", agent="bob7"), "other")
+    await world.replica.admit(HOME, [record])
+    return record
+
+
+def _wrong(record: bytes, outcome: Outcome = "wrong") -> VerdictBody:
+    return VerdictBody("judge", record, outcome, "evidence", b"e" * 32, None)
+
+
+async def test_two_independent_owners_refute_and_one_does_not(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        record = await _strangers_note(world)
+        for seed, becomes in ((8, "active"), (9, "refuted")):
+            said = Peer(world.clock, seed).write(HOME, _wrong(record.id), "invited")
+            await world.replica.admit(HOME, [said])
+            assert await _status(world, record.id) == becomes
+        # A word of the person is worth more, and while it stands nobody else's counts.
+        await world.desk.feedback(world.person, record.id.hex(), "useful")
+        assert await _status(world, record.id) == "active"
+
+
+async def test_a_refutation_ends_with_the_trust_in_those_who_said_it(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        record = await _strangers_note(world)
+        judges = [Peer(world.clock, seed) for seed in (8, 9)]
+        said = [judge.write(HOME, _wrong(record.id), "invited") for judge in judges]
+        await world.replica.admit(HOME, said)
+        assert await _status(world, record.id) == "refuted"
+        await world.replica.settle(HOME, void=[said[0].id])
+        await world.desk.settle()
+        assert await _status(world, record.id) == "active"
+        await world.replica.settle(HOME, revive=[said[0].id])
+        await world.desk.settle()
+        assert await _status(world, record.id) == "refuted"
+        await world.desk.distrust(world.person, "judge@" + judges[1].sealer.device.hex())
+        await world.desk.settle()
+        assert await _status(world, record.id) == "active"
+
+
+async def test_refutations_fold_alike_in_any_order_of_arrival(tmp_path: Path) -> None:
+    for at, order in enumerate(itertools.permutations(range(4))):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        async with open_world(folder, inline=True) as world:
+            note = Peer(world.clock, 7).write(HOME, note_body("tea is green"), "other")
+            records = [
+                note,
+                Peer(world.clock, 8).write(HOME, _wrong(note.id), "invited"),
+                Peer(world.clock, 9).write(HOME, _wrong(note.id, "harmful"), "invited"),
+                Peer(world.clock, 6).write(HOME, _wrong(note.id, "useful"), "invited"),
+            ]
+            for which in order:
+                await world.replica.admit(HOME, [records[which]])
+            await world.desk.settle()
+            assert await _status(world, note.id) == "refuted", order
+
+
+async def test_two_devices_of_one_owner_do_not_refute(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        record = await _strangers_note(world)
+        first = Peer(world.clock, 8)
+        second = Peer(world.clock, 9, owner=first.sealer.device)
+        for judge in (first, second):
+            said = judge.write(HOME, _wrong(record.id), "invited")
+            await world.replica.admit(HOME, [said])
+        await world.desk.settle()
+        assert await _status(world, record.id) == "active"
+
+
+async def test_sybils_behind_one_member_do_not_refute(tmp_path: Path) -> None:
+    """Each of them is trusted enough to be heard: their voices count, as one."""
+    async with open_world(tmp_path) as world:
+        record = await _strangers_note(world)
+        member = Peer(world.clock, 8)
+        sybils = [Peer(world.clock, seed) for seed in (20, 21)]
+        said = [member.write(HOME, _wrong(record.id), "invited")]
+        for sybil in sybils:
+            praise = EndorseBody("x", sybil.sealer.device, 100, None)
+            said.append(member.write(HOME, praise, "invited"))
+            said.append(sybil.write(HOME, _wrong(record.id), "other"))
+        await world.replica.admit(HOME, said)
+        await world.desk.endorse(world.person, "judge@" + member.sealer.device.hex(), 100)
+
+        def earn(txn: Txn) -> None:
+            for sybil in sybils:
+                author = txn.connection.execute(
+                    "SELECT id FROM author WHERE device = ?", (sybil.sealer.device,)
+                ).get
+                for _ in range(2):
+                    observe(txn, author=int(str(author)), kind="conflict_won", at_ms=txn.now_ms)
+
+        await world.replica.transact(earn)
+        await world.desk.settle()
+        for sybil in sybils:
+            rows = await world.sql("SELECT trust FROM author WHERE device = ?", sybil.sealer.device)
+            assert float(str(rows[0][0])) >= VOICE_MIN
+        assert await _status(world, record.id) == "active"
+
+
+async def test_others_do_not_refute_the_person(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        mine = bytes.fromhex(await world.say("tea is green", world.person))
+        agents = bytes.fromhex(await world.say("coffee is black", world.agent()))
+        for seed in (8, 9):
+            judge = Peer(world.clock, seed)
+            said = [judge.write(HOME, _wrong(target), "invited") for target in (mine, agents)]
+            await world.replica.admit(HOME, said)
+        await world.desk.settle()
+        assert await _status(world, mine) == "active"
+        assert await _status(world, agents) == "refuted"
