@@ -67,6 +67,9 @@ _UNPROVEN: Final = (
     " CROSS JOIN author a ON a.id = m.author"
     f" WHERE m.eff_trust < {STRUCTURE_TRUST} AND a.class NOT IN ('own', 'own_device')"
 )
+_ANY_UNPROVEN: Final = (
+    "SELECT EXISTS (SELECT 1 FROM author WHERE class NOT IN ('own', 'own_device'))"
+)
 _NOT_OF: Final = (
     f" AND NOT (m.eff_trust < {STRUCTURE_TRUST} AND m.author IN"
     " (SELECT a.id FROM author a CROSS JOIN json_each(?) o ON a.owner = unhex(o.value)))"
@@ -266,6 +269,8 @@ def spare_places(
         memories: rows in order of their score, best first; one may stand there several times.
     """
     ranked = list(dict.fromkeys(memories))
+    if not connection.execute(_ANY_UNPROVEN).get:
+        return set(ranked), []
     rows = connection.execute(_UNPROVEN, (json.dumps(ranked),))
     owners = {cast("int", memory): cast("bytes", owner) for memory, owner in rows}
     taken: dict[bytes, int] = {}
