@@ -34,6 +34,10 @@ GROUP BY r.id ORDER BY min(j.key)
 """
 
 
+COMMON_MIN: Final = 3
+"""Common words from which one text is said to be in the other. Guess."""
+
+
 class Recalled(NamedTuple):
     """A memory that a session was shown.
 
@@ -63,7 +67,19 @@ def parents(text: str, recalled: Sequence[Recalled]) -> tuple[bytes, ...]:
         recalled: the latest first; of equally close ones the latest counts.
     """
     words = content_words(text)
-    close = [(containment(words, item.words), item.id) for item in recalled]
+    close = [(_repeated(words, item.words), item.id) for item in recalled]
     close = [(share, record) for share, record in close if share >= LINEAGE_CONTAINMENT]
     close.sort(key=lambda found: -found[0])
     return tuple(record for _, record in close[:PARENTS_MAX])
+
+
+def _repeated(a: frozenset[str], b: frozenset[str]) -> float:
+    """Containment; of one or two common words the share of the larger text.
+
+    Else a peer's note of one word would be in every note that uses it: its author could take the
+    trust from them, and by erasing it destroy them.
+    """
+    common = len(a & b)
+    if common < COMMON_MIN:
+        return common / max(len(a), len(b), 1)
+    return containment(a, b)

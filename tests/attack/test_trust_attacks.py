@@ -111,3 +111,17 @@ async def test_recalled_text_told_on_by_two_agents_and_a_peer_stays_what_it_was(
     rows = await world.sql("SELECT max(eff_trust) FROM memory")
     assert rows == [(0.3,)]
     assert (await world.find("token expires")).hits == []
+
+
+async def test_a_peers_single_word_is_no_parent_of_what_uses_it(world: World) -> None:
+    """Else its author would lower an own agent's notes, and destroy them by erasing the word."""
+    word = Peer(world.clock, 7).write(HOME, note_body("postgres"), "invited")
+    await world.replica.admit(HOME, [word])
+    assert (await world.find("postgres", world.agent("claude"))).hits
+    note = await world.say(
+        "We decided to run postgres 16 with streaming replicas and nightly dumps",
+        world.agent("claude"),
+    )
+    await world.replica.settle(HOME, erase=[(word.id, bytes(32), 1)])
+    (hit,) = (await world.memory.get(world.agent(), [note])).hits
+    assert hit.trust == pytest.approx(0.86, abs=0.004)
