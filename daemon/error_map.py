@@ -35,6 +35,7 @@ _REFUSED: Final[Mapping[str, str]] = {
     "forbidden": "forbidden",
     "not_found": "not_found",
     "conflict": "conflict",
+    "state": "invalid_state",
     "too_large": "too_large",
     "invalid": "invalid_params",
     "secret": "secret_refused",

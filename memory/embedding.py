@@ -215,11 +215,11 @@ class Embeddings:
         Recall goes on by words until they are there.
 
         Raises:
-            RefusedError: `conflict`: there is no embedder, or it is not ready yet.
+            RefusedError: `state`: there is no embedder, or it is not ready yet.
         """
         index = self.index
         if index is None or self._state != "ready":
-            raise RefusedError("conflict", (await self.status()).message)
+            raise RefusedError("state", (await self.status()).message)
         self._clearing = True
         # Until all are gone, what is left belongs to the index and what went does not.
         self._reload = True

@@ -25,8 +25,8 @@ class RefusedError(MemoryStoreError):
     """A well-formed request that may not be carried out.
 
     Args:
-        reason: `forbidden`, `not_found`, `conflict`, `too_large`, `invalid`, `secret`, `rate` or
-            `unknown_scope`.
+        reason: `forbidden`, `not_found`, `conflict`, `state`, `too_large`, `invalid`, `secret`,
+            `rate` or `unknown_scope`.
         message: what is wrong and what to do; never memory text.
     """
 

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import numpy as np
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from memory.needleindex import NeedleIndex
 
 SLICES: Final = 3
 WORDS: Final = 3
@@ -185,7 +184,9 @@ def scan(folder: Path, needles: Sequence[Needle]) -> Scan:
 
     Not for the process that has the database open: see the module's text.
     """
-    index = _Index(needles)
+    from memory.needleindex import NeedleIndex
+
+    index = NeedleIndex(needles)
     result = Scan(0, 0, [], [])
     for path in _files(folder):
         name = str(path.relative_to(folder))
@@ -211,7 +212,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _scan_file(
-    read: Callable[[int], bytes], name: str, index: _Index, result: Scan, *, in_logs: bool
+    read: Callable[[int], bytes], name: str, index: NeedleIndex, result: Scan, *, in_logs: bool
 ) -> int:
     """Search one file, block by block; how many bytes it has."""
     overlap = index.longest - 1
@@ -229,49 +230,6 @@ def _scan_file(
         if len(result.findings) >= HITS_MAX:
             break
     return at
-
-
-class _Index:
-    """Needles by their first six bytes.
-
-    A node has files of hundreds of megabytes and a batch thousands of needles: every place of a
-    file is hashed at once, and only where a needle may begin are bytes compared.
-    """
-
-    _BITS = 20
-    _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-    """2^64 / golden ratio (Knuth, TAOCP 6.4): spreads neighbouring keys."""
-
-    def __init__(self, needles: Sequence[Needle]) -> None:
-        self.needles = [needle for needle in needles if len(needle.data) >= KEY_BYTES]
-        assert len(self.needles) == len(needles), "prepare makes no shorter ones"
-        self.longest = max((len(needle.data) for needle in needles), default=1)
-        self._by_key: dict[bytes, list[int]] = {}
-        for number, needle in enumerate(needles):
-            self._by_key.setdefault(needle.data[:KEY_BYTES], []).append(number)
-        self._table = np.zeros(1 << self._BITS, dtype=np.bool_)
-        if self._by_key:
-            first = np.frombuffer(b"".join(sorted(self._by_key)), dtype=np.uint8)
-            rows = first.reshape(-1, KEY_BYTES)
-            self._table[self._hash([rows[:, i] for i in range(KEY_BYTES)])] = True
-
-    def _hash(self, columns: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint64]:
-        key = np.zeros(len(columns[0]), dtype=np.uint64)
-        for column in columns:
-            key = (key << np.uint64(8)) | column
-        return (key * self._FACTOR) >> np.uint64(64 - self._BITS)
-
-    def find(self, data: bytes) -> Iterator[tuple[int, int]]:
-        """(offset, needle) of every needle in the data."""
-        places = len(data) - KEY_BYTES + 1
-        if places <= 0 or not self._by_key:
-            return
-        values = np.frombuffer(data, dtype=np.uint8)
-        hashes = self._hash([values[i : i + places] for i in range(KEY_BYTES)])
-        for offset in np.flatnonzero(self._table[hashes]).tolist():
-            for number in self._by_key.get(data[offset : offset + KEY_BYTES], ()):
-                if data.startswith(self.needles[number].data, offset):
-                    yield offset, number
 
 
 def main() -> int:

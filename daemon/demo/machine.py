@@ -56,7 +56,7 @@ class Machine:
             CommandFailed: with what it printed.
         """
         done = await trio.run_process(
-            [sys.executable, "-m", "daemon", *words],
+            [sys.executable, "-P", "-m", "daemon", *words],
             env=self.env,
             capture_stdout=True,
             capture_stderr=True,
@@ -92,7 +92,7 @@ class Machine:
     async def stop(self) -> None:
         """End the daemon, if there is one."""
         await trio.run_process(
-            [sys.executable, "-m", "daemon", "down", "--now"],
+            [sys.executable, "-P", "-m", "daemon", "down", "--now"],
             env=self.env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

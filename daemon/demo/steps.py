@@ -138,7 +138,7 @@ def relay(machine: Machine, agent: str) -> StdioServerParameters:
     """How an MCP client starts the relay."""
     return StdioServerParameters(
         command=sys.executable,
-        args=["-m", "daemon", "mcp"],
+        args=["-P", "-m", "daemon", "mcp"],
         env={**machine.env, "COVEY_AGENT": agent},
     )
 
