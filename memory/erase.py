@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from memory.bodies import ENTRY_KIND
+from memory.dedupe import content_words
 from memory.evidence import observe, restate_voter
 from memory.flags import PARENT_ERASED
 from memory.fts import move_to_tier
@@ -66,7 +67,9 @@ BY_ID: Final = (("link", "src"), ("link", "dst"), ("forgetting", "target"))
 """Tables that name a memory by its record id."""
 
 
-def erase_record(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes] | None:
+def erase_record(
+    txn: Txn, record_id: bytes, by: bytes, hlc: int, *, copies_only: bool = False
+) -> list[bytes] | None:
     """Erase one record's content, for ever: its body is never taken again.
 
     Args:
@@ -74,6 +77,7 @@ def erase_record(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]
         record_id: which; it may not be here yet, and is refused then when it comes.
         by: id of the erase record, `HERE` for one that was told to this machine alone.
         hlc: its time, 0 likewise.
+        copies_only: of what was derived from it, only repetitions of its text go along.
 
     Returns:
         Ids of own records that were derived from it and have to go with it; None for a control
@@ -96,6 +100,8 @@ def erase_record(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]
     if by != HERE:
         _note_quick(txn, n, record_id, hlc >> 16)
     derived = own_derived(connection, record_id)
+    if copies_only:
+        derived = _copies(connection, record_id, derived)
     connection.execute(
         "UPDATE record SET state = 'stub' WHERE n = ? AND state IN ('live', 'sealed')", (n,)
     )
@@ -124,20 +130,53 @@ def _note_quick(txn: Txn, n: int, record_id: bytes, at_ms: int) -> None:
 
 
 def erase_all(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]:
-    """As `erase_record`, with all that this device derived from it; ids erased, the target first.
+    """As `erase_record`, with what this device derived from it; ids erased, the target first.
 
-    Others' memories derived from it stay, marked, and lose the trust that came from it.
+    Others' memories derived from it stay, marked, and lose the trust that came from it. So do own
+    ones that merely lean on a foreign author's text: that author decides about its words, wherever
+    they stand, but must not be able to destroy what was thought about them.
     """
+    copies_only = by != HERE and _is_foreign(txn.connection, record_id)
     done: dict[bytes, None] = {}
     pending = [record_id]
     # Ends: what is derived names its parents by hash, so there are no cycles.
     while pending:
         current = pending.pop()
-        derived = None if current in done else erase_record(txn, current, by, hlc)
+        derived = None
+        if current not in done:
+            derived = erase_record(txn, current, by, hlc, copies_only=copies_only)
         if derived is not None:
             done[current] = None
             pending += derived
     return list(done)
+
+
+def _is_foreign(connection: apsw.Connection, record_id: bytes) -> bool:
+    """Whether somebody else wrote it; so is what is not here."""
+    row = connection.execute(
+        "SELECT a.class FROM record r JOIN memory m ON m.id = r.n JOIN author a ON a.id = m.author"
+        " WHERE r.id = ?",
+        (record_id,),
+    ).fetchone()
+    return row is None or row[0] not in ("own", "own_device")
+
+
+def _copies(connection: apsw.Connection, record_id: bytes, derived: list[bytes]) -> list[bytes]:
+    """Those that share half of the larger text's content words with the record."""
+    words = _words_of(connection, record_id)
+    copies = []
+    for child in derived:
+        theirs = _words_of(connection, child)
+        if 2 * len(words & theirs) >= max(len(words), len(theirs), 1):
+            copies.append(child)
+    return copies
+
+
+def _words_of(connection: apsw.Connection, record_id: bytes) -> frozenset[str]:
+    rows = connection.execute(
+        "SELECT c.text FROM record r JOIN chunk c ON c.memory = r.n WHERE r.id = ?", (record_id,)
+    )
+    return content_words(" ".join(str(text) for (text,) in rows))
 
 
 def own_derived(connection: apsw.Connection, record_id: bytes) -> list[bytes]:

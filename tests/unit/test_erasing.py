@@ -256,13 +256,20 @@ async def test_what_this_device_concluded_goes_too_and_others_is_marked(tmp_path
         assert float(str(row[1])) <= 0.3 < before
 
 
-async def test_a_peers_erase_record_takes_own_conclusions_along(tmp_path: Path) -> None:
+async def test_a_peers_erase_record_takes_own_copies_along_and_no_more(tmp_path: Path) -> None:
     async with desk(tmp_path) as (world, _, _told):
-        source = Peer(world.clock, 9).write(HOME, note_body("the source of bob"), "invited")
+        text = "the compressor of bob leaks at the second valve"
+        source = Peer(world.clock, 9).write(HOME, note_body(text), "invited")
         await world.replica.admit(HOME, [source])
-        mine = await world.say("my conclusion", derived_from=[source.id.hex()])
+        parent = [source.id.hex()]
+        copy = await world.say(f"bob says {text}", derived_from=parent)
+        thought = await world.say("order spare parts before the audit", derived_from=parent)
+        further = await world.say("spare parts cost forty", derived_from=[copy])
         assert await world.replica.settle(HOME, erase=[(source.id, b"e" * 32, 7)]) == 2
-        assert list(await world.replica.erased(HOME, world.sealer.device)) == [bytes.fromhex(mine)]
+        assert list(await world.replica.erased(HOME, world.sealer.device)) == [bytes.fromhex(copy)]
+        left = await world.memory.get(world.person, [thought, further])
+        assert [hit.id for hit in left.hits] == [thought, further]
+        assert all("parent_erased" in hit.flags for hit in left.hits)
 
 
 async def test_taking_back_what_was_just_used_is_evidence_against_a_foreign_author(
