@@ -90,7 +90,7 @@ class Recaller:
         self, who: Caller, query: Query, embeddings: Embeddings, index: VectorIndex
     ) -> Answered:
         asked = self._question(who, query, index.model)
-        found = await self._db.read(lambda c: self._look_up(c, asked))
+        found = await self._db.read(lambda c: self._look_up(c, asked, index))
         if isinstance(found, Answered):
             return found
         vector = await embeddings.query_vector(dense_text(query.query, found.all))
@@ -106,11 +106,14 @@ class Recaller:
             self.cache.flushes,
         )
 
-    def _look_up(self, connection: apsw.Connection, asked: _Question) -> Answered | Names:
+    def _look_up(
+        self, connection: apsw.Connection, asked: _Question, index: VectorIndex
+    ) -> Answered | Names:
         """The answer kept for this, or whom the question names."""
         scopes = readable(connection, asked.who.read, asked.query.scope)
         if self._config.cache:
-            kept = self.cache.find(asked.key, asked.kind, stamp_of(scopes), asked.now_ms)
+            stamp = stamp_of(scopes, index)
+            kept = self.cache.find(asked.key, asked.kind, stamp, asked.now_ms)
             if kept is not None:
                 return kept
         return known_names(connection, asked.query.query, [scope.id for scope in scopes])
@@ -125,7 +128,7 @@ class Recaller:
     ) -> Answered:
         """Rank, in one read transaction."""
         scopes = readable(connection, asked.who.read, asked.query.scope)
-        stamp = stamp_of(scopes)
+        stamp = stamp_of(scopes, index)
         if names is None and self._config.cache:
             kept = self.cache.find(asked.key, asked.kind, stamp, asked.now_ms)
             if kept is not None:

@@ -3,8 +3,10 @@
 Every change that an answer could show raises the generation of its scope, by the writer or by a
 trigger of the schema, in the transaction that makes it. An answer is kept with the generations that
 its own read transaction saw, and is given again only to a caller of the same scopes who asks the
-same, inside a read transaction that sees the same generations: a write is seen at once. Answers
-differ in how long they hold and how often they come again, so each kind has a part of the room.
+same, inside a read transaction that sees the same generations: a write is seen at once. Vectors
+are searched in memory, where they arrive after their commit, so their changes there count too.
+Answers differ in how long they hold and how often they come again, so each kind has a part of the
+room.
 
 No near match: reusing the answer of a similar question at cosine .85 hits 17 % of LoCoMo's
 questions and cuts the evidence found from .81 to .67; at .95 it costs nothing and hits 1.3 %.
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from memory.behaviour import Shown
     from memory.model import Caller, Hits, Query, ScopeSet
     from memory.scopes import ScopeRow
+    from memory.vectors import VectorIndex
 
 Kind: TypeAlias = Literal["identifier", "temporal", "concept"]
 
@@ -50,8 +53,9 @@ ANSWER_CHARS_MAX: Final = 65_536
 Key: TypeAlias = "tuple[bytes, ScopeSet, str]"
 """(the query with its arguments, what the caller may read, embedder)."""
 
-Stamp: TypeAlias = "tuple[tuple[int, int], ...]"
-"""(scope row, generation) of all scopes an answer came from."""
+Stamp: TypeAlias = "tuple[tuple[tuple[int, int], ...], tuple[int, ...]]"
+"""(scope row, generation) of all scopes an answer came from, and how often the vectors of each had
+changed in memory before it was made."""
 
 _NOW: Final = re.compile(
     r"\b(now|today|tonight|yesterday|tomorrow|currently|current|latest|newest|recent|recently|ago"
@@ -88,9 +92,10 @@ def key_of(who: Caller, query: Query, embedder: str) -> Key:
     return msgspec.msgpack.encode(asked), who.read, embedder
 
 
-def stamp_of(scopes: Sequence[ScopeRow]) -> Stamp:
-    """Generations of the scopes read."""
-    return tuple((scope.id, scope.generation) for scope in scopes)
+def stamp_of(scopes: Sequence[ScopeRow], vectors: VectorIndex | None = None) -> Stamp:
+    """What the scopes read have been through; take it before searching them."""
+    epochs = () if vectors is None else vectors.epochs([scope.id for scope in scopes])
+    return tuple((scope.id, scope.generation) for scope in scopes), epochs
 
 
 def kind_of(query: Query) -> Kind:

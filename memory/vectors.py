@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -183,6 +184,7 @@ class VectorIndex:
         # By memory row: the number of its segment and the place of its first vector in there.
         self._home = np.full(1024, _NOWHERE, np.int32)
         self._head = np.full(1024, _NOWHERE, np.int32)
+        self._epochs: Counter[int] = Counter()
 
     # ---- asking; any thread
 
@@ -198,6 +200,15 @@ class VectorIndex:
             for (scope, _), segment in self._segments.items():
                 found[scope] = found.get(scope, 0) + segment.n - segment.dead
         return {scope: n for scope, n in found.items() if n}
+
+    def epochs(self, scopes: Sequence[int]) -> tuple[int, ...]:
+        """How often the vectors of each scope have changed here.
+
+        Vectors arrive after the commit that stores them, so a transaction's generations alone do
+        not tell what a search in it could find.
+        """
+        with self._lock:
+            return tuple(self._epochs[scope] for scope in scopes)
 
     @property
     def held_bytes(self) -> int:
@@ -360,6 +371,7 @@ class VectorIndex:
         held = block.held.copy()
         # Past the limit a code stays in the database alone.
         held[np.cumsum(held) > self._held_max - self._held] = False
+        self._epochs[segment.key[0]] += 1
         places = np.arange(start, end, dtype=np.int32)
         arrays.bits[:, start:end] = block.bits
         arrays.codes[places[held]] = block.codes[held]
@@ -432,6 +444,7 @@ class VectorIndex:
 
     def _empty(self, segment: _Segment, places: NDArray[np.int32]) -> None:
         """Zero places: the chunk first, so that a search under way sees that it is gone."""
+        self._epochs[segment.key[0]] += 1
         a = segment.arrays
         was = a.chunks[places] != 0
         a.chunks[places] = 0

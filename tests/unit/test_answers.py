@@ -281,6 +281,46 @@ async def test_every_kind_of_change_is_seen_at_once(world: World) -> None:
 
 
 @pytest.mark.attack
+async def test_no_answer_made_before_a_vector_arrived_is_given_after_it(tmp_path: Path) -> None:
+    async with open_world(tmp_path, embedder=WordEmbedder()) as world:
+        await world.say("delta epsilon zeta")
+        await _embedded(world)
+        index = world.embeddings.index
+        assert index is not None
+        add, held = index.add, []
+        index.add = held.append  # type: ignore[method-assign] # a commit whose vector is on its way
+        await world.say("alpha beta gamma")
+        with trio.fail_after(20):
+            while not held:
+                await trio.lowlevel.checkpoint()
+        await world.find("alpha gamma")
+        await world.find("alpha gamma")
+        assert cache_of(world).found == 1
+        add(held[0])
+        await world.find("alpha gamma")
+        assert cache_of(world).found == 1
+
+
+async def test_no_answer_outlives_the_vectors_it_was_made_with(tmp_path: Path) -> None:
+    embedder = WordEmbedder()
+    async with open_world(tmp_path, embedder=embedder) as world:
+        await world.say("alpha beta gamma")
+        await _embedded(world)
+        index = world.embeddings.index
+        assert index is not None
+        await world.find("alpha gamma")
+        index.clear()
+        await world.find("alpha gamma")
+        assert cache_of(world).found == 0
+
+
+async def _embedded(world: World) -> None:
+    """Until every chunk has its vector."""
+    with trio.fail_after(20):
+        while (await world.embeddings.status()).backlog or not len(world.embeddings.index or ()):
+            await trio.lowlevel.checkpoint()
+
+
 async def test_no_answer_goes_to_a_caller_of_other_scopes(world: World) -> None:
     secret = await world.say("the plums are hidden", scope="closed")
     await world.say("the plums are ripe", scope="open")
