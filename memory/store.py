@@ -132,9 +132,13 @@ class Memory:
             done = [remember_one(self._replica, txn, who, note) for note in prepared]
             if receipt is not None:
                 self._replica.put_receipt(txn, receipt.key, receipt.encode(done))
+            self._env.fault("memory.remembering")
             return done
 
-        return await self._replica.transact(unit)
+        stored = await self._replica.transact(unit)
+        # The hard moment to die at: it is on disk, and nobody has been told.
+        self._env.fault("memory.remembered")
+        return stored
 
     async def forget(
         self,

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from daemon.manifest import DATABASE, FORMAT, KEYS, FileEntry, Head, Manifest
 from p2p.identity import Identity, encode_public_key, peer_multihash
 from p2p.replication import messages
 from p2p.replication.record import RecordWire
@@ -22,6 +23,22 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 SEED_BYTES_MAX: Final = 4096
 SEEDS_MAX: Final = 200
 IDENTITY: Final = Identity.from_seed(bytes(range(32)))
+
+
+MANIFEST: Final = Manifest(
+    format=FORMAT,
+    covey="0.1.0",
+    sqlite="3.54.0",
+    schema=2,
+    created_ms=1_700_000_000_000,
+    node="ab" * 32,
+    records=3,
+    bodies=2,
+    memories=1,
+    with_key=False,
+    files={name: FileEntry(bytes=4096, sha256="cd" * 32) for name in (DATABASE, KEYS)},
+    heads=[Head(group="01" * 32, incarnation=1, lane=1, seq=2, id="02" * 32)],
+)
 
 
 class Bag(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -159,4 +176,4 @@ def binary() -> tuple[bytes, ...]:
 
 def text() -> tuple[bytes, ...]:
     """Inputs of text formats, in UTF-8."""
-    return (*TEXTS, *_kept(_vector_bytes()[1]))
+    return (*TEXTS, msgspec.json.encode(MANIFEST), *_kept(_vector_bytes()[1]))

@@ -132,14 +132,14 @@ def test_kill_9_and_restart_keeps_what_was_acknowledged(home: Home) -> None:
     )
 
 
-@pytest.mark.parametrize("hits", [4, 6])
+@pytest.mark.parametrize("point", ["memory.remembering", "memory.remembered"])
 def test_a_kill_at_a_commit_loses_nothing_acknowledged_and_doubles_nothing(
-    home: Home, hits: int
+    home: Home, point: str
 ) -> None:
     home.up()
     home.ok("remember", "first")
     home.ok("down")
-    home.up(COVEY_TEST_FAULT=f"store.committed:{hits}")
+    home.up(COVEY_TEST_FAULT=f"{point}:3")
     acknowledged: list[str] = []
     for number in range(5):
         # The command line starts the daemon again and repeats the request under the same id.

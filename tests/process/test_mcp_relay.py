@@ -240,17 +240,17 @@ def stores_each_once(relay: RelayProcess, home: Home, numbers: range) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("point", ["store.committed", "store.commit"])
+@pytest.mark.parametrize("point", ["memory.remembered", "memory.remembering"])
 def test_daemon_killed_at_every_few_commits_stores_each_note_once(home: Home, point: str) -> None:
-    # `store.committed` is the hard one: the note is on disk, its answer is not sent. Each daemon
-    # that the relay starts dies at the same count of its own commits.
-    relay = home.relay(COVEY_TEST_FAULT=f"{point}:12")
+    # `memory.remembered` is the hard one: the note is on disk, its answer is not sent. Each daemon
+    # that the relay starts dies at the same count of its own notes.
+    relay = home.relay(COVEY_TEST_FAULT=f"{point}:7")
     stores_each_once(relay, home, range(30))
     relay.close()
     log = [json.loads(line) for line in Path(home.paths.log_file).read_text().splitlines()]
     outcomes = [line.get("outcome") for line in log if line.get("method") == "memory.remember"]
     # Proof that the rule was at work: a committed note is answered from its receipt.
-    assert ("replayed" in outcomes) == (point == "store.committed")
+    assert ("replayed" in outcomes) == (point == "memory.remembered")
 
 
 @pytest.mark.slow
