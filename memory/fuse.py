@@ -143,17 +143,23 @@ def dense_discount(chunks: int) -> float:
 _DISCOUNTS: Final = tuple(length_discount(chunks) for chunks in range(64))
 
 
-def best_chunks(found: Iterable[ChunkScore], memories_max: int) -> dict[int, float]:
-    """Raw score of the best chunk of the best `memories_max` memories; newer first among equals."""
-    best: dict[int, tuple[float, int]] = {}
+def best_chunks(
+    found: Iterable[ChunkScore], memories_max: int
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Raw scores of best chunks: (of the best `memories_max` memories, of all).
+
+    The best stand in their order, by score discounted for length; newer first among equals.
+    """
+    best: dict[int, float] = {}
+    sizes: dict[int, int] = {}
     for memory, score, chunks in found:
-        seen = best.get(memory)
-        if seen is None or score > seen[0]:
-            best[memory] = (score, chunks)
+        if score > best.get(memory, -math.inf):
+            best[memory] = score
+            sizes[memory] = chunks
     ranked = sorted(
-        (-score * _DISCOUNTS[min(chunks, 63)], -memory) for memory, (score, chunks) in best.items()
+        (-score * _DISCOUNTS[min(sizes[memory], 63)], -memory) for memory, score in best.items()
     )
-    return {-memory: best[-memory][0] for _, memory in ranked[:memories_max]}
+    return {-memory: best[-memory] for _, memory in ranked[:memories_max]}, best
 
 
 def normalise(candidates: Sequence[Candidate], *, dense: bool) -> None:

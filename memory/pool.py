@@ -1,8 +1,9 @@
 """The candidates of a recall: what its channels find, and what stands beside them.
 
-One statement a channel, then one for the neighbours, one for what is known of all, one for the
-words' scores still missing: no query per candidate. Everything happens in the caller's read
-transaction, within the caller's scopes. Source: docs/specs/memory.md, *Recall*.
+One statement for the words, one for what is known of all, one for the neighbours, and one for the
+words' scores that are still missing: no query per candidate. Vectors are searched in memory.
+Everything happens in the caller's read transaction, within the caller's scopes. Source:
+docs/specs/memory.md, *Recall*.
 """
 
 # SQL is put together from this file's own constants; every value is bound.
@@ -40,9 +41,11 @@ _MATCHES: Final = {
     f" WHERE {table} MATCH ?"
     for tier, table in _TABLES.items()
 }
+# What has expired counts as 0 chunks: that the pool was full must show.
 _LEXICAL: Final = {
-    tier: f"SELECT c.memory, -t.b, m.chunks FROM ({matches} ORDER BY b LIMIT ?) t"
-    f" CROSS JOIN chunk c ON c.id = t.id CROSS JOIN memory m ON m.id = c.memory WHERE 1{_UNEXPIRED}"
+    tier: f"SELECT c.memory, -t.b, (1{_UNEXPIRED}) * m.chunks"
+    f" FROM ({matches} ORDER BY b LIMIT ?) t"
+    " CROSS JOIN chunk c ON c.id = t.id CROSS JOIN memory m ON m.id = c.memory"
     for tier, matches in _MATCHES.items()
 }
 # With filters the best chunks must be looked for among those that pass, so the pool is cut last.
@@ -162,11 +165,37 @@ class Vectors(Protocol):
         """The best chunks of a tier, descending; scopes None for all."""
         ...
 
+    def nearest(
+        self,
+        connection: apsw.Connection,
+        vector: NDArray[np.float32],
+        *,
+        scopes: Sequence[int] | None,
+        tier: int,
+        chunks: int,
+    ) -> tuple[dict[int, float], int]:
+        """(cosines of those chunks' memories, descending; how many chunks those are)."""
+        ...
+
     def cosines(
         self, connection: apsw.Connection, vector: NDArray[np.float32], memories: Sequence[int]
     ) -> Mapping[int, tuple[float, int]]:
         """(best chunk's cosine, chunks with a vector), of the memories that have any."""
         ...
+
+
+class Words(NamedTuple):
+    """What the lexical channel found in one index.
+
+    Attributes:
+        best: BM25 of the best memories, in their order.
+        known: BM25 of all whose chunks were looked at.
+        whole: whether nothing else matches.
+    """
+
+    best: dict[int, float]
+    known: dict[int, float]
+    whole: bool
 
 
 class Asked(NamedTuple):
@@ -202,21 +231,30 @@ def known_names(connection: apsw.Connection, text: str, scopes: Sequence[int]) -
 
 def gather(connection: apsw.Connection, asked: Asked) -> tuple[list[Candidate], Beside]:
     """The candidates of all channels with all their scores, and who stands beside whom."""
-    bm25: dict[int, float] = {}
+    words = {tier: _lexical(connection, asked, tier) for tier in (MAIN, LOW)}
+    near = {tier: _nearest(connection, asked, tier) for tier in (MAIN, LOW)}
+    bm25 = words[MAIN].best | words[LOW].best
+    # Where no memory has many chunks the first by cosine are the best, and these are all it takes.
+    first = (m for tier in (MAIN, LOW) for m in islice(near[tier], MEMORY_POOL[tier]))
+    read = load_facts(connection, dict.fromkeys((*bm25, *first)), asked.filters, asked.now_ms)
     cosine: dict[int, float] = {}
     for tier in (MAIN, LOW):
-        bm25 |= _lexical(connection, asked, tier)
-        cosine |= _dense(connection, asked, tier)
+        cosine |= by_meaning(connection, asked, near[tier], read, MEMORY_POOL[tier])
     found = dict.fromkeys((*bm25, *cosine))
-    facts = load_facts(connection, found, asked.filters, asked.now_ms)
+    late = [memory for memory in cosine if memory not in read]
+    read |= load_facts(connection, late, asked.filters, asked.now_ms)
+    facts = {memory: read[memory] for memory in found if memory in read}
     leading = dict.fromkeys((*islice(bm25, LEADING), *islice(cosine, LEADING)))
     inside = [facts[m] for m in leading if m in facts and is_structured(facts[m])]
     beside = _beside(connection, inside, asked)
-    near = dict.fromkeys(m for pair in beside.values() for m in pair if m and m not in facts)
-    for memory, fact in load_facts(connection, near, asked.filters, asked.now_ms).items():
-        if fact.chars < SHORT_CHARS and is_structured(fact):
-            facts[memory] = fact
-    _fill_words(connection, asked, facts, bm25)
+    joining = dict.fromkeys(m for pair in beside.values() for m in pair if m and m not in facts)
+    beside_them = load_facts(connection, joining, asked.filters, asked.now_ms)
+    facts |= {
+        memory: fact
+        for memory, fact in beside_them.items()
+        if fact.chars < SHORT_CHARS and is_structured(fact)
+    }
+    _fill_words(connection, asked, facts, words, bm25)
     _fill_vectors(connection, asked, facts, cosine)
     candidates = [
         Candidate(fact, bm25=bm25.get(memory), cosine=cosine.get(memory))
@@ -225,18 +263,20 @@ def gather(connection: apsw.Connection, asked: Asked) -> tuple[list[Candidate], 
     return candidates, beside
 
 
-def _lexical(connection: apsw.Connection, asked: Asked, tier: int) -> dict[int, float]:
+def _lexical(connection: apsw.Connection, asked: Asked, tier: int) -> Words:
     """BM25 of the best chunks of one index."""
     matched = asked.expressions[tier]
     if not matched:
-        return {}
+        return Words({}, {}, whole=True)
     pool = CHUNK_POOL[tier]
     if asked.filters.sql:
         found = _filtered(connection, asked, tier, asked.filters.sql, asked.filters.bound)
     else:
-        rows = connection.execute(_LEXICAL[tier], (matched, pool, asked.now_ms)).fetchall()
+        rows = connection.execute(_LEXICAL[tier], (asked.now_ms, matched, pool)).fetchall()
         found = cast("list[ChunkScore]", rows)
-    if len(found) == pool and tier == MAIN:
+    full = len(found) == pool
+    found = [row for row in found if row[2]]
+    if full and tier == MAIN:
         kept, crowding = spare_places(connection, [row[0] for row in found])
         if crowding:
             found = [row for row in found if row[0] in kept]
@@ -245,7 +285,7 @@ def _lexical(connection: apsw.Connection, asked: Asked, tier: int) -> dict[int, 
             known = {row[0] for row in found}
             more = _filtered(connection, asked, tier, sql, bound)
             found += [row for row in more if row[0] not in known]
-    return best_chunks(found, MEMORY_POOL[tier])
+    return Words(*best_chunks(found, MEMORY_POOL[tier]), whole=not full)
 
 
 def _filtered(
@@ -285,43 +325,59 @@ def spare_places(
     return kept, [owner for owner, count in taken.items() if count > OWNER_POOL]
 
 
-def _dense(connection: apsw.Connection, asked: Asked, tier: int) -> dict[int, float]:
-    """Cosines of the nearest chunks' memories."""
-    if asked.vectors is None or asked.vector is None:
+def _nearest(connection: apsw.Connection, asked: Asked, tier: int) -> dict[int, float]:
+    """The best cosine of each memory among the nearest chunks, descending."""
+    vectors, vector = asked.vectors, asked.vector
+    if vectors is None or vector is None:
         return {}
-    best = _nearest(connection, asked, asked.vectors, asked.vector, tier)
-    sql = _CHUNKS + asked.filters.sql
-    rows = connection.execute(sql, (json.dumps(list(best)), asked.now_ms, *asked.filters.bound))
-    ranked = sorted(
-        (dense_discount(chunks) - best[memory], -memory)
-        for memory, chunks in cast("Iterable[tuple[int, int]]", rows)
-    )
-    return {-memory: best[-memory] for _, memory in ranked[: MEMORY_POOL[tier]]}
-
-
-def _nearest(
-    connection: apsw.Connection,
-    asked: Asked,
-    vectors: Vectors,
-    vector: NDArray[np.float32],
-    tier: int,
-) -> dict[int, float]:
-    """The best cosine of each memory among the nearest chunks."""
     scopes = None if asked.unlimited else asked.scopes
     pool = CHUNK_POOL[tier]
-    found = vectors.search(connection, vector, scopes=scopes, tier=tier, chunks=pool)
-    if len(found) == pool and tier == MAIN:
-        _, crowding = spare_places(connection, [item.memory for item in found])
-        if crowding:
-            found = vectors.search(
-                connection, vector, scopes=scopes, tier=tier, chunks=FLOODED_CHUNKS
-            )
-            kept, _ = spare_places(connection, [item.memory for item in found])
-            found = [item for item in found if item.memory in kept][:pool]
-    best: dict[int, float] = {}
-    for item in found:
-        best.setdefault(item.memory, item.cosine)
+    best, chunks = vectors.nearest(connection, vector, scopes=scopes, tier=tier, chunks=pool)
+    if chunks == pool and tier == MAIN and spare_places(connection, list(best))[1]:
+        found = vectors.search(connection, vector, scopes=scopes, tier=tier, chunks=FLOODED_CHUNKS)
+        kept, _ = spare_places(connection, [item.memory for item in found])
+        best = {}
+        for item in [item for item in found if item.memory in kept][:pool]:
+            best.setdefault(item.memory, item.cosine)
     return best
+
+
+def by_meaning(
+    connection: apsw.Connection,
+    asked: Asked,
+    near: Mapping[int, float],
+    facts: Mapping[int, Facts],
+    memories_max: int,
+) -> dict[int, float]:
+    """Cosines of the best memories of a tier: by cosine discounted for length, newer first.
+
+    Args:
+        connection: in the recall's transaction.
+        asked: the question.
+        near: the nearest memories, descending.
+        facts: of the first `memories_max` of them at least, if they pass the filters.
+        memories_max: how many at most.
+    """
+    chunks = {memory: facts[memory].chunks for memory in near if memory in facts}
+    ranked = _by_cosine(near, chunks)
+    # A discount is never negative: who has a lower cosine than the last place cannot enter.
+    worst = ranked[memories_max - 1][0] if len(ranked) >= memories_max else 0.0
+    rest = [
+        memory
+        for memory in islice(near, memories_max, None)
+        if memory not in facts and (len(ranked) < memories_max or -near[memory] <= worst)
+    ]
+    if rest:
+        sql = _CHUNKS + asked.filters.sql
+        rows = connection.execute(sql, (json.dumps(rest), asked.now_ms, *asked.filters.bound))
+        chunks.update(cast("Iterable[tuple[int, int]]", rows))
+        ranked = _by_cosine(near, chunks)
+    return {-memory: near[-memory] for _, memory in ranked[:memories_max]}
+
+
+def _by_cosine(near: Mapping[int, float], chunks: Mapping[int, int]) -> list[tuple[float, int]]:
+    """(discount less cosine, -memory) in order."""
+    return sorted((dense_discount(n) - near[memory], -memory) for memory, n in chunks.items())
 
 
 def load_facts(
@@ -354,13 +410,19 @@ def _beside(connection: apsw.Connection, inside: Sequence[Facts], asked: Asked) 
 
 
 def _fill_words(
-    connection: apsw.Connection, asked: Asked, facts: Mapping[int, Facts], bm25: dict[int, float]
+    connection: apsw.Connection,
+    asked: Asked,
+    facts: Mapping[int, Facts],
+    words: Mapping[int, Words],
+    bm25: dict[int, float],
 ) -> None:
     """BM25 of those that another channel found; none is 0."""
     for tier in (MAIN, LOW):
-        matched = asked.expressions[tier]
+        matched, known = asked.expressions[tier], words[tier].known
         missing = [f.memory for f in facts.values() if f.tier == tier and f.memory not in bm25]
-        if not matched or not missing:
+        bm25.update((memory, known[memory]) for memory in missing if memory in known)
+        missing = [memory for memory in missing if memory not in known]
+        if words[tier].whole or not missing:
             continue
         rows = connection.execute(_SCORES[tier], (matched, json.dumps(missing)))
         for memory, score in cast("Iterable[tuple[int, float]]", rows):

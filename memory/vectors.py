@@ -49,6 +49,8 @@ DEAD_RATIO_MAX: Final = 0.25
 
 _FAR: Final = np.uint16(0xFFFF)
 _NOWHERE: Final = -1
+_NO_PLACES: Final = np.empty(0, np.intp)
+_NO_COSINES: Final = np.empty(0, np.float32)
 
 Key: TypeAlias = tuple[int, int]
 """(scope row, tier) of a segment."""
@@ -233,12 +235,7 @@ class VectorIndex:
             tier: main or low.
             chunks: how many at most.
         """
-        pieces = self._pieces(scopes, tier)
-        if not pieces:
-            return []
-        pool = _nearest(pieces, sign_words((vector > 0)[None, :]), max(HAMMING_POOL, chunks))
-        scored = self._score(connection, vector, pool)
-        best = np.argsort(-scored, kind="stable")[:chunks]
+        pool, scored, best = self._best(connection, vector, scopes, tier, chunks)
         return [
             Dense(chunk, memory, cosine)
             for chunk, memory, cosine in zip(
@@ -247,8 +244,26 @@ class VectorIndex:
                 scored[best].tolist(),
                 strict=True,
             )
-            if chunk and cosine == cosine  # emptied meanwhile, or its row was gone
         ]
+
+    def nearest(
+        self,
+        connection: apsw.Connection,
+        vector: NDArray[np.float32],
+        *,
+        scopes: Sequence[int] | None,
+        tier: int,
+        chunks: int,
+    ) -> tuple[dict[int, float], int]:
+        """(the memories of the chunks that `search` would give, how many chunks those are).
+
+        The memories stand in the order of their best chunks, each with its cosine.
+        """
+        pool, scored, best = self._best(connection, vector, scopes, tier, chunks)
+        memories = pool.memories[best]
+        first = np.sort(np.unique(memories, return_index=True)[1])
+        cosines = scored[best[first]].tolist()
+        return dict(zip(memories[first].tolist(), cosines, strict=True)), best.size
 
     def cosines(
         self, connection: apsw.Connection, vector: NDArray[np.float32], memories: Sequence[int]
@@ -471,6 +486,24 @@ class VectorIndex:
             self._chain(segment, np.arange(alive.size, dtype=np.int32), memories)
 
     # ---- outside the lock
+
+    def _best(
+        self,
+        connection: apsw.Connection,
+        vector: NDArray[np.float32],
+        scopes: Sequence[int] | None,
+        tier: int,
+        chunks: int,
+    ) -> tuple[_Pool, NDArray[np.float32], NDArray[np.intp]]:
+        """(places near a vector, their cosines, which of them are the best, in order)."""
+        pieces = self._pieces(scopes, tier)
+        if not pieces:
+            return _take(_Arrays.empty(0, self.dim, 0), _NO_PLACES), _NO_COSINES, _NO_PLACES
+        pool = _nearest(pieces, sign_words((vector > 0)[None, :]), max(HAMMING_POOL, chunks))
+        scored = self._score(connection, vector, pool)
+        best = np.argsort(-scored, kind="stable")[:chunks]
+        # Not those emptied meanwhile, nor whose row was gone.
+        return pool, scored, best[(pool.chunks[best] != 0) & ~np.isnan(scored[best])]
 
     def _score(
         self, connection: apsw.Connection, vector: NDArray[np.float32], pool: _Pool

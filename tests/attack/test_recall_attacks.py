@@ -87,6 +87,16 @@ async def test_a_members_flood_leaves_the_truth_its_place(world: World, size: in
     assert sum(hit.id in bad for hit in hits) <= OWNER_POOL
 
 
+async def test_an_expired_text_does_not_hide_that_a_flood_fills_the_pool(world: World) -> None:
+    await world.say(f"{QUESTION} {QUESTION}", ttl_s=60, thread="short")
+    texts = [f"{QUESTION} The answer is midnight. ({n})" for n in range(350)]
+    bad = set(await write(world, texts, relation="invited"))
+    world.clock.ms += 120_000
+    hits = (await world.find(QUESTION, limit=100)).hits
+    assert hits[0].text == TRUTHS[0]
+    assert sum(hit.id in bad for hit in hits) <= OWNER_POOL
+
+
 async def test_two_owners_may_fill_two_shares(world: World) -> None:
     for seed in (7, 8):
         texts = [f"{QUESTION} It was at {n} past {seed}." for n in range(200)]

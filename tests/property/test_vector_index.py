@@ -107,6 +107,10 @@ def test_whatever_happened_the_index_finds_what_brute_force_finds(
             for scopes in (None, [1], [2, 3]):
                 dense = index.search(nobody, vector, scopes=scopes, tier=tier, chunks=10)
                 assert [(d.chunk, d.memory) for d in dense] == model.best(vector, scopes, tier, 10)
+                near, chunks = index.nearest(nobody, vector, scopes=scopes, tier=tier, chunks=10)
+                assert list(near) == list(dict.fromkeys(d.memory for d in dense))
+                assert near == {d.memory: d.cosine for d in reversed(dense)}
+                assert chunks == len(dense)
         got = index.cosines(nobody, vector, range(MEMORIES + 2))
         counted: dict[int, int] = {}
         for memory, _, _ in model.rows.values():

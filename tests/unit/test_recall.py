@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 
 from memory.errors import RefusedError
+from memory.filters import Filters
 from memory.fts import expression, within_budget
 from memory.fuse import (
     Candidate,
@@ -19,6 +21,7 @@ from memory.fuse import (
 )
 from memory.model import NoteIn, Query
 from memory.parse import Words
+from memory.pool import Asked, by_meaning
 from memory.provenance import iso, parse_iso, peer_text
 from memory.store import Filter
 from memory.trust import LOW, MAIN
@@ -415,6 +418,24 @@ def test_the_rarest_terms_are_kept_within_the_budget() -> None:
     assert within_budget(["all"], df, 10) == ["all"]
 
 
+def test_who_has_many_chunks_leaves_its_place_to_those_behind() -> None:
+    """Memories whose chunks nobody has counted yet are looked up if they can still enter."""
+    connection = apsw.Connection(":memory:")
+    connection.execute("CREATE TABLE memory(id INTEGER PRIMARY KEY, chunks, expires_ms)")
+    sizes = {1: 20, 2: 1, 3: 1, 4: 3, 5: 1, 6: 1}
+    connection.executemany("INSERT INTO memory VALUES (?, ?, NULL)", sizes.items())
+    near = {1: 0.9, 2: 0.8, 3: 0.8, 4: 0.75, 5: 0.7, 6: 0.6}
+    asked = Asked({}, None, None, (1,), unlimited=True, filters=Filters("", ()), now_ms=0)
+
+    def best(memories_max: int) -> list[int]:
+        facts = {m: make_candidate(m, chunks=sizes[m]).facts for m in list(near)[:memories_max]}
+        return list(by_meaning(connection, asked, near, facts, memories_max).items())
+
+    assert best(2) == [(3, 0.8), (2, 0.8)]
+    assert best(3) == [(3, 0.8), (2, 0.8), (5, 0.7)]
+    assert [memory for memory, _ in best(6)] == [3, 2, 5, 4, 1, 6]
+
+
 def candidate(memory: int, bm25: float, tier: int = MAIN, trust: float = 1.0) -> Candidate:
     return make_candidate(memory, bm25, tier=tier, trust=trust, owner=b"%d" % memory)
 
@@ -443,8 +464,8 @@ def test_equal_scores_are_all_one_and_newer_comes_first() -> None:
 
 
 def test_the_best_chunk_counts_discounted() -> None:
-    assert best_chunks([(1, 5.0, 10), (1, 9.0, 10), (2, 8.0, 1)], 1) == {2: 8.0}
-    assert best_chunks([(1, 5.0, 10), (1, 9.0, 10)], 10) == {1: 9.0}
+    assert best_chunks([(1, 5.0, 10), (1, 9.0, 10), (2, 8.0, 1)], 1) == ({2: 8.0}, {1: 9.0, 2: 8.0})
+    assert best_chunks([(1, 5.0, 10), (1, 9.0, 10)], 10) == ({1: 9.0}, {1: 9.0})
     assert length_discount(1) == 1.0
     assert length_discount(10_000) == 0.4
 
