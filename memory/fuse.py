@@ -85,6 +85,9 @@ class Terms(NamedTuple):
     question: float = 0.0
 
 
+_NO_TERMS: Final = Terms()
+
+
 class Candidate:
     """A memory that a channel found, or that stands beside one.
 
@@ -114,7 +117,7 @@ class Candidate:
         self.bm25 = bm25
         self.cosine = cosine
         self.bm25_norm = self.cosine_norm = self.base = self.f = self.score = 0.0
-        self.terms = Terms()
+        self.terms = _NO_TERMS
         self.echo = 1.0
         self.rank = 0
 
@@ -194,7 +197,10 @@ def _scale(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[flo
     if high <= low:
         return [1.0 if score > 0 else 0.0 for score in scores]
     span = high - low
-    return [min(1.0, max(0.0, (score - low) / span)) for score in scores]
+    scaled = [(score - low) / span for score in scores]
+    if len(main) == len(scores):
+        return scaled
+    return [min(1.0, max(0.0, value)) for value in scaled]
 
 
 def weigh(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -64,22 +64,25 @@ def add_structure(candidates: Sequence[Candidate], beside: Beside, names: Names)
     before, after = _adjacent(inside, beside)
     for candidate in candidates:
         facts = candidate.facts
+        memory = facts.memory
         length = _length(facts.chars)
         question = QUESTION if facts.asks else 0.0
-        memory = facts.memory
         if memory not in inside:
             candidate.terms = Terms(0.0, 0.0, 0.0, 0.0, length, question)
             continue
-        near = 0.0
-        previous = inside.get(before.get(memory, 0))
-        following = inside.get(after.get(memory, 0))
-        if previous is not None or following is not None:
-            near = shortness(facts.chars)
+        inherited = THREAD * (candidate.base if facts.thread is None else best[facts.thread])
+        author = AUTHOR if _is_meant(facts, names.one) else 0.0
+        previous = inside.get(before[memory]) if memory in before else None
+        following = inside.get(after[memory]) if memory in after else None
+        if previous is None and following is None:
+            candidate.terms = Terms(0.0, 0.0, inherited, author, length, question)
+            continue
+        near = shortness(facts.chars)
         candidate.terms = Terms(
             near * PREVIOUS * previous.base if previous is not None else 0.0,
             near * FOLLOWING * following.base if following is not None else 0.0,
-            THREAD * (candidate.base if facts.thread is None else best[facts.thread]),
-            AUTHOR if _is_meant(facts, names.one) else 0.0,
+            inherited,
+            author,
             length,
             question,
         )
@@ -115,8 +118,10 @@ def _adjacent(
     after: dict[int, int] = {}
     places: dict[tuple[bytes, int], int] = {}
     for memory, candidate in inside.items():
-        if candidate.facts.thread is not None:
-            places[candidate.facts.thread, candidate.facts.pos] = memory
+        facts = candidate.facts
+        if facts.thread is None:
+            continue
+        places[facts.thread, facts.pos] = memory
         previous, following = beside.get(memory, (None, None))
         if previous is not None:
             before[memory] = previous
