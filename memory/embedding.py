@@ -5,8 +5,9 @@ use, so a crash, a kill or a full disk lose nothing but the batch at hand. Two w
 memories that a commit touched, newest first, so that a new note has its vector in well under a
 second; and a sweep from the newest chunk to the oldest, once after each start and after every
 trouble. A batch is chunks of like length, at most about 512 tokens, computed off the loop, and none
-begins while a recall runs. Its vectors are stored in one transaction that looks again whether the
-chunk is still there and in an index, and reach the search index after that transaction's commit.
+begins within 50 ms of a recall. Its vectors are stored in one transaction that looks again whether
+the chunk is still there and in an index, and reach the search index after that transaction's
+commit.
 
 The search index is changed in the loop alone, in the order of commits: by stored vectors, and by
 the places of the memories that each transaction touched. A memory that leaves both indexes loses
@@ -75,6 +76,10 @@ TAKEOVER_RATIO: Final = 0.99
 RECALL_WAIT_S: Final = 2.0
 """Longest that recalls in a row hold up a batch: a busy machine's new notes get vectors too."""
 
+QUIET_S: Final = 0.05
+"""Without a recall for so long before a batch begins, if one has run: a client that asks again and
+again would else share the processor with a batch of 100 ms in each of its own pauses."""
+
 RETRY_FIRST_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
 
@@ -127,6 +132,8 @@ class Embeddings:
         """Begin anew: a flag of its own, so that no step under way overwrites the wish."""
         self._work = trio.Event()
         self._recalls = 0
+        self._recalls_begun = self._recalls_awaited = 0
+        """So many began so far, and by the end of the last wait for quiet."""
         self._quiet = trio.Event()
         self._quiet.set()
         self._moved: set[int] | None = None
@@ -165,8 +172,9 @@ class Embeddings:
 
     @contextmanager
     def recalling(self) -> Iterator[None]:
-        """No batch begins while one of these is open."""
+        """No batch begins while one of these is open, nor soon after."""
         self._recalls += 1
+        self._recalls_begun += 1
         if self._recalls == 1:
             self._quiet = trio.Event()
         try:
@@ -482,8 +490,10 @@ class Embeddings:
 
     async def _wait_for_quiet(self) -> None:
         with trio.move_on_after(RECALL_WAIT_S):
-            while self._recalls:
+            while self._recalls or self._recalls_awaited != self._recalls_begun:
                 await self._quiet.wait()
+                self._recalls_awaited = self._recalls_begun
+                await trio.sleep(QUIET_S)
 
     # ---- vectors of other models
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from memory import vecrows
-from memory.embedding import FRESH_MAX, HINT, QUERIES_MAX, RECALL_WAIT_S, Embeddings
+from memory.embedding import FRESH_MAX, HINT, QUERIES_MAX, QUIET_S, RECALL_WAIT_S, Embeddings
 from memory.errors import EmbedError, RefusedError, StoreError
 from memory.model import NoteIn
 from memory.trust import LOW, MAIN
@@ -452,7 +452,13 @@ async def test_no_batch_begins_while_a_recall_runs(tmp_path: Path, autojump_cloc
             await fill(world, 5)
             await trio.sleep(RECALL_WAIT_S * 0.9)
             assert embedder.texts == []
-        await trio.sleep(0.01)
+        # Nor in the moment between two recalls.
+        await trio.sleep(QUIET_S / 2)
+        with world.embeddings.recalling():
+            pass
+        await trio.sleep(QUIET_S * 0.9)
+        assert embedder.texts == []
+        await trio.sleep(QUIET_S * 2)
         assert len(embedder.texts) == 5
         # Recalls without end hold it up, but not for ever.
         with world.embeddings.recalling():
