@@ -56,7 +56,7 @@ def agents(options: Options, report: Report) -> None:
         target_ratio=Target(">=", 20),
     )
     report.value(
-        "lexical recall, 1,000 needles, p50",
+        "recall over the socket as installed, 1,000 needles, p50",
         ours,
         unit="ms",
         yardstick="SuperLocalMemory 4.1.18, ms",
