@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import trio
 
 from p2p.errors import P2pError, PeerError, Unreachable
-from p2p.wire.multiaddr import ip_of, scope_of
+from p2p.wire.multiaddr import ip_of, is_relayed, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -21,12 +21,15 @@ T = TypeVar("T")
 
 _SCOPE_ORDER: Final = {"loopback": 0, "private": 1, "public": 2, "never": 9}
 _NAME_ORDER: Final = 3
+_RELAY_ORDER: Final = 4
 
 
 def dial_order(addrs: Iterable[Addr]) -> list[Addr]:
-    """Near before far, IPv6 before IPv4, names last; equal ones keep their order."""
+    """Near before far, IPv6 before IPv4, then names, relays last; equal ones keep their order."""
 
     def key(addr: Addr) -> tuple[int, int]:
+        if is_relayed(addr):
+            return _RELAY_ORDER, 0
         ip = ip_of(addr)
         if ip is None:
             return _NAME_ORDER, 0

@@ -22,7 +22,7 @@ from p2p.net.dialing import Race, dial_order
 from p2p.net.driver import Buffers, Connection
 from p2p.net.gate import Gate
 from p2p.net.table import PeerTable
-from p2p.wire.multiaddr import ip_of, split_peer_untrusted
+from p2p.wire.multiaddr import ip_of, is_private, split_peer_untrusted
 from p2p.wire.noise import KEY_BYTES
 from p2p.wire.session import Session
 from p2p.wire.yamux_frames import YamuxLimits
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from p2p.net.book import Book
     from p2p.net.gate import Origin
     from p2p.net.ports import ConnectionOwner
-    from p2p.net.seam import Addr, Transport
+    from p2p.net.seam import Addr, Path, Transport
 
 log = logging.getLogger("covey.p2p.manager")
 
@@ -71,6 +71,7 @@ class Manager:
         owner: what runs on the connections.
         up: called when a peer came.
         down: called with the reason when a peer went.
+        moved: called when new streams to a peer take another path.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Manager:
         *,
         up: Callable[[PeerId], None],
         down: Callable[[PeerId, str], None],
+        moved: Callable[[PeerId, Path], None],
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.gate = Gate(config)
@@ -91,7 +93,12 @@ class Manager:
         self.paused = False
         self.is_member: Callable[[PeerId], bool] = lambda _: False
         self.table = PeerTable(
-            identity.id, config, up=self._peer_up, down=self._peer_down, replaced=self._replaced
+            identity.id,
+            config,
+            up=self._peer_up,
+            down=self._peer_down,
+            replaced=self._replaced,
+            moved=moved,
         )
         self._identity = identity
         self._config = config
@@ -139,23 +146,24 @@ class Manager:
 
     # --- inbound ---
 
-    async def accept(self, stream: trio.abc.Stream, addr: Addr) -> None:
+    async def accept(self, stream: trio.abc.Stream, addr: Addr, *, path: Path = "direct") -> None:
         """Take over an accepted stream, or close it unread."""
         nursery = self._nursery
         now = self._env.now()
-        origin = self.gate.origin(ip_of(addr))
+        # A circuit comes from its relay's address, which must not pay for who uses it.
+        origin = self.gate.origin(None if path == "relay" else ip_of(addr))
         refusal = "paused" if self.paused or nursery is None else self.gate.begin(origin, now)
         if refusal is not None or nursery is None:
             self.counters[f"refused_{refusal}"] += 1
             await trio.aclose_forcefully(stream)
             return
         # The transport's task ends here: a closing door does not cut who is already inside.
-        nursery.start_soon(self._serve_inbound, stream, addr, origin)
+        nursery.start_soon(self._serve_inbound, stream, addr, path, origin)
 
     async def _serve_inbound(
-        self, stream: trio.abc.Stream, addr: Addr, origin: Origin | None
+        self, stream: trio.abc.Stream, addr: Addr, path: Path, origin: Origin | None
     ) -> None:
-        connection = self._connection(stream, addr, expected=None, inbound=True)
+        connection = self._connection(stream, addr, path, expected=None, inbound=True)
         proven = False
         try:
             proven = await self._prove_inbound(connection, origin)
@@ -229,7 +237,13 @@ class Manager:
             )
 
     def _connection(
-        self, stream: trio.abc.Stream, addr: Addr, *, expected: PeerId | None, inbound: bool
+        self,
+        stream: trio.abc.Stream,
+        addr: Addr,
+        path: Path,
+        *,
+        expected: PeerId | None,
+        inbound: bool,
     ) -> Connection:
         rng = self._env.rng
         session = Session(
@@ -249,6 +263,7 @@ class Manager:
             buffers=self._buffers,
             addr=addr,
             inbound=inbound,
+            path="lan" if path == "direct" and is_private(addr) else path,
         )
 
     def opened(self, connection: Connection) -> None:
@@ -352,8 +367,8 @@ class Manager:
 
     async def _dial_one(self, peer: PeerId, addr: Addr) -> Connection:
         transport = next(t for t in self._transports if t.dials(addr))
-        stream = await transport.dial(addr)
-        connection = self._connection(stream, addr, expected=peer, inbound=False)
+        stream = await transport.dial(addr, peer=peer)
+        connection = self._connection(stream, addr, transport.path, expected=peer, inbound=False)
         proven = False
         try:
             await connection.upgrade()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import PeerId
     from p2p.net.memory_fabric import MemFabric
-    from p2p.net.seam import Accept, Addr
+    from p2p.net.seam import Accept, Addr, Path
 
 CONNECT_S_MAX: Final = 20.0
 """A dial into silence gives up after this; kernels take longer, callers are faster."""
@@ -200,6 +200,7 @@ class MemTransport:
     def __init__(self, net: MemNet, ip: str) -> None:
         self.net = net
         self.ip = ip
+        self.path: Path = "direct"
         self._listeners: dict[int, Listener] = {}
         self._streams: dict[PipeStream, None] = {}
         self._port_next = PORT_FIRST
@@ -221,7 +222,13 @@ class MemTransport:
         target = split_mem_addr(addr)
         return target is not None and (":" in target[0]) == (":" in self.ip)
 
-    async def dial(self, addr: Addr, *, reuse_port: bool = False) -> trio.abc.Stream:
+    async def dial(
+        self,
+        addr: Addr,
+        *,
+        peer: PeerId | None = None,  # noqa: ARG002 - the handshake above finds out
+        reuse_port: bool = False,
+    ) -> trio.abc.Stream:
         """Connect after one round trip.
 
         Raises:

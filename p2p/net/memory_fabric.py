@@ -21,7 +21,8 @@ from typing_extensions import override
 
 from p2p.errors import Unreachable, UsageError
 from p2p.net.memory_link import Pipe, PipeStream
-from p2p.net.seam import FabricEvent, PeerDown, PeerInfo, PeerUp, Stream
+from p2p.net.own_addrs import OwnAddrs
+from p2p.net.seam import AddrsChanged, FabricEvent, PeerDown, PeerInfo, PeerUp, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import PeerId
     from p2p.net.memory import MemNet, MemTransport
-    from p2p.net.seam import Addr, Handler
+    from p2p.net.seam import Addr, AddrSource, Handler
 
 Ts = TypeVarTuple("Ts")
 log = logging.getLogger("covey.p2p.memory_fabric")
@@ -141,6 +142,7 @@ class MemFabric:
         self._handlers: dict[str, tuple[Handler, int]] = {}
         self._events: list[trio.MemorySendChannel[FabricEvent]] = []
         self._book: dict[PeerId, list[Addr]] = {}
+        self._own = OwnAddrs()
         self._pins: dict[PeerId, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._paused = False
@@ -159,8 +161,13 @@ class MemFabric:
         return self._id
 
     def addrs(self) -> list[Addr]:
-        """The one address of this fabric."""
-        return [self.addr]
+        """The address of this fabric, and what else it was told of its own."""
+        return list(dict.fromkeys([self.addr, *self._own.all()]))
+
+    def set_own_addrs(self, source: AddrSource, addrs: Sequence[Addr]) -> None:
+        """Replace what one source knows of our own addresses."""
+        if self._own.set(source, addrs):
+            self._emit(AddrsChanged(tuple(self.addrs())))
 
     def handle(self, protocol: str, fn: Handler, *, per_peer_max: int) -> None:
         """Serve `protocol`; see `p2p.net.seam.Fabric.handle`."""

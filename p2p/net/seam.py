@@ -36,6 +36,10 @@ Addr: TypeAlias = str
 
 Path: TypeAlias = Literal["direct", "lan", "relay", "mem"]
 
+AddrSource: TypeAlias = Literal["interface", "mapped", "observed", "relay"]
+"""Who knows an address of ours: an interface, the gateway's mapping, peers that saw us come from
+it, a relay that holds a reservation. Advertised in this order."""
+
 
 class Stream(trio.abc.HalfCloseableStream):
     """One ordered, flow-controlled byte stream to a proven peer."""
@@ -116,6 +120,10 @@ class Fabric(Protocol):
         """Addresses to advertise, best first."""
         ...
 
+    def set_own_addrs(self, source: AddrSource, addrs: Sequence[Addr]) -> None:
+        """Replace what one source knows of our own addresses; `AddrsChanged` if it matters."""
+        ...
+
     def handle(self, protocol: str, fn: Handler, *, per_peer_max: int) -> None:
         """Serve `protocol`: `fn` runs once per inbound stream, in a task of its own.
 
@@ -159,14 +167,24 @@ Accept: TypeAlias = "Callable[[trio.abc.Stream, Addr], Awaitable[None]]"
 
 
 class Transport(Protocol):
-    """Raw byte streams under the wire. TCP and MemNet now; relays later use the same door."""
+    """Raw byte streams under the wire: TCP, MemNet, and circuits over a relay."""
+
+    path: Path
+    """How its streams run. A "direct" one to a private address counts as "lan"."""
 
     def dials(self, addr: Addr) -> bool:
         """Whether this transport understands `addr`."""
         ...
 
-    async def dial(self, addr: Addr, *, reuse_port: bool = False) -> trio.abc.Stream:
+    async def dial(
+        self, addr: Addr, *, peer: PeerId | None = None, reuse_port: bool = False
+    ) -> trio.abc.Stream:
         """Connect.
+
+        Args:
+            addr: an address that `dials` accepts.
+            peer: whom the caller wants to find there; a relay must be told, TCP does not care.
+            reuse_port: leave from the port we listen at, so that others see our mapped port.
 
         Raises:
             Unreachable: refused, unroutable or timed out below us.

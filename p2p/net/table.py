@@ -5,7 +5,8 @@ Theory of operation
 Two sides that dial each other at the same moment get two connections and must keep the same one,
 without talking about it: the one whose initiator has the lower peer id stays. If one side initiated
 both (it dialled beside a connection it doubted, or was restarted), it keeps the newer, and the
-other side follows to wherever the initiator opens its next stream.
+other side follows to wherever the initiator opens its next stream. Before all that, a direct
+connection replaces one over a relay, whoever dialled it, and is never replaced by one.
 
 The old connection may be a ghost: the peer restarted, and TCP has not noticed. So before an old
 connection wins it must answer a ping within max(1 s, 4 round trips); new streams use the new one
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from p2p.config import P2pConfig
     from p2p.identity import PeerId
     from p2p.net.driver import Connection
+    from p2p.net.seam import Path
 
 CONFIRM_MIN_S: Final = 1.0
 """Shortest time an old connection has to prove that it lives."""
@@ -42,6 +44,8 @@ class PeerEntry:
         """Where new streams go."""
         self.opened: list[Connection] = []
         """Connections with an agreed muxer, `current` and draining ones included."""
+        self.path: Path | None = None
+        """How the last connection that streams were sent to ran."""
         self.fresh: list[Connection] = []
         """Proven, but the muxer is not confirmed: streams go there only if there is no other."""
 
@@ -55,6 +59,7 @@ class PeerTable:
         up: called when a peer's first connection opened.
         down: called with the reason when its last one ended.
         replaced: called when new streams take another connection.
+        moved: called when that one runs another way.
     """
 
     def __init__(
@@ -65,12 +70,14 @@ class PeerTable:
         up: Callable[[PeerId], None],
         down: Callable[[PeerId, str], None],
         replaced: Callable[[PeerId, Connection], None],
+        moved: Callable[[PeerId, Path], None],
     ) -> None:
         self._us = us
         self._config = config
         self._up = up
         self._down = down
         self._replaced = replaced
+        self._moved = moved
         self._entries: dict[PeerId, PeerEntry] = {}
 
     def __iter__(self) -> Iterator[Connection]:
@@ -119,6 +126,7 @@ class PeerTable:
         old = entry.current
         if len(entry.opened) == 1:
             entry.current = connection
+            entry.path = connection.path
             self._up(peer)
         elif old is None or not old.usable:
             self._use(entry, connection)
@@ -135,8 +143,11 @@ class PeerTable:
         if entry is None or not connection.usable or connection not in entry.opened:
             return
         current = entry.current
-        same_initiator = current is not None and current.initiator == connection.initiator
-        if same_initiator and connection.inbound and current is not connection:
+        if current is None or current is connection or not connection.inbound:
+            return
+        same_initiator = current.initiator == connection.initiator
+        worse = connection.path == "relay" and current.path != "relay" and current.usable
+        if same_initiator and not worse:
             self._use(entry, connection)
 
     def remove(self, connection: Connection) -> None:
@@ -162,9 +173,14 @@ class PeerTable:
     def _use(self, entry: PeerEntry, connection: Connection) -> None:
         entry.current = connection
         self._replaced(connection.peer, connection)
+        if connection.path != entry.path:
+            entry.path = connection.path
+            self._moved(connection.peer, connection.path)
 
     def _newer_wins(self, old: Connection, new: Connection) -> bool:
         """Whether both sides agree, without a word, that `new` stays."""
+        if (old.path == "relay") != (new.path == "relay"):
+            return old.path == "relay"  # whoever dialled, a direct connection is the better one
         if old.initiator == new.initiator:
             # Ours to decide if we dialled both; else the other side shows which one it keeps.
             return not new.inbound
@@ -187,7 +203,7 @@ class PeerTable:
         if not answered.is_set():
             old.abort("the peer answers on a newer connection only", broken=True)
             return
-        if old.initiator == new.initiator:
+        if old.initiator == new.initiator and new.path != "relay":
             # The other side dialled both and will drain the one it gives up; see `follow`.
             return
         if new.alive and old.usable:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2p.config import P2pConfig
-    from p2p.net.seam import Accept, Addr
+    from p2p.identity import PeerId
+    from p2p.net.seam import Accept, Addr, Path
 
 log = logging.getLogger("covey.p2p.tcp")
 
@@ -153,6 +154,7 @@ class TcpTransport:
 
     def __init__(self, config: P2pConfig) -> None:
         self.config = config
+        self.path: Path = "direct"
         self._ports: dict[int, int] = {}  # address family -> port we listen at
         self.on_exhausted: Callable[[], None] | None = None
         """Called when descriptors run out, to give one back."""
@@ -164,11 +166,18 @@ class TcpTransport:
         except DecodeError:
             return False
 
-    async def dial(self, addr: Addr, *, reuse_port: bool = False) -> TcpStream:
+    async def dial(
+        self,
+        addr: Addr,
+        *,
+        peer: PeerId | None = None,  # noqa: ARG002 - the handshake above finds out
+        reuse_port: bool = False,
+    ) -> TcpStream:
         """Connect.
 
         Args:
             addr: `/ip4|ip6|dns*/.../tcp/...`; names are resolved.
+            peer: not needed here.
             reuse_port: leave from the port we listen at, so that others see our mapped port; an
                 ephemeral one if that pair of addresses is taken.
 

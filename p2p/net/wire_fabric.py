@@ -24,7 +24,8 @@ from p2p.limits import PING_BYTES
 from p2p.net.book import PORT_MAX, PORT_MIN, Book
 from p2p.net.identify import Identify
 from p2p.net.manager import Manager
-from p2p.net.seam import AddrsChanged, FabricEvent, PeerDown, PeerInfo, PeerUp
+from p2p.net.own_addrs import OwnAddrs
+from p2p.net.seam import AddrsChanged, FabricEvent, PathChanged, PeerDown, PeerInfo, PeerUp
 from p2p.net.tcp import source_addresses
 from p2p.wire.identify import IDENTIFY, IDENTIFY_PUSH, PING
 from p2p.wire.multiaddr import TcpAddr, ip_of, tcp_addr_untrusted
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import Identity, PeerId
     from p2p.net.driver import Connection
-    from p2p.net.seam import Addr, Handler, Stream, Transport
+    from p2p.net.seam import Addr, AddrSource, Handler, Path, Stream, Transport
 
 log = logging.getLogger("covey.p2p.fabric")
 
@@ -87,23 +88,24 @@ class WireFabric:
         self._identity = identity
         self._config = config
         self._env = env
-        self._transports = transports
+        self._transports = list(transports)
         self._book = book if book is not None else Book(peers_max=config.book_peers_max)
         self._services: dict[str, _Service] = {}
         self._live: Counter[tuple[PeerId, str]] = Counter()
         self._listening: list[Addr] = []
-        self._addrs: list[Addr] = []
+        self._own = OwnAddrs()
         self._subscribers: list[trio.MemorySendChannel[FabricEvent]] = []
         self._changed = trio.Event()
         self._manager = Manager(
             identity,
             config,
             env,
-            transports,
+            self._transports,
             self._book,
             self,
             up=lambda peer: self._publish(PeerUp(peer)),
             down=lambda peer, why: self._publish(PeerDown(peer, why)),
+            moved=lambda peer, path: self._publish(PathChanged(peer, path)),
         )
         self._identify = Identify(identity, config, env, self._book, self, agent=agent)
         for transport in transports:
@@ -122,7 +124,17 @@ class WireFabric:
 
     def addrs(self) -> list[Addr]:
         """Addresses to advertise, best first."""
-        return list(self._addrs)
+        return self._own.all()
+
+    def set_own_addrs(self, source: AddrSource, addrs: Sequence[Addr]) -> None:
+        """Replace what one source knows of our own addresses."""
+        if self._own.set(source, addrs):
+            self._publish(AddrsChanged(tuple(self._own.all())))
+            self._changed.set()
+
+    def own_addrs(self, source: AddrSource) -> tuple[Addr, ...]:
+        """What one source knows of our own addresses."""
+        return self._own.of(source)
 
     def listen_addrs(self) -> list[Addr]:
         """Addresses we are bound to, unspecified ones as they are."""
@@ -213,6 +225,14 @@ class WireFabric:
 
     # --- what a node needs besides ---
 
+    def add_transport(self, transport: Transport) -> None:
+        """Dial with one more transport from now on, after those that are there."""
+        self._transports.append(transport)
+
+    async def accept(self, stream: trio.abc.Stream, addr: Addr, *, path: Path) -> None:
+        """Take over a raw stream that came in by other ways than a listener of ours."""
+        await self._manager.accept(stream, addr, path=path)
+
     def pin(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
         """Keep `peer` connected: dial now, and again with backoff."""
         self._manager.pin(peer, addrs)
@@ -281,7 +301,7 @@ class WireFabric:
                         task_status.started()
         finally:
             self._listening.clear()
-            self._addrs.clear()
+            self._own.clear()
             if self._book.dirty:
                 self._book.save()
             for subscriber in self._subscribers:
@@ -316,8 +336,12 @@ class WireFabric:
             raise problems[0]
         if port and not self._book.port:
             self._book.set_port(port)
-        self._addrs = [own for addr in self._listening for own in _own_addrs(addr)]
-        self._publish(AddrsChanged(tuple(self._addrs)))
+        self.interfaces_changed()
+
+    def interfaces_changed(self) -> None:
+        """Ask the system anew at which of its addresses our doors can be found."""
+        addrs = [own for addr in self._listening for own in _own_addrs(addr)]
+        self.set_own_addrs("interface", addrs)
 
     def _draw_port(self) -> int:
         """A port for the addresses that name none; 0 if there are none or none is to be kept."""

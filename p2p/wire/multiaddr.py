@@ -266,6 +266,17 @@ def ip_of(addr: str) -> IpAddress | None:
     return None
 
 
+def is_relayed(addr: str) -> bool:
+    """Whether an address leads over a relay: `/ip4/.../tcp/.../p2p/R/p2p-circuit`."""
+    return "/p2p-circuit" in addr
+
+
+def is_private(addr: str) -> bool:
+    """Whether an address is a direct one in a private range."""
+    ip = ip_of(addr)
+    return ip is not None and not is_relayed(addr) and scope_of(ip) == "private"
+
+
 def scope_of(ip: IpAddress) -> Literal["loopback", "private", "public", "never"]:
     """How far an address reaches; "never" is not dialled (multicast, unspecified, reserved)."""
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None

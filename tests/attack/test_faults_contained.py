@@ -15,6 +15,7 @@ from p2p.net.wire_fabric import WireFabric
 from tests.helpers.wire_kit import TEST, echo, exchange, identity, make, running, wait_for
 
 if TYPE_CHECKING:
+    from p2p.identity import PeerId
     from p2p.net.seam import Addr, Stream
 
 pytestmark = pytest.mark.attack
@@ -51,12 +52,14 @@ class FaultyStream(trio.abc.Stream):
 class FaultyTransport(TcpTransport):
     """TCP, but addresses at port 1 lead to a faulty stream, out and in."""
 
-    async def dial(self, addr: Addr) -> trio.abc.Stream:  # type: ignore[override]
+    async def dial(  # type: ignore[override]
+        self, addr: Addr, *, peer: PeerId | None = None, reuse_port: bool = False
+    ) -> trio.abc.Stream:
         """A faulty stream for port 1."""
         if addr.endswith("/tcp/1"):
             await trio.lowlevel.checkpoint()
             return FaultyStream()
-        return await super().dial(addr)
+        return await super().dial(addr, peer=peer, reuse_port=reuse_port)
 
 
 async def test_a_fault_in_a_handshake_does_not_stop_the_node() -> None:

@@ -92,12 +92,15 @@ class NotedTransport:
         self._host = host
         self._number = number
         self._trace = trace
+        self.path = host.path
 
     def dials(self, addr: Addr) -> bool:
         return self._host.dials(addr)
 
-    async def dial(self, addr: Addr, *, reuse_port: bool = False) -> trio.abc.Stream:
-        stream = await self._host.dial(addr, reuse_port=reuse_port)
+    async def dial(
+        self, addr: Addr, *, peer: PeerId | None = None, reuse_port: bool = False
+    ) -> trio.abc.Stream:
+        stream = await self._host.dial(addr, peer=peer, reuse_port=reuse_port)
         return NotedStream(stream, self._number, self._trace)
 
     async def listen(
