@@ -137,7 +137,7 @@ class Connection:
         self._streams: dict[int, WireStream] = {}
         self._inbound = InboundStreams(
             self.mux,
-            owner.protocols,
+            owner.served,
             limit_s=config.negotiate_s,
             start=self._start_stream,
             blame=self.blame,

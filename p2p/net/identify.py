@@ -57,6 +57,9 @@ class IdentifyOwner(Protocol):
         """The connection that carries a stream."""
         ...
 
+    def identified(self, peer: PeerId) -> None:
+        """A peer told what it serves."""
+
     def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
         """Remember addresses of a peer."""
 
@@ -201,7 +204,10 @@ class Identify:
             connection.agent = message.agent
             connection.prompt_ends = message.agent.startswith("covey/")
         if message.protocols:
+            changed = connection.remote_protocols != frozenset(message.protocols)
             connection.remote_protocols = frozenset(message.protocols)
+            if changed:
+                self._owner.identified(peer)
         addrs = list(message.listen_addrs)
         if message.signed_record:
             record = open_peer_record_untrusted(message.signed_record)

@@ -22,7 +22,15 @@ from typing_extensions import override
 from p2p.errors import Unreachable, UsageError
 from p2p.net.memory_link import Pipe, PipeStream
 from p2p.net.own_addrs import OwnAddrs
-from p2p.net.seam import AddrsChanged, FabricEvent, PeerDown, PeerInfo, PeerUp, Stream
+from p2p.net.seam import (
+    AddrsChanged,
+    FabricEvent,
+    PeerDown,
+    PeerIdentified,
+    PeerInfo,
+    PeerUp,
+    Stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -215,6 +223,15 @@ class MemFabric:
         """Connected peers, a snapshot."""
         return {peer: self._info(side) for peer, side in self.sides.items()}
 
+    def protocols(self, peer: PeerId) -> frozenset[str]:
+        """What a connected peer serves."""
+        side = self.sides.get(peer)
+        return frozenset() if side is None else side.remote.served()
+
+    def served(self) -> frozenset[str]:
+        """What we serve."""
+        return frozenset(self._handlers)
+
     def events(self) -> trio.MemoryReceiveChannel[FabricEvent]:
         """A new subscription; see `p2p.net.seam.Fabric.events`."""
         send, receive = trio.open_memory_channel[FabricEvent](EVENTS_MAX)
@@ -334,6 +351,7 @@ class MemFabric:
             self._fail_streams(old, "the peer connected anew")
         else:
             self._emit(PeerUp(remote.id))
+            self._emit(PeerIdentified(remote.id))
         self._changed.unpark_all()
 
     def _hang_up(self, peer: PeerId, reason: str) -> None:

@@ -34,7 +34,7 @@ class ConnectionOwner(Protocol):
     """What a connection asks of and tells the fabric."""
 
     @property
-    def protocols(self) -> Container[str]:
+    def served(self) -> Container[str]:
         """Protocols that are served."""
         ...
 

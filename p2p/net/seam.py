@@ -98,13 +98,20 @@ class PathChanged:
 
 
 @dataclass(frozen=True)
+class PeerIdentified:
+    """`peer` told which protocols it serves, for the first time or anew: see `protocols`."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True)
 class AddrsChanged:
     """Our own addresses changed."""
 
     addrs: tuple[Addr, ...]
 
 
-FabricEvent: TypeAlias = PeerUp | PeerDown | PathChanged | AddrsChanged
+FabricEvent: TypeAlias = PeerUp | PeerDown | PeerIdentified | PathChanged | AddrsChanged
 Handler: TypeAlias = "Callable[[Stream], Awaitable[None]]"
 
 
@@ -156,6 +163,10 @@ class Fabric(Protocol):
 
     def peers(self) -> Mapping[PeerId, PeerInfo]:
         """Connected peers, a snapshot."""
+        ...
+
+    def protocols(self, peer: PeerId) -> frozenset[str]:
+        """What a connected peer said that it serves; empty until it did."""
         ...
 
     def events(self) -> trio.MemoryReceiveChannel[FabricEvent]:

@@ -25,7 +25,15 @@ from p2p.net.book import PORT_MAX, PORT_MIN, Book
 from p2p.net.identify import Identify
 from p2p.net.manager import Manager
 from p2p.net.own_addrs import OwnAddrs
-from p2p.net.seam import AddrsChanged, FabricEvent, PathChanged, PeerDown, PeerInfo, PeerUp
+from p2p.net.seam import (
+    AddrsChanged,
+    FabricEvent,
+    PathChanged,
+    PeerDown,
+    PeerIdentified,
+    PeerInfo,
+    PeerUp,
+)
 from p2p.net.tcp import source_addresses
 from p2p.wire.identify import IDENTIFY, IDENTIFY_PUSH, PING
 from p2p.wire.multiaddr import TcpAddr, ip_of, tcp_addr_untrusted
@@ -188,6 +196,12 @@ class WireFabric:
     def peers(self) -> Mapping[PeerId, PeerInfo]:
         """Connected peers, a snapshot."""
         return {peer: self._info(peer) for peer in self._manager.table.peers()}
+
+    def protocols(self, peer: PeerId) -> frozenset[str]:
+        """What a connected peer said that it serves; empty until it did."""
+        entry = self._manager.table.entry(peer)
+        connections = entry.opened if entry is not None else []
+        return frozenset[str]().union(*(c.remote_protocols for c in connections))
 
     def events(self) -> trio.MemoryReceiveChannel[FabricEvent]:
         """A new subscription."""
@@ -413,10 +427,14 @@ class WireFabric:
             for connection in self._manager.table:
                 connection.start_soon(self._identify.push)
 
+    def identified(self, peer: PeerId) -> None:
+        """A peer told what it serves."""
+        self._publish(PeerIdentified(peer))
+
     # --- ConnectionOwner ---
 
     @property
-    def protocols(self) -> Container[str]:
+    def served(self) -> Container[str]:
         """What we serve."""
         return self._services
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from p2p.identity import PeerId
     from p2p.net.memory_fabric import MemFabric
-    from p2p.net.seam import Addr, FabricEvent, PeerDown, Stream
+    from p2p.net.seam import Addr, FabricEvent, PeerDown, PeerIdentified, Stream
     from p2p.node import ManagedFabric
     from p2p.rpc import Rpc
     from p2p.rpc_frames import Frame
@@ -349,7 +349,7 @@ async def ask(stream: Stream, data: bytes) -> bytes:
 
 async def next_event(
     events: trio.MemoryReceiveChannel[FabricEvent],
-    kind: type[PeerUp | PeerDown],
+    kind: type[PeerUp | PeerDown | PeerIdentified],
     peer: PeerId,
     *,
     within_s: float = math.inf,

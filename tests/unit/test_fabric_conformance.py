@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from p2p.errors import Unreachable
-from p2p.net.seam import FabricEvent, PeerDown, PeerUp, Stream
+from p2p.net.seam import AddrsChanged, FabricEvent, PeerDown, PeerIdentified, PeerUp, Stream
 from tests.helpers.fabrics import (
     ECHO,
     KINDS,
@@ -605,3 +605,38 @@ def _drain(channel: trio.MemoryReceiveChannel[FabricEvent]) -> list[FabricEvent]
 
 def _is_of_trio(thread: threading.Thread) -> bool:
     return thread.name.startswith("Trio")
+
+
+# --- besides: what a peer serves ------------------------------------------------------------------
+
+
+@every_kind
+def test_a_peer_tells_what_it_serves(kind: str) -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.start(1), await kit.start(2)
+        assert first.fabric.protocols(second.id) == frozenset()
+        second.fabric.handle(ECHO, echo, per_peer_max=1)
+        events = first.fabric.events()
+        await kit.connect(first, second)
+        await next_event(events, PeerIdentified, second.id, within_s=20)
+        assert ECHO in first.fabric.protocols(second.id)
+        await first.fabric.disconnect(second.id)
+        assert first.fabric.protocols(second.id) == frozenset()
+
+    play(kind, scenario)
+
+
+@every_kind
+def test_own_addresses_come_from_sources_and_are_told_once(kind: str) -> None:
+    async def scenario(kit: Kit) -> None:
+        first = await kit.start(1)
+        before = first.fabric.addrs()
+        events = first.fabric.events()
+        first.fabric.set_own_addrs("mapped", ["/ip4/45.77.1.2/tcp/15001"])
+        first.fabric.set_own_addrs("observed", ["/ip4/45.77.1.2/tcp/15001"])
+        assert first.fabric.addrs() == [*before, "/ip4/45.77.1.2/tcp/15001"]
+        assert await events.receive() == AddrsChanged(tuple(first.fabric.addrs()))
+        with pytest.raises(trio.WouldBlock):
+            events.receive_nowait()
+
+    play(kind, scenario)
