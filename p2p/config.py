@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal
 
 from p2p.errors import UsageError
+from p2p.nat.relay_config import RelayConfig
 
 if TYPE_CHECKING:
     from p2p.net.seam import Addr
@@ -145,6 +146,12 @@ class P2pConfig:
     events_max: int = 256
     """Events a subscriber may lag behind before its channel is closed."""
 
+    # --- reachability and relays (p2p.nat) ---
+    reachability: Literal["auto", "public", "private"] = "auto"
+    """Whether others can dial us. "auto" finds out; the others are for who knows better."""
+    relay: RelayConfig = field(default_factory=RelayConfig)
+    """What we give as a relay, and how many we use."""
+
     # --- peer RPC (p2p.rpc) ---
     rpc_calls_per_peer_max: int = 64
     """Calls served at once for one peer."""
@@ -156,10 +163,10 @@ class P2pConfig:
     """Streams to one peer kept open for the next call."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value: object = getattr(self, field.name)
+        for each in fields(self):
+            value: object = getattr(self, each.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-                raise UsageError(f"{field.name} is {value}: it must not be negative")
+                raise UsageError(f"{each.name} is {value}: it must not be negative")
         if self.connections_for_members > self.connections_max:
             raise UsageError("connections_for_members is larger than connections_max: lower it")
         for shorter, longer in (

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from p2p.config import P2pConfig
     from p2p.env import Env
     from p2p.identity import Identity, PeerId, Signer
+    from p2p.nat.traversal import Traversal, TraversalReport
     from p2p.net.seam import Addr, PeerInfo, Transport
 
 UNKNOWN_VERSION: Final = "covey/0"
@@ -46,6 +47,8 @@ class NetReport:
     paused: bool
     counters: Mapping[str, int]
     """Counts since the start: the fabric's, and `rpc_calls_in`, `rpc_violations`, `bugs`..."""
+    traversal: TraversalReport | None
+    """How others reach us; None on a fabric that has no such question."""
 
 
 class ManagedFabric(Fabric, Protocol):
@@ -101,6 +104,9 @@ class Node:
         book_path: where addresses of peers are kept between runs; None: nowhere.
     """
 
+    traversal: Traversal | None
+    """How others reach us; None on a fabric that has no such question."""
+
     def __init__(
         self,
         identity: Identity,
@@ -111,11 +117,14 @@ class Node:
         book_path: Path | None = None,
     ) -> None:
         # Here, because a simulation over another fabric needs nothing of the real wire.
+        from p2p.nat.traversal import Traversal
         from p2p.net.book import Book
         from p2p.net.wire_fabric import WireFabric
 
         book = None if book_path is None else Book(book_path)
-        self._join(identity, WireFabric(identity, config, env, transports, book), config)
+        fabric = WireFabric(identity, config, env, transports, book)
+        self._join(identity, fabric, config)
+        self.traversal = Traversal(identity, fabric, config, env, is_member=self.rpc.is_member)
 
     @classmethod
     def over(cls, fabric: ManagedFabric, identity: Signer, config: P2pConfig | None = None) -> Self:
@@ -130,6 +139,7 @@ class Node:
         self.id: PeerId = identity.id
         self.fabric: ManagedFabric = fabric
         self.rpc = Rpc(fabric, config)
+        self.traversal = None
         self._identity = identity
         self._introduces: Callable[[PeerId, PeerId], bool] | None = None
         MeshMethods(
@@ -152,6 +162,8 @@ class Node:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rpc.run)
             await nursery.start(self.fabric.run)
+            if self.traversal is not None:
+                await nursery.start(self.traversal.run)
             task_status.started()
 
     def pin(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
@@ -182,13 +194,19 @@ class Node:
 
     def report(self) -> NetReport:
         """What the network does right now."""
+        traversal = self.traversal
         return NetReport(
             id=self.id,
             listen=tuple(self.fabric.addrs()),
             peers=self.fabric.peers(),
             pinned=tuple(self.fabric.pinned()),
             paused=self.fabric.paused,
-            counters={**self.fabric.counters(), **self.rpc.counters()},
+            counters={
+                **self.fabric.counters(),
+                **self.rpc.counters(),
+                **(traversal.counters() if traversal is not None else {}),
+            },
+            traversal=traversal.report() if traversal is not None else None,
         )
 
     def set_members(

@@ -17,7 +17,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from p2p.wire.multiaddr import IpAddress, scope_of
+from p2p.wire.multiaddr import IpAddress, prefix_of, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -75,11 +75,9 @@ class Gate:
         scope = scope_of(ip)
         if scope == "loopback" and not self._config.limit_loopback:
             return None
-        host_bits, prefix_bits = (32, 24) if ip.version == 4 else (64, 48)
-        host = ipaddress.ip_network((ip, host_bits), strict=False)
-        prefix = ipaddress.ip_network((ip, prefix_bits), strict=False)
+        host = ipaddress.ip_network((ip, 32 if ip.version == 4 else 64), strict=False)
         factor = self._config.private_prefix_factor if scope in ("private", "loopback") else 1
-        return Origin(str(host), str(prefix), factor)
+        return Origin(str(host), prefix_of(ip), factor)
 
     def begin(self, origin: Origin | None, now: float) -> str | None:
         """Take a pending place; a word of why not, or None if it was taken."""

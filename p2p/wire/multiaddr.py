@@ -266,6 +266,11 @@ def ip_of(addr: str) -> IpAddress | None:
     return None
 
 
+def prefix_of(ip: IpAddress) -> str:
+    """The network that limits count together: an IPv4 /24 or an IPv6 /48."""
+    return str(ipaddress.ip_network((ip, 24 if ip.version == 4 else 48), strict=False))
+
+
 def is_relayed(addr: str) -> bool:
     """Whether an address leads over a relay: `/ip4/.../tcp/.../p2p/R/p2p-circuit`."""
     return "/p2p-circuit" in addr

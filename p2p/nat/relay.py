@@ -1,0 +1,102 @@
+"""Relays from both ends, as one part of a node: places for others, places for us, circuits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2p.nat.relay_client import RelayClient
+from p2p.nat.relay_server import RelayServer
+from p2p.net.seam import PeerDown
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from p2p.env import Env
+    from p2p.identity import PeerId, Signer
+    from p2p.nat.relay_config import RelayConfig
+    from p2p.net.seam import Addr, Fabric
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayReport:
+    """What relays do right now, a snapshot."""
+
+    serving: bool
+    """Whether we give places."""
+    holders: int
+    """Peers that hold a place with us."""
+    circuits: int
+    """Circuits we carry now."""
+    relays: tuple[PeerId, ...]
+    """Relays at which we hold a place."""
+    addrs: tuple[Addr, ...]
+    """Where we are reached through them."""
+
+
+class Relay:
+    """Serves and uses relays.
+
+    Args:
+        signer: our identity.
+        fabric: connections.
+        config: what is given and wanted.
+        env: clocks.
+        is_member: whether a peer shares a group with us.
+        told: the addresses of ours that a peer connected from an address may be told.
+        accept: takes over the raw stream of a circuit to us.
+    """
+
+    def __init__(
+        self,
+        signer: Signer,
+        fabric: Fabric,
+        config: RelayConfig,
+        env: Env,
+        *,
+        is_member: Callable[[PeerId], bool],
+        told: Callable[[Addr], list[Addr]],
+        accept: Callable[[trio.abc.Stream, Addr], Awaitable[None]],
+    ) -> None:
+        self._fabric = fabric
+        self._server = RelayServer(signer, fabric, config, env, is_member=is_member, told=told)
+        self._client = RelayClient(fabric, config, env, is_member=is_member, accept=accept)
+
+    def reachable(self, public: bool | None) -> None:
+        """What is known of us: others can dial us, cannot, or None as long as nobody knows."""
+        self._server.serving = public is True
+        self._client.want(wanted=public is not True)
+
+    def network_changed(self) -> None:
+        """Our addresses changed: ask for every place anew."""
+        self._client.network_changed()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow the fabric until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._client.run)
+            task_status.started()
+            while True:
+                # A channel that we were too slow for is closed: what we missed may be anything.
+                async for event in self._fabric.events():
+                    if isinstance(event, PeerDown):
+                        self._server.peer_down(event.peer)
+                    self._client.notice(event)
+                self._client.recheck()
+
+    def report(self) -> RelayReport:
+        """What relays do right now."""
+        places = self._client.places.values()
+        return RelayReport(
+            serving=self._server.serving,
+            holders=self._server.book.holders(),
+            circuits=self._server.book.circuits(),
+            relays=tuple(place.relay for place in places),
+            addrs=tuple(addr for place in places for addr in place.addrs),
+        )
+
+    def counters(self) -> Mapping[str, int]:
+        """Counts since the start."""
+        return {**self._server.counters, **self._client.counters}
