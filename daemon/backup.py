@@ -46,10 +46,10 @@ from daemon.manifest import (
 )
 from daemon.paths import PathsError, make_private
 from daemon.shred import BACKUPS, MAKING, shred_backups
-from memory.connect import translate
 from memory.errors import StoreError
-from memory.portable import write_copy
-from memory.sql import blobs, number
+from memory.storage.connect import translate
+from memory.storage.sql import blobs, number
+from memory.transfer.portable import write_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -143,7 +143,7 @@ def check_database(paths: Paths) -> Check:
 
 def check_embedder(paths: Paths) -> Check:
     """Whether the embedder's file is the published one; reads its 23 MB."""
-    from memory.embed import EXTRA, check_model
+    from memory.embedding.embedder import EXTRA, check_model
 
     name = "store.embedder"
     try:

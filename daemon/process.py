@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from daemon.config import Config
     from daemon.paths import Paths
-    from memory.evidence import TrustEvent
+    from memory.storage.txn import TrustEvent
     from memory.store import MemoryEvent
     from p2p.env import Env
     from p2p.replication.events import ReplicationEvent

@@ -40,12 +40,14 @@ from daemon.manifest import (
 )
 from daemon.paths import make_private
 from daemon.shred import ASIDE
-from memory.behaviour import erase_in_copy
-from memory.connect import translate
-from memory.db import Db
 from memory.errors import StoreError
-from memory.marks import HighMark
-from memory.portable import (
+from memory.records.replica import Replica
+from memory.storage.behaviour import erase_in_copy
+from memory.storage.connect import translate
+from memory.storage.db import Db
+from memory.storage.marks import HighMark
+from memory.storage.sql import blobs, number
+from memory.transfer.portable import (
     erase_again,
     give_authors_their_device,
     keyless,
@@ -55,8 +57,6 @@ from memory.portable import (
     take_keys_back,
     unprojected,
 )
-from memory.replica import Replica
-from memory.sql import blobs, number
 from p2p.identity import load_or_create
 from p2p.replication.record import BodyError, Envelope
 from p2p.replication.sealing import aead_context, open_body

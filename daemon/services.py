@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from daemon.roles import Roles
     from daemon.rpc.registry import Registry
     from daemon.scanner import TextScanner
-    from memory.behaviour import Behaviour
-    from memory.db import Db
-    from memory.embedding import Embeddings
-    from memory.erasing import Eraser
-    from memory.forgetting import Forgetting
-    from memory.replica import Replica
-    from memory.resolving import ConflictDesk
+    from memory.embedding.service import Embeddings
+    from memory.erasure.erasing import Eraser
+    from memory.erasure.forgetting import Forgetting
+    from memory.records.replica import Replica
+    from memory.review.desk import TrustDesk
+    from memory.review.resolving import ConflictDesk
+    from memory.storage.behaviour import Behaviour
+    from memory.storage.db import Db
     from memory.store import Memory
-    from memory.trusting import TrustDesk
     from p2p.env import Env
     from p2p.identity import PeerId
     from p2p.node import Node

@@ -28,7 +28,7 @@ from daemon.manifest import (
     sync_folder,
     write_manifest,
 )
-from memory.portable import holds_any, shred_database, shred_keys
+from memory.transfer.portable import holds_any, shred_database, shred_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

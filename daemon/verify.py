@@ -24,9 +24,9 @@ from memory.bodies import (
     VerdictBody,
     decode_body_untrusted,
 )
-from memory.connect import translate
 from memory.errors import DecodeError as BodyDecodeError
-from memory.sql import blobs, integers, number
+from memory.storage.connect import translate
+from memory.storage.sql import blobs, integers, number
 from p2p.errors import DecodeError, PeerError
 from p2p.replication.record import (
     BodyError,
@@ -344,7 +344,7 @@ class StoreCheck:
             self._note("projection", row.id)
 
     def _note_text(self, connection: apsw.Connection, row: _RecordRow, body: NoteBody) -> None:
-        from memory.text import clean
+        from memory.text.cleaning import clean
 
         expected = connection.execute("SELECT chunks FROM memory WHERE id = ?", (row.n,)).get
         if expected is None:

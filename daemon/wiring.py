@@ -34,17 +34,17 @@ from daemon.rpc.server import RpcServer
 from daemon.scanner import TextScanner
 from daemon.services import Services
 from daemon.shred import shred_backups
-from memory.behaviour import Behaviour
-from memory.db import Db
-from memory.embed import load_embedder, require_embedder
-from memory.embedding import Embeddings
-from memory.erasing import Eraser, Outlets
+from memory.embedding.embedder import load_embedder, require_embedder
+from memory.embedding.service import Embeddings
+from memory.erasure.erasing import Eraser, Outlets
+from memory.erasure.forgetting import Forgetting
 from memory.errors import EmbedError, StoreError
-from memory.forgetting import Forgetting
-from memory.replica import Replica
-from memory.resolving import ConflictDesk
+from memory.records.replica import Replica
+from memory.review.desk import TrustDesk
+from memory.review.resolving import ConflictDesk
+from memory.storage.behaviour import Behaviour
+from memory.storage.db import Db
 from memory.store import Memory
-from memory.trusting import TrustDesk
 from p2p.env import SystemEnv
 from p2p.errors import P2pError
 from p2p.identity import load_or_create

@@ -1,7 +1,7 @@
 """The doors of `federated`: what jobs and rounds will ask of the mesh and of a database.
 
-`p2p.node.Node` satisfies `Mesh` and `memory.db.Db` satisfies `Db`; `daemon.wiring` introduces them.
-Nothing here is implemented yet: jobs and rounds come later, through these doors.
+`p2p.node.Node` satisfies `Mesh` and `memory.storage.db.Db` satisfies `Db`; `daemon.wiring`
+introduces them. Nothing here is implemented yet: jobs and rounds come later, through these doors.
 """
 
 from __future__ import annotations

@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from memory import reading
-from memory.answering import Recaller
 from memory.bodies import ForgetBody, ProfileBody
 from memory.config import MemoryConfig
 from memory.errors import RefusedError
-from memory.lineage import read_recalled
 from memory.model import NOTES_MAX
-from memory.reading import Filter
-from memory.scanning import scan_own
-from memory.sql import blobs, integers
-from memory.status import expire
-from memory.txn import MemoryEvent
-from memory.writing import (
+from memory.recall import reading
+from memory.recall.answering import Recaller
+from memory.recall.reading import Filter
+from memory.records.scanning import scan_own
+from memory.records.writing import (
     check_line,
     entry_draft,
     forget_one,
@@ -31,14 +27,16 @@ from memory.writing import (
     remember_one,
     with_lineage,
 )
+from memory.relations.lineage import read_recalled
+from memory.storage.sql import blobs, integers
+from memory.storage.txn import MemoryEvent
+from memory.trust.status import expire
 
 if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Sequence
 
-    from memory.behaviour import Behaviour
-    from memory.db import Db
-    from memory.embedding import Embeddings
+    from memory.embedding.service import Embeddings
     from memory.model import (
         Caller,
         Forgotten,
@@ -52,9 +50,11 @@ if TYPE_CHECKING:
         Stats,
         Version,
     )
-    from memory.replica import Replica
+    from memory.records.replica import Replica
     from memory.seams import Env, Receipt
-    from memory.txn import Txn
+    from memory.storage.behaviour import Behaviour
+    from memory.storage.db import Db
+    from memory.storage.txn import Txn
 
 __all__ = ["Filter", "Memory", "MemoryConfig", "MemoryEvent"]
 

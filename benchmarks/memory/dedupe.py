@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.memory import data
 from benchmarks.report import Target
-from memory.dedupe import Sketch, likeness, sketch
+from memory.relations.dedupe import Sketch, likeness, sketch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from benchmarks.memory import data
 from benchmarks.memory.store import open_store
 from benchmarks.report import Target
 from memory.config import MemoryConfig
-from memory.embed import load_embedder, missing_libraries
+from memory.embedding.embedder import load_embedder, missing_libraries
 from memory.model import NoteIn
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import trio
 
 from memory.bodies import NoteBody, encode_body
 from memory.model import NOTES_MAX, NoteIn, Query
-from memory.text import clean
+from memory.text.cleaning import clean
 from tests.helpers.memories import HOME, Peer, World, open_world
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ def vectors(options: Options, report: Report) -> None:
     """Recall@20 of exact search over real texts, and the times of its parts."""
     import numpy as np
 
-    from memory.embed import MiniLm
-    from memory.trust import MAIN
-    from memory.vecrows import VectorRow
-    from memory.vectors import VectorIndex, quantise
+    from memory.embedding.embedder import MiniLm
+    from memory.embedding.vecrows import VectorRow
+    from memory.embedding.vectors import VectorIndex, quantise
+    from memory.tiers import MAIN
 
     texts = data.short_texts(options.data, TEXTS_QUICK if options.quick else TEXTS)
     start = time.perf_counter()

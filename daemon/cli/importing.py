@@ -102,7 +102,7 @@ def run_import(args: argparse.Namespace) -> int:
 def _import_file(
     path: str, client: Client | None, args: argparse.Namespace, counts: dict[str, int]
 ) -> None:
-    from memory.importing import read_notes
+    from memory.transfer.importing import read_notes
 
     # The memory's JSON type is its own: the packages share no module.
     for batch in _batches(read_notes(path)):  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ import msgspec
 
 from daemon.errors import RpcError
 from daemon.rpc.registry import Call, method
-from memory.erasing import EraseReport, EraseWhat
-from memory.maintenance import reindex
+from memory.erasure.erasing import EraseReport, EraseWhat
+from memory.text.maintenance import reindex
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from daemon.rpc.registry import Call, method
-from memory.export import Exported, ExportPage, export_page
+from memory.transfer.export import Exported, ExportPage, export_page
 
 if TYPE_CHECKING:
     import apsw

@@ -9,7 +9,7 @@ import msgspec
 from daemon.errors import RpcError
 from daemon.rpc.registry import Call, Tool, method
 from memory.provenance import parse_iso
-from memory.trustviews import (
+from memory.review.views import (
     Endorsed,
     Feedback,
     Quarantined,

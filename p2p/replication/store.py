@@ -1,6 +1,6 @@
 """What replication needs of a store, as Protocols of plain bytes.
 
-`memory.replica.Replica` has this shape without importing it, the simulators have another
+`memory.records.replica.Replica` has this shape without importing it, the simulators have another
 implementation (`p2p.replication.memstore.MemStore`), and one conformance suite
 (`tests/helpers/store_conformance.py`) runs on both. Ids, keys and groups are 32 raw bytes.
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from memory.bodies import EndorseBody, LinkBody, VerdictBody
-from memory.evidence import observe
 from memory.model import Claim, NoteIn, Query
-from memory.trust import VOICE_MIN
+from memory.trust.evidence import observe
+from memory.trust.rules import VOICE_MIN
 from tests.helpers.memories import HOME, Peer, note_body, open_world
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from memory.bodies import Outcome
     from memory.model import Caller
-    from memory.txn import Txn
+    from memory.storage.txn import Txn
     from tests.helpers.memories import World
     from tests.helpers.plain_sealer import PlainRecord
 

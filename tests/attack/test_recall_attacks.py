@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from memory.model import NoteIn
-from memory.pool import OWNER_POOL
 from memory.provenance import thread_id
+from memory.recall.pool import OWNER_POOL
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:

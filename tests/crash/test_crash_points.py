@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from memory.connect import PRAGMAS
 from memory.errors import StoreError
 from memory.model import NoteIn
-from memory.schema import load_migrations, migrate
+from memory.storage.connect import PRAGMAS
+from memory.storage.schema import load_migrations, migrate
 from tests.helpers.crashvfs import Recorder, check_database, images
 from tests.helpers.memories import HOME, Clock, Peer, World, note_body, open_world
 
@@ -214,7 +214,7 @@ def test_a_crash_in_the_first_migration_leaves_nothing_or_all(tmp_path: Path) ->
     with Recorder(folder) as recorder:
         connection = apsw.Connection(str(folder / "covey.db"), vfs=recorder.vfs_name)
         configure(connection)
-        migrate(connection, folder / "covey.db", Clock(), "memory.migrations")
+        migrate(connection, folder / "covey.db", Clock(), "memory.storage.migrations")
         recorder.ack("done")
         connection.close()
     versions = set()
@@ -226,10 +226,10 @@ def test_a_crash_in_the_first_migration_leaves_nothing_or_all(tmp_path: Path) ->
         assert (version == 0) == (tables == 0), str(image)
         assert version or "done" not in image.acked
         versions.add(version)
-        migrate(db, tmp_path / "image" / "covey.db", Clock(), "memory.migrations")
+        migrate(db, tmp_path / "image" / "covey.db", Clock(), "memory.storage.migrations")
         check_database(db)
         db.close()
-    assert versions == set(range(len(load_migrations("memory.migrations")) + 1))
+    assert versions == set(range(len(load_migrations("memory.storage.migrations")) + 1))
 
 
 def test_a_crash_in_a_later_migration_leaves_the_old_schema_or_the_new(

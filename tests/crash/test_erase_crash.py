@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from memory.erase import HERE, erase_all
-from memory.erasing import Eraser, EraseWhat, Outlets
+from memory.erasure.erasing import Eraser, EraseWhat, Outlets
+from memory.records.erase import HERE, erase_all
 from tests.helpers.crashvfs import Recorder, check_database, images
 from tests.helpers.memories import World, open_world
 from tests.unit.test_erasing import Inline, Told
@@ -16,7 +16,7 @@ from tests.unit.test_erasing import Inline, Told
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from memory.txn import Txn
+    from memory.storage.txn import Txn
 
 SEED = 7
 WORDS = ("xylophagous", "quicksilvery", "zeugmatical", "jabberwocky")

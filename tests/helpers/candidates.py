@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memory.fuse import Candidate, Facts
-from memory.trust import MAIN
+from memory.recall.fuse import Candidate, Facts
+from memory.tiers import MAIN
 
 PLAIN = Facts(
     memory=1, tier=MAIN, scope=1, kind="note", role="agent", speaker=None, agent="claude",

@@ -112,7 +112,7 @@ ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
 
 ALLOWED: Final[Mapping[str, tuple[type[BaseException], ...]]] = {
     "p2p.identity:_decode_key_file_untrusted": (KeyFileError,),
-    "memory.reading:decode_cursor_untrusted": (RefusedError,),
+    "memory.recall.reading:decode_cursor_untrusted": (RefusedError,),
     "p2p.wire.envelope:open_envelope_untrusted": (DecodeError, AuthError),
     "p2p.wire.envelope:open_peer_record_untrusted": (DecodeError, AuthError),
 }

@@ -15,17 +15,17 @@ import apsw
 import msgspec
 import trio
 
-from memory.behaviour import Behaviour
 from memory.bodies import NoteBody, encode_body
-from memory.connect import APPLICATION_ID, PRAGMAS
-from memory.db import Db
-from memory.embedding import Embeddings
+from memory.embedding.service import Embeddings
 from memory.model import Caller, NoteIn, Query, ScopeSet
-from memory.replica import Replica
-from memory.schema import migrate
+from memory.records.replica import Replica
+from memory.records.writing import Draft
+from memory.review.desk import TrustDesk
+from memory.storage.behaviour import Behaviour
+from memory.storage.connect import APPLICATION_ID, PRAGMAS
+from memory.storage.db import Db
+from memory.storage.schema import migrate
 from memory.store import Memory
-from memory.trusting import TrustDesk
-from memory.writing import Draft
 from tests.helpers.plain_sealer import PlainRecord, PlainSealer
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from memory.bodies import Body
     from memory.model import Hits
     from memory.seams import Cell, Embedder, Scanner
-    from memory.txn import MemoryEvent
+    from memory.storage.txn import MemoryEvent
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ def empty_database() -> bytes:
         connection = apsw.Connection(str(path))
         for pragma in (*PRAGMAS, f"application_id={APPLICATION_ID}"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
-        migrate(connection, path, Clock(), "memory.migrations")
+        migrate(connection, path, Clock(), "memory.storage.migrations")
         connection.close()
         return path.read_bytes()
 

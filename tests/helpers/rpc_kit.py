@@ -24,8 +24,8 @@ from daemon.rpc.dispatch import Dispatcher
 from daemon.rpc.registry import Call, Empty, Registry, method
 from daemon.rpc.server import RpcServer
 from daemon.services import Services
-from memory.db import Db
 from memory.errors import RefusedError
+from memory.storage.db import Db
 from p2p.env import SystemEnv
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from daemon.roles import Roles
     from daemon.rpc.session import Dialect
     from daemon.scanner import TextScanner
-    from memory.behaviour import Behaviour
-    from memory.embedding import Embeddings
-    from memory.erasing import Eraser
-    from memory.forgetting import Forgetting
-    from memory.replica import Replica
-    from memory.resolving import ConflictDesk
+    from memory.embedding.service import Embeddings
+    from memory.erasure.erasing import Eraser
+    from memory.erasure.forgetting import Forgetting
+    from memory.records.replica import Replica
+    from memory.review.desk import TrustDesk
+    from memory.review.resolving import ConflictDesk
+    from memory.storage.behaviour import Behaviour
     from memory.store import Memory
-    from memory.trusting import TrustDesk
     from p2p.identity import PeerId
     from p2p.node import Node
     from p2p.replication.service import Replication

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from memory.embed import MODEL_PACKAGE, missing_libraries
+from memory.embedding.embedder import MODEL_PACKAGE, missing_libraries
 from tests.helpers.daemons import ROOT, Home, wait_until
 
 if TYPE_CHECKING:

@@ -21,12 +21,13 @@ from memory.bodies import (
     encode_body,
 )
 from memory.errors import DecodeError, RefusedError
-from memory.fts import expression
-from memory.marks import decode_marks_untrusted, encode_marks
-from memory.parse import Words
-from memory.reading import decode_cursor_untrusted, encode_cursor
-from memory.text import CHUNK_CHARS_MAX, clean, clean_line, split
-from memory.trust import LOW, MAIN, NONE, effective, tier_of
+from memory.recall.reading import decode_cursor_untrusted, encode_cursor
+from memory.storage.marks import decode_marks_untrusted, encode_marks
+from memory.text.cleaning import CHUNK_CHARS_MAX, clean, clean_line, split
+from memory.text.fts import expression
+from memory.text.parse import Words
+from memory.tiers import LOW, MAIN, NONE
+from memory.trust.rules import effective, tier_of
 
 ids = st.binary(min_size=32, max_size=32)
 words = st.text(max_size=40)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.fuse import Candidate, collapse, normalise, weigh
-from memory.parse import Names, Words, dense_text, names_of, possible_names, repeats
-from memory.structure import add_structure, is_structured
-from memory.trust import LOW, MAIN
+from memory.recall.fuse import Candidate, collapse, normalise, weigh
+from memory.recall.structure import add_structure, is_structured
+from memory.text.parse import Names, Words, dense_text, names_of, possible_names, repeats
+from memory.tiers import LOW, MAIN
 from tests.helpers.candidates import make_candidate
 
 units = st.floats(0, 1)

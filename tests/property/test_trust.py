@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory.bodies import VerdictBody
-from memory.flow import flow
-from memory.trust import KINDS, TRUST_MAX, Evidence, fold
+from memory.trust.flow import flow
+from memory.trust.rules import KINDS, TRUST_MAX, Evidence, fold
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
 NOW = 1_700_000_000_000

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.trust import LOW, MAIN, NONE
-from memory.vecrows import VectorRow
-from memory.vectors import VectorIndex, quantise
+from memory.embedding.vecrows import VectorRow
+from memory.embedding.vectors import VectorIndex, quantise
+from memory.tiers import LOW, MAIN, NONE
 
 if TYPE_CHECKING:
     import apsw

@@ -121,8 +121,8 @@ ENTRY_POINTS = {
     "daemon.web": "a room that comes later",
     "p2p.dht": "a room that comes later",
     "p2p.nat": "a room that comes later",
-    "memory.migrations": "files that are read by name",
-    "memory.behaviour_migrations": "files that are read by name",
+    "memory.storage.migrations": "files that are read by name",
+    "memory.storage.behaviour_migrations": "files that are read by name",
     "p2p.net.memory": "the network in memory that simulations run on",
     "p2p.replication.memstore": "the store in memory that simulations run on",
 }

@@ -21,7 +21,7 @@ from daemon.agents import (
     token_hash,
 )
 from daemon.errors import RpcError
-from memory.db import Db
+from memory.storage.db import Db
 from p2p.env import SystemEnv
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from memory.cache import CAPACITY, AnswerCache, Answered, key_of, kind_of
 from memory.model import Hits, Query, Withheld
+from memory.recall.cache import CAPACITY, AnswerCache, Answered, key_of, kind_of
 from tests.helpers.embedders import WordEmbedder
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 

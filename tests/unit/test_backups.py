@@ -14,7 +14,7 @@ from daemon.config import BackupConfig
 from daemon.errors import RpcError
 from daemon.paths import Paths
 from memory.errors import StoreError
-from memory.portable import holds_any
+from memory.transfer.portable import holds_any
 from p2p.identity import load_or_create
 from tests.helpers.memories import Clock, World, open_world
 

@@ -13,8 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from memory import behaviour
-from memory.behaviour import (
+from memory.errors import StoreError
+from memory.storage import behaviour
+from memory.storage.behaviour import (
     FEATURES_ID,
     OUTCOMES,
     RECENT_S,
@@ -25,7 +26,6 @@ from memory.behaviour import (
     erase_in_copy,
     query_tag,
 )
-from memory.errors import StoreError
 from tests.helpers.memories import Clock, open_world
 
 if TYPE_CHECKING:

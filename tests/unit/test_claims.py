@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.claims import (
+from memory.relations.claims import (
     GUESSES_MAX,
     VOICES_MAX,
     Side,

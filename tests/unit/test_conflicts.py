@@ -9,17 +9,17 @@ import pytest
 
 from memory.bodies import LinkBody, VerdictBody
 from memory.errors import RefusedError
-from memory.fts import move_to_tier
 from memory.model import Claim, NoteIn
-from memory.resolving import ConflictDesk
-from memory.writing import entry_draft
+from memory.records.writing import entry_draft
+from memory.review.resolving import ConflictDesk
+from memory.text.fts import move_to_tier
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from memory.model import Caller, Remembered
-    from memory.txn import Txn
+    from memory.storage.txn import Txn
 
 SAME = "The staging database listens on port 5433 of host db-2."
 SAME_TOO = "the staging database listens on the port 5433 of the host db-2"

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from memory.db import BATCH_UNITS_MAX, QUEUE_UNITS_MAX, Db
 from memory.errors import StoreError, UsageError
+from memory.storage.db import BATCH_UNITS_MAX, QUEUE_UNITS_MAX, Db
 from tests.helpers.memories import Clock
 
 if TYPE_CHECKING:

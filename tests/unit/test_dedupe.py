@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.dedupe import containment, content_words, essence, is_update, likeness, sketch
+from memory.relations.dedupe import containment, content_words, essence, is_update, likeness, sketch
 
 BASE = "The staging database listens on port 5433 of host db-2."
 

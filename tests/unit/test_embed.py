@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memory.config import MemoryConfig
-from memory.embed import (
+from memory.embedding.embedder import (
     DIM,
     MODEL_PACKAGE,
     MiniLm,
@@ -66,7 +66,9 @@ def test_texts_have_the_published_token_ids(minilm: MiniLm, text: str) -> None:
     assert minilm.token_ids(text) == TOKENS[text]
 
 
-USE = "from memory.embed import MiniLm; print(MiniLm().encode(['a'], query=False).shape)"
+USE = (
+    "from memory.embedding.embedder import MiniLm; print(MiniLm().encode(['a'], query=False).shape)"
+)
 
 
 @installed

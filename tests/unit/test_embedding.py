@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import trio
 
-from memory import vecrows
-from memory.embedding import FRESH_MAX, HINT, QUERIES_MAX, QUIET_S, RECALL_WAIT_S, Embeddings
+from memory.embedding import vecrows
+from memory.embedding.service import (
+    FRESH_MAX,
+    HINT,
+    QUERIES_MAX,
+    QUIET_S,
+    RECALL_WAIT_S,
+    Embeddings,
+)
 from memory.errors import EmbedError, RefusedError, StoreError
 from memory.model import NoteIn
-from memory.trust import LOW, MAIN
+from memory.tiers import LOW, MAIN
 from tests.helpers.embedders import DyingEmbedder, PickyEmbedder, WordEmbedder
 from tests.helpers.memories import HOME, InlineOffload, Peer, note_body, open_world
 
@@ -391,7 +398,7 @@ async def test_reembedding_that_is_cut_short_leaves_index_and_rows_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled by its caller or out of disk, between two of its transactions."""
-    monkeypatch.setattr("memory.embedding.RETIRE_CHUNKS", 20)
+    monkeypatch.setattr("memory.embedding.service.RETIRE_CHUNKS", 20)
     ended: list[int] = []
     execute = vecrows.execute
 

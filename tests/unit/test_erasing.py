@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from memory.bodies import LinkBody, VerdictBody
-from memory.erase import BY_ID, OF_CHUNKS, OF_MEMORY, OF_RECORD
-from memory.erasing import Eraser, EraseReport, EraseWhat, Outlets
+from memory.erasure.erasing import Eraser, EraseReport, EraseWhat, Outlets
 from memory.errors import RefusedError
 from memory.model import Claim
+from memory.records.erase import BY_ID, OF_CHUNKS, OF_MEMORY, OF_RECORD
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ async def test_an_id_that_cannot_be_written_down_leaves_the_erasure_partial(
             raise OSError(28, "no space")
 
         with monkeypatch.context() as patched:
-            patched.setattr("memory.erasedids.os.pwrite", refuse)
+            patched.setattr("memory.storage.erasedids.os.pwrite", refuse)
             report = await eraser.erase(world.person, EraseWhat(ids=(ident,)))
         assert report.state == "partial"
         await world.say("any later commit")

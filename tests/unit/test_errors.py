@@ -165,7 +165,7 @@ def test_every_public_exception_type_has_a_row_or_inherits_one() -> None:
 MAPPED_BY_THEIR_CALLERS = {
     "daemon.client.CallFailed",  # raised in the client's process
     "memory.errors.EmbedError",  # recall goes on by words, daemon.wiring names the setting
-    "memory.importing.ImportFileError",  # read by the command line, which names the file
+    "memory.transfer.importing.ImportFileError",  # read by the command line, which names the file
     "p2p.rpc_client.LaneDeadError",  # p2p.rpc retries, then says Unreachable
 }
 

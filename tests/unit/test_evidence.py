@@ -9,9 +9,10 @@ import pytest
 
 from memory.bodies import EndorseBody, LinkBody, VerdictBody, encode_body
 from memory.errors import RefusedError
-from memory.evidence import observe
-from memory.trust import LOW, MAIN, NONE, Evidence, fold, start_s, tier_of
-from memory.trusting import TrustDesk
+from memory.review.desk import TrustDesk
+from memory.tiers import LOW, MAIN, NONE
+from memory.trust.evidence import observe
+from memory.trust.rules import Evidence, fold, start_s, tier_of
 from tests.helpers.memories import HOME, TEAM, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     import apsw
 
-    from memory.trust import EvidenceKind
+    from memory.trust.rules import EvidenceKind
     from tests.helpers.plain_sealer import PlainRecord
 
 DAY_MS = 86_400_000
@@ -394,7 +395,7 @@ async def test_a_note_taken_back_after_anothers_use_is_held_against_its_author(
 
 
 def _link(agent: str, src: bytes, dst: bytes):  # type: ignore[no-untyped-def]
-    from memory.writing import entry_draft
+    from memory.records.writing import entry_draft
 
     return entry_draft(LinkBody(agent, src, dst, "confirms", None))
 

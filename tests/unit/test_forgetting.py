@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from memory.bodies import ForgetBody
 from memory.config import MemoryConfig
-from memory.forgetting import Forgetting
-from memory.lifecycle import DAY_MS, Standing, crowded_out, never, unverified
-from memory.maintenance import reindex
+from memory.erasure.forgetting import Forgetting
+from memory.erasure.lifecycle import DAY_MS, Standing, crowded_out, never, unverified
+from memory.text.maintenance import reindex
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ async def test_the_other_targets_of_a_forget_record_stay_forgotten(world: World)
     desk = Desk(world)
     one, two = await world.say("fig one"), await world.say("fig two")
     targets = sorted(bytes.fromhex(ident) for ident in (one, two))
-    from memory.writing import entry_draft
+    from memory.records.writing import entry_draft
 
     await world.replica.append(HOME, [entry_draft(ForgetBody("claude", targets, None))])
     assert await desk.found("fig") == []

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from memory.importing import (
+from memory.model import NoteIn
+from memory.transfer.importing import (
     FIELDS,
     LINE_BYTES_MAX,
     NOTE_CHARS_MAX,
@@ -20,7 +21,6 @@ from memory.importing import (
     content_key,
     read_notes,
 )
-from memory.model import NoteIn
 from tests.helpers.memories import open_world
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def test_the_fields_are_those_of_a_note() -> None:
 
 def test_the_module_stays_light() -> None:
     code = (
-        "import sys; before = set(sys.modules); import memory.importing;"
+        "import sys; before = set(sys.modules); import memory.transfer.importing;"
         "heavy = {'dataclasses', 'pathlib', 'logging', 'inspect', 'msgspec', 'trio', 'apsw',"
         " 'typing', 'difflib'};"
         "print(sorted(heavy & (set(sys.modules) - before)))"

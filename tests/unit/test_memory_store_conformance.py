@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from memory.db import Db
-from memory.replica import Replica
+from memory.records.replica import Replica
+from memory.storage.db import Db
 from tests.helpers.chains import PlainSealer
 from tests.helpers.memories import Clock
 from tests.helpers.store_conformance import ME, StoreConformance, StoreWorld

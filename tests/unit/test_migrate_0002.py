@@ -12,17 +12,17 @@ import pytest
 
 from daemon.config import SecurityConfig
 from daemon.scanner import TextScanner
-from memory.backfill import BATCH, backfill
 from memory.flags import IMPERATIVE
 from memory.model import Claim, NoteIn
-from memory.schema import load_migrations, migrate
+from memory.records.backfill import BATCH, backfill
+from memory.storage.schema import load_migrations, migrate
 from tests.helpers.crashvfs import Recorder, check_database, images
 from tests.helpers.memories import HOME, Clock, open_world
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from memory.txn import Txn
+    from memory.storage.txn import Txn
     from tests.helpers.memories import World
 
 NOTES = 40
@@ -38,7 +38,7 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     folder = tmp_path / "lib" / "first_schema_for_test"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
-    with resources.as_file(resources.files("memory.migrations") / "0001_first.sql") as path:
+    with resources.as_file(resources.files("memory.storage.migrations") / "0001_first.sql") as path:
         shutil.copyfile(path, folder / "0001_first.sql")
     monkeypatch.syspath_prepend(str(folder.parent))
     sys.modules.pop(folder.name, None)
@@ -125,12 +125,12 @@ def test_everything_comes_through(tmp_path: Path, first: str) -> None:
     authors = "SELECT id, grp, device, agent, owner, class, s, f, trust FROM author ORDER BY id"
     before = (rows(connection), connection.execute(notes).fetchall(),
               connection.execute(authors).fetchall())  # fmt: skip
-    migrate(connection, path, Clock(), "memory.migrations")
+    migrate(connection, path, Clock(), "memory.storage.migrations")
     after = (rows(connection), connection.execute(notes).fetchall(),
              connection.execute(authors).fetchall())  # fmt: skip
     assert after == before
     assert connection.execute("PRAGMA user_version").get == len(
-        load_migrations("memory.migrations")
+        load_migrations("memory.storage.migrations")
     )
     check_database(connection)
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -161,7 +161,7 @@ def test_a_crash_at_any_write_leaves_the_old_schema_or_the_new(tmp_path: Path, f
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
         connection.execute("PRAGMA synchronous=FULL").fetchall()
         before = rows(connection)
-        migrate(connection, path, Clock(), "memory.migrations")
+        migrate(connection, path, Clock(), "memory.storage.migrations")
         connection.close()
     seen = set()
     for at, image in enumerate(images(recorder, seed=7, stride=23)):
@@ -170,12 +170,12 @@ def test_a_crash_at_any_write_leaves_the_old_schema_or_the_new(tmp_path: Path, f
         found = apsw.Connection(str(folder / "covey.db"))
         seen.add(found.execute("PRAGMA user_version").get)
         assert rows(found) == before, str(image)
-        migrate(found, folder / "covey.db", Clock(), "memory.migrations")
+        migrate(found, folder / "covey.db", Clock(), "memory.storage.migrations")
         assert rows(found) == before, str(image)
         check_database(found)
         found.close()
         shutil.rmtree(folder)
-    assert seen == {1, len(load_migrations("memory.migrations"))}
+    assert seen == {1, len(load_migrations("memory.storage.migrations"))}
 
 
 # ---- what is derived from texts, filled in afterwards

@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from memory.errors import StoreError
-from memory.schema import load_migrations, migrate
+from memory.storage.schema import load_migrations, migrate
 from tests.helpers.memories import Clock
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def open_at(tmp_path: Path) -> tuple[apsw.Connection, Path]:
 
 
 def test_our_own_migrations_are_numbered_and_hashed() -> None:
-    steps = load_migrations("memory.migrations")
+    steps = load_migrations("memory.storage.migrations")
     assert [step.number for step in steps] == list(range(1, len(steps) + 1))
     assert all(len(step.sha256) == 32 for step in steps)
 
@@ -111,7 +111,7 @@ def test_numbers_may_not_have_a_gap(package: Path) -> None:
 
 def test_every_table_is_strict_and_every_index_deletes_securely(tmp_path: Path) -> None:
     connection, path = open_at(tmp_path)
-    migrate(connection, path, Clock(), "memory.migrations")
+    migrate(connection, path, Clock(), "memory.storage.migrations")
     rows = connection.execute(
         "SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table'"
         " AND name NOT LIKE 'sqlite_%'"

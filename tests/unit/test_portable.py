@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from memory.portable import (
+from memory.storage.schema import migrate
+from memory.transfer.portable import (
     FATES,
     JUDGED_COLUMNS,
     STASH,
@@ -19,7 +20,6 @@ from memory.portable import (
     tables,
     write_copy,
 )
-from memory.schema import migrate
 from tests.helpers.memories import Clock, World, open_world
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ TEXT_COLUMNS = ("title", "text", "speaker", "tags", "source", "claim_value", "no
 
 def fresh(path: Path) -> apsw.Connection:
     connection = apsw.Connection(str(path))
-    migrate(connection, path, Clock(), "memory.migrations")
+    migrate(connection, path, Clock(), "memory.storage.migrations")
     return connection
 
 
 def test_every_table_has_a_fate(tmp_path: Path) -> None:
-    """Say in memory/portable.py what a backup does with a new table."""
+    """Say in memory/transfer/portable.py what a backup does with a new table."""
     connection = fresh(tmp_path / "covey.db")
     assert set(tables(connection)) == set(FATES)
     assert set(judged_columns(connection, "main")) >= set(JUDGED_COLUMNS[:5])

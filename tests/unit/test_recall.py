@@ -8,9 +8,10 @@ import apsw
 import pytest
 
 from memory.errors import RefusedError
-from memory.filters import Filters
-from memory.fts import expression, within_budget
-from memory.fuse import (
+from memory.model import NoteIn, Query
+from memory.provenance import iso, parse_iso, peer_text
+from memory.recall.filters import Filters
+from memory.recall.fuse import (
     Candidate,
     best_chunks,
     cap_distrusted,
@@ -19,12 +20,11 @@ from memory.fuse import (
     normalise,
     weigh,
 )
-from memory.model import NoteIn, Query
-from memory.parse import Words
-from memory.pool import Asked, by_meaning
-from memory.provenance import iso, parse_iso, peer_text
+from memory.recall.pool import Asked, by_meaning
 from memory.store import Filter
-from memory.trust import LOW, MAIN
+from memory.text.fts import expression, within_budget
+from memory.text.parse import Words
+from memory.tiers import LOW, MAIN
 from tests.helpers.candidates import make_candidate
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 

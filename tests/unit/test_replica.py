@@ -18,7 +18,7 @@ from memory.bodies import (
     is_newer,
 )
 from memory.errors import DecodeError, UsageError
-from memory.marks import HighMark, decode_marks_untrusted, encode_marks
+from memory.storage.marks import HighMark, decode_marks_untrusted, encode_marks
 from tests.helpers.memories import HOME, TEAM, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from memory.db import Db
-from memory.replica import Replica
+from memory.records.replica import Replica
+from memory.storage.db import Db
 from tests.helpers.chains import PlainDraft
 from tests.helpers.memories import Clock
 from tests.helpers.mesh import Mesh, Peer

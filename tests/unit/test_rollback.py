@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from memory import rollback as undoing
 from memory.bodies import EndorseBody, ForgetBody, LinkBody, VerdictBody
 from memory.errors import RefusedError
-from memory.trusting import TrustDesk
+from memory.review import rollback as undoing
+from memory.review.desk import TrustDesk
 from tests.helpers.memories import HOME, TEAM, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from memory.bodies import (
 from memory.errors import RefusedError
 from memory.flags import IMPERATIVE
 from memory.model import NoteIn
-from memory.reading import Filter
-from memory.scanning import scan_foreign, scan_own
+from memory.recall.reading import Filter
+from memory.records.scanning import scan_foreign, scan_own
 from tests.helpers.memories import HOME, Peer, note_body, open_world
 
 if TYPE_CHECKING:

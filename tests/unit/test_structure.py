@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from memory.parse import Names, dense_text, names_of, possible_names
-from memory.structure import add_structure, shortness
-from memory.trust import LOW
+from memory.recall.structure import add_structure, shortness
+from memory.text.parse import Names, dense_text, names_of, possible_names
+from memory.tiers import LOW
 from tests.helpers.candidates import make_candidate
 
 if TYPE_CHECKING:
-    from memory.fuse import Candidate
+    from memory.recall.fuse import Candidate
 
 
 def based(memory: int, base: float, **facts: object) -> Candidate:

@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from memory.evidence import work
 from memory.model import NoteIn
-from memory.trust import (
-    LOW,
-    MAIN,
-    NONE,
-    author_trust,
-    effective,
-    start_s,
-    tier_of,
-)
+from memory.tiers import LOW, MAIN, NONE
+from memory.trust.evidence import work
+from memory.trust.rules import author_trust, effective, start_s, tier_of
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:

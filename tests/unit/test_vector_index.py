@@ -9,9 +9,9 @@ import apsw
 import numpy as np
 import pytest
 
-from memory.trust import LOW, MAIN, NONE
-from memory.vecrows import VectorRow
-from memory.vectors import VectorIndex, quantise, sign_words
+from memory.embedding.vecrows import VectorRow
+from memory.embedding.vectors import VectorIndex, quantise, sign_words
+from memory.tiers import LOW, MAIN, NONE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,1 +1,0 @@
-"""Schema of behaviour.db, by number; `memory.schema` applies it."""

@@ -1,0 +1,1 @@
+"""What goes: erased with proof, or forgotten by rule."""

@@ -1,0 +1,1 @@
+"""Reading: from a question, a filter or an id to hits."""

@@ -1,0 +1,1 @@
+"""Signed records: written, stored, projected into rows, taken out."""

@@ -1,0 +1,1 @@
+"""What memories are to each other: the same, in contradiction, derived."""

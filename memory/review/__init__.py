@@ -1,0 +1,1 @@
+"""What the person decides: verdicts, quarantine, rollback, contradictions."""

@@ -1,0 +1,1 @@
+"""Schema of behaviour.db, by number; `memory.storage.schema` applies it."""

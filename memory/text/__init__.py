@@ -1,0 +1,1 @@
+"""Text and words: cleaned, cut into chunks, parsed, indexed."""

@@ -1,0 +1,1 @@
+"""In from files and out to files: imports, exports, backup copies."""

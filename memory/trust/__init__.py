@@ -1,0 +1,1 @@
+"""How far authors and memories are believed, and the status that follows."""
