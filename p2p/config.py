@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from p2p.errors import UsageError
+from p2p.nat.punch_config import PunchConfig
 from p2p.nat.relay_config import RelayConfig
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ class P2pConfig:
     # --- reachability and relays (p2p.nat) ---
     reachability: Literal["auto", "public", "private"] = "auto"
     """Whether others can dial us. "auto" finds out; the others are for who knows better."""
+    punch: PunchConfig = field(default_factory=PunchConfig)
+    """How relayed connections become direct ones."""
     relay: RelayConfig = field(default_factory=RelayConfig)
     """What we give as a relay, and how many we use."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import PeerId, Signer
     from p2p.nat.relay_config import RelayConfig
-    from p2p.net.seam import Addr, Fabric
+    from p2p.net.seam import Addr, Fabric, FabricEvent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +73,19 @@ class Relay:
         """Our addresses changed: ask for every place anew."""
         self._client.network_changed()
 
+    def notice(self, event: FabricEvent) -> None:
+        """What happened to the connections."""
+        if isinstance(event, PeerDown):
+            self._server.peer_down(event.peer)
+        self._client.notice(event)
+
+    def recheck(self) -> None:
+        """Events were missed."""
+        self._client.recheck()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the fabric until cancelled."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._client.run)
-            task_status.started()
-            while True:
-                # A channel that we were too slow for is closed: what we missed may be anything.
-                async for event in self._fabric.events():
-                    if isinstance(event, PeerDown):
-                        self._server.peer_down(event.peer)
-                    self._client.notice(event)
-                self._client.recheck()
+        """Keep places until cancelled."""
+        await self._client.run(task_status=task_status)
 
     def report(self) -> RelayReport:
         """What relays do right now."""

@@ -20,7 +20,7 @@ import trio
 
 from p2p.errors import PeerError, TimedOut
 from p2p.net.inbound import InboundStreams
-from p2p.net.ports import NowaitStream
+from p2p.net.ports import NowaitStream, PortedStream
 from p2p.net.streams import WireStream
 from p2p.net.wakeup import Wakeup
 from p2p.wire.liveness import Liveness, LivenessTimes, Verdict
@@ -75,7 +75,8 @@ class Connection:
         config: limits and times.
         buffers: scratch shared by all connections of the fabric.
         addr: where it was dialled, or came from.
-        inbound: whether we accepted it.
+        inbound: whether the other side started the handshake.
+        dialled: whether we dialled `addr`; both sides did if the connection was punched.
         path: how it runs.
     """
 
@@ -90,12 +91,14 @@ class Connection:
         buffers: Buffers,
         addr: Addr,
         inbound: bool,
+        dialled: bool,
         path: Path = "direct",
     ) -> None:
         self.session = session
         self.mux: Yamux = session.mux
         self.addr = addr
         self.inbound = inbound
+        self.dialled = dialled
         self.path: Path = path
         self.since_s = env.now()
         self.bytes_in = 0
@@ -164,8 +167,13 @@ class Connection:
         return peer
 
     @property
+    def local_port(self) -> int | None:
+        """The port of ours it uses, if it has one."""
+        return self._stream.local_port if isinstance(self._stream, PortedStream) else None
+
+    @property
     def initiator(self) -> PeerId | None:
-        """The peer that dialled, None if we did."""
+        """The peer that started the handshake, None if we did."""
         return self.peer if self.inbound else None
 
     @property

@@ -75,7 +75,7 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
         early: those of them that belong to the new protocol.
     """
 
-    def __init__(self, stream: Stream, early: bytes) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, early: bytes) -> None:
         self.closed = trio.Event()
         """Set when the new protocol let go of it."""
         self._stream = stream

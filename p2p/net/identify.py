@@ -8,7 +8,7 @@ its software's name for people. Source: docs/specs/wire.md s.6.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -60,26 +60,33 @@ class IdentifyOwner(Protocol):
     def identified(self, peer: PeerId) -> None:
         """A peer told what it serves."""
 
+    def observed(self, connection: Connection, addr: Addr) -> None:
+        """A peer told where it sees us."""
+
     def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
         """Remember addresses of a peer."""
+
+
+REACH_EVERYBODY: Final = 3
+"""What `reach_of` says of a public address."""
 
 
 def reach_of(addr: Addr, config: P2pConfig) -> int:
     """How far an address reaches: 0 never, 1 this machine, 2 private, 3 everybody."""
     ip = ip_of(addr)
     if ip is None:
-        return 3
+        return REACH_EVERYBODY
     scope = scope_of(ip)
     if scope == "never":
         return 0
     if config.private_is_public:
-        return 3
-    return {"loopback": 1, "private": 2, "public": 3}[scope]
+        return REACH_EVERYBODY
+    return {"loopback": 1, "private": 2, "public": REACH_EVERYBODY}[scope]
 
 
 def addrs_for(addrs: Iterable[Addr], seen_at: Addr, config: P2pConfig) -> list[Addr]:
     """Those of `addrs` that make sense to a peer seen at `seen_at`: as far as it is, or farther."""
-    near = reach_of(seen_at, config) or 3
+    near = reach_of(seen_at, config) or REACH_EVERYBODY
     return [addr for addr in addrs if reach_of(addr, config) >= near]
 
 
@@ -208,6 +215,8 @@ class Identify:
             connection.remote_protocols = frozenset(message.protocols)
             if changed:
                 self._owner.identified(peer)
+        if message.observed_addr is not None:
+            self._owner.observed(connection, message.observed_addr)
         addrs = list(message.listen_addrs)
         if message.signed_record:
             record = open_peer_record_untrusted(message.signed_record)
@@ -222,7 +231,7 @@ class Identify:
 
     def _message(self, connection: Connection) -> bytes:
         ours = self._owner.addrs()
-        public = tuple(addr for addr in ours if reach_of(addr, self._config) == 3)
+        public = tuple(addr for addr in ours if reach_of(addr, self._config) == REACH_EVERYBODY)
         return encode_identify(
             IdentifyMessage(
                 peer=self._identity.id,

@@ -20,9 +20,12 @@ from p2p.errors import AuthError, P2pError, PeerError, Unreachable, UsageError
 from p2p.identity import peer_text
 from p2p.net.dialing import Race, dial_order
 from p2p.net.driver import Buffers, Connection
+from p2p.net.framed import HandedOverStream
 from p2p.net.gate import Gate
+from p2p.net.ports import NowaitStream
+from p2p.net.punching import CONNECT_S, PAUSE_S, SILENCE_S, Punch, Punches
 from p2p.net.table import PeerTable
-from p2p.wire.multiaddr import ip_of, is_private, split_peer_untrusted
+from p2p.wire.multiaddr import ip_of, is_private, is_public, is_relayed, split_peer_untrusted
 from p2p.wire.noise import KEY_BYTES
 from p2p.wire.session import Session
 from p2p.wire.yamux_frames import YamuxLimits
@@ -111,6 +114,8 @@ class Manager:
         self._dials: dict[PeerId, _Dial] = {}
         self._pins: dict[PeerId, _Pin] = {}
         self._beside: set[PeerId] = set()
+        self._punches = Punches()
+        self._direct: dict[PeerId, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
         self._buffers = Buffers()
         self._limits = YamuxLimits(
@@ -163,7 +168,22 @@ class Manager:
     async def _serve_inbound(
         self, stream: trio.abc.Stream, addr: Addr, path: Path, origin: Origin | None
     ) -> None:
-        connection = self._connection(stream, addr, path, expected=None, inbound=True)
+        punch = None
+        try:
+            if path != "relay":
+                punch, stream = await self._agreed_role(stream, addr)
+        except BaseException:
+            self.gate.end_pending(origin)
+            await trio.aclose_forcefully(stream)
+            raise
+        connection = self._connection(
+            stream,
+            addr,
+            path,
+            expected=punch.peer if punch is not None else None,
+            inbound=punch is None or not punch.initiator,
+            dialled=False,
+        )
         proven = False
         try:
             proven = await self._prove_inbound(connection, origin)
@@ -189,6 +209,25 @@ class Manager:
             await self._carry(connection)
         finally:
             self.gate.leave(origin, member=member)
+
+    async def _agreed_role(
+        self, stream: trio.abc.Stream, addr: Addr
+    ) -> tuple[Punch | None, trio.abc.Stream]:
+        """The punch that an accepted connection belongs to, and the stream to go on with."""
+        punch = self._punches.expected(addr)
+        if punch is not None:
+            return punch, stream
+        punch = self._punches.from_host(addr)
+        if punch is None or not punch.initiator:
+            return None, stream
+        with trio.move_on_after(SILENCE_S):
+            if isinstance(stream, NowaitStream):
+                await stream.wait_readable()
+                return None, stream
+            assert isinstance(stream, trio.abc.HalfCloseableStream)
+            early = await stream.receive_some()
+            return None, HandedOverStream(stream, bytes(early))
+        return punch, stream
 
     async def _prove_inbound(self, connection: Connection, origin: Origin | None) -> bool:
         why = "no proof in time"
@@ -244,6 +283,7 @@ class Manager:
         *,
         expected: PeerId | None,
         inbound: bool,
+        dialled: bool,
     ) -> Connection:
         rng = self._env.rng
         session = Session(
@@ -263,12 +303,17 @@ class Manager:
             buffers=self._buffers,
             addr=addr,
             inbound=inbound,
+            dialled=dialled,
             path="lan" if path == "direct" and is_private(addr) else path,
         )
 
     def opened(self, connection: Connection) -> None:
         """Both sides agreed on the muxer."""
-        if not connection.inbound:
+        if connection.path != "relay":
+            direct = self._direct.pop(connection.peer, None)
+            if direct is not None:
+                direct.set()
+        if connection.dialled:
             self.book.succeeded(connection.peer, connection.addr, self._env.wall_ms())
         self.table.add_opened(connection, self._running())
 
@@ -340,14 +385,18 @@ class Manager:
         finally:
             self.gate.leave(None, member=True)
 
-    async def _dial_addrs(self, peer: PeerId, addrs: Sequence[Addr]) -> Connection:
+    async def _dial_addrs(
+        self, peer: PeerId, addrs: Sequence[Addr], *, remembered: bool = True
+    ) -> Connection:
         """A proven connection, not running yet.
 
         Raises:
             Unreachable: no address, or none answered as `peer`.
         """
         config = self._config
-        known = [*dial_order(addrs), *dial_order(self.book.addrs(peer))]
+        known = dial_order(addrs)
+        if remembered:
+            known += dial_order(self.book.addrs(peer))
         usable = [a for a in dict.fromkeys(known) if any(t.dials(a) for t in self._transports)]
         if not usable:
             raise Unreachable("no address known")
@@ -366,9 +415,21 @@ class Manager:
         raise Unreachable(f"no answer in {config.dial_all_s:g} s")
 
     async def _dial_one(self, peer: PeerId, addr: Addr) -> Connection:
+        stream, path = await self._dial_raw(peer, addr)
+        return await self._prove_dialled(stream, peer, addr, path, initiator=True)
+
+    async def _dial_raw(self, peer: PeerId, addr: Addr) -> tuple[trio.abc.Stream, Path]:
         transport = next(t for t in self._transports if t.dials(addr))
-        stream = await transport.dial(addr, peer=peer)
-        connection = self._connection(stream, addr, transport.path, expected=peer, inbound=False)
+        # From the port we listen at, so that the NATs between give us one address for all of them.
+        stream = await transport.dial(addr, peer=peer, reuse_port=is_public(addr))
+        return stream, transport.path
+
+    async def _prove_dialled(
+        self, stream: trio.abc.Stream, peer: PeerId, addr: Addr, path: Path, *, initiator: bool
+    ) -> Connection:
+        connection = self._connection(
+            stream, addr, path, expected=peer, inbound=not initiator, dialled=True
+        )
         proven = False
         try:
             await connection.upgrade()
@@ -388,6 +449,64 @@ class Manager:
                 with trio.move_on_after(self._config.close_grace_s, shield=True):
                     await connection.discard()
         return connection
+
+    # --- beside a relay ---
+
+    async def dial_direct(self, peer: PeerId, addrs: Sequence[Addr]) -> bool:
+        """Dial `peer` beside a relayed connection; whether there is a direct one now.
+
+        The caller limits the time.
+        """
+        own = [addr for addr in _own_parts(addrs, peer) if not is_relayed(addr)]
+        if self.paused or not own:
+            return False
+        try:
+            connection = await self._dial_addrs(peer, own, remembered=False)
+        except Unreachable:
+            return self._is_direct(peer)
+        self._running().start_soon(self._carry_dialled, connection)
+        await connection.opened.wait()
+        return self._is_direct(peer)
+
+    async def punch(
+        self, peer: PeerId, addrs: Sequence[Addr], *, initiator: bool, limit_s: float
+    ) -> bool:
+        """Dial `peer` while it dials us, until the two meet; whether they did.
+
+        Args:
+            peer: who dials us at this moment.
+            addrs: its public addresses.
+            initiator: whether we start the handshake, as agreed with it.
+            limit_s: when to give up.
+        """
+        with self._punches.under_way(peer, addrs, initiator=initiator):
+            direct = self._direct.setdefault(peer, trio.Event())
+            with trio.move_on_after(limit_s):
+                async with trio.open_nursery() as nursery:
+                    for addr in addrs:
+                        nursery.start_soon(self._punch_one, peer, addr, initiator)
+                    await direct.wait()
+                    nursery.cancel_scope.cancel()
+        return self._is_direct(peer)
+
+    async def _punch_one(self, peer: PeerId, addr: Addr, initiator: bool) -> None:
+        while True:
+            try:
+                with trio.fail_after(CONNECT_S):
+                    stream, path = await self._dial_raw(peer, addr)
+                connection = await self._prove_dialled(
+                    stream, peer, addr, path, initiator=initiator
+                )
+            except (P2pError, trio.TooSlowError, trio.BrokenResourceError) as error:
+                log.debug("punch_missed", extra={"f": {"addr": addr, "why": str(error)}})
+                await trio.sleep(PAUSE_S)
+            else:
+                self._running().start_soon(self._carry_dialled, connection)
+                return
+
+    def _is_direct(self, peer: PeerId) -> bool:
+        best = self.table.best(peer)
+        return best is not None and best.path != "relay"
 
     # --- doubt ---
 

@@ -30,6 +30,16 @@ class NowaitStream(Protocol):
         """Return when `send_nowait` may take something."""
 
 
+@runtime_checkable
+class PortedStream(Protocol):
+    """A raw stream that knows from which port of this host it runs."""
+
+    @property
+    def local_port(self) -> int | None:
+        """The port; None once it is closed."""
+        ...
+
+
 class ConnectionOwner(Protocol):
     """What a connection asks of and tells the fabric."""
 

@@ -59,6 +59,14 @@ class TcpStream(trio.abc.HalfCloseableStream):
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
 
+    @property
+    def local_port(self) -> int | None:
+        """The port of this host it runs from; None once it is closed."""
+        try:
+            return int(self._sock.getsockname()[1])
+        except OSError:
+            return None
+
     def receive_nowait(self, buffer: bytearray) -> int | None:
         """Read into `buffer`: bytes read, 0 at the end, None if nothing is there.
 

@@ -102,6 +102,8 @@ class WireFabric:
         self._live: Counter[tuple[PeerId, str]] = Counter()
         self._listening: list[Addr] = []
         self._own = OwnAddrs()
+        self.on_observed: Callable[[PeerId, Addr, Addr], None] = lambda *_: None
+        """Told (peer, its address, where it sees the port we listen at)."""
         self._subscribers: list[trio.MemorySendChannel[FabricEvent]] = []
         self._changed = trio.Event()
         self._manager = Manager(
@@ -238,6 +240,16 @@ class WireFabric:
         return rtt_s
 
     # --- what a node needs besides ---
+
+    async def dial_direct(self, peer: PeerId, addrs: Sequence[Addr]) -> bool:
+        """Dial beside a relayed connection; whether there is a direct one now."""
+        return await self._manager.dial_direct(peer, addrs)
+
+    async def punch(
+        self, peer: PeerId, addrs: Sequence[Addr], *, initiator: bool, limit_s: float
+    ) -> bool:
+        """Dial `peer` while it dials us; whether the two met. See `Manager.punch`."""
+        return await self._manager.punch(peer, addrs, initiator=initiator, limit_s=limit_s)
 
     def add_transport(self, transport: Transport) -> None:
         """Dial with one more transport from now on, after those that are there."""
@@ -430,6 +442,13 @@ class WireFabric:
     def identified(self, peer: PeerId) -> None:
         """A peer told what it serves."""
         self._publish(PeerIdentified(peer))
+
+    def observed(self, connection: Connection, addr: Addr) -> None:
+        """A peer told where it sees the other end of a connection."""
+        ports = {tcp.port for bound in self._listening if (tcp := tcp_addr_untrusted(bound))}
+        # From any other port than the one we listen at, what it sees is of no use to others.
+        if not connection.dialled or connection.local_port in ports:
+            self.on_observed(connection.peer, connection.addr, addr)
 
     # --- ConnectionOwner ---
 

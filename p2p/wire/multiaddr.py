@@ -282,6 +282,12 @@ def is_private(addr: str) -> bool:
     return ip is not None and not is_relayed(addr) and scope_of(ip) == "private"
 
 
+def is_public(addr: str) -> bool:
+    """Whether an address is a direct one that everybody can reach."""
+    ip = ip_of(addr)
+    return ip is not None and not is_relayed(addr) and scope_of(ip) == "public"
+
+
 def scope_of(ip: IpAddress) -> Literal["loopback", "private", "public", "never"]:
     """How far an address reaches; "never" is not dialled (multicast, unspecified, reserved)."""
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
