@@ -104,6 +104,8 @@ def _from_p2p(error: p2p_errors.P2pError) -> RpcError:
             return RpcError("deadline", text)
         case p2p_errors.Busy():
             return _with_reason("rate_limited", text)
+        case p2p_errors.DiskFull():
+            return RpcError("storage_full", text)
         case KeyMissing():
             return _with_reason("invalid_state", text, "key_missing")
         case p2p_errors.TransientError():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from daemon.roles import Roles
     from daemon.rpc.registry import Registry
     from daemon.scanner import TextScanner
+    from daemon.uploads import Uploads
     from memory.embedding.service import Embeddings
     from memory.erasure.erasing import Eraser
     from memory.erasure.forgetting import Forgetting
@@ -75,6 +76,7 @@ class Services:
         boot_id: random hex of this start, the `epoch` of events.
         started_ms: Unix milliseconds of this start.
         backups: copies of the state.
+        uploads: blobs that clients are putting.
     """
 
     env: Env
@@ -103,3 +105,4 @@ class Services:
     boot_id: str
     started_ms: int
     backups: Backups
+    uploads: Uploads

@@ -34,6 +34,7 @@ from daemon.rpc.server import RpcServer
 from daemon.scanner import TextScanner
 from daemon.services import Services
 from daemon.shred import shred_backups
+from daemon.uploads import Uploads
 from memory.embedding.embedder import load_embedder, require_embedder
 from memory.embedding.service import Embeddings
 from memory.erasure.erasing import Eraser, Outlets
@@ -155,7 +156,9 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
                 " /ip4/0.0.0.0/tcp/15001 or /ip6/::/tcp/15001"
             )
     node = Node(identity, config.p2p, env, [tcp], book_path=Path(paths.book))
+    blobs = node.keep_blobs(state / "blobs", env, ThreadOffload())
     replication = Replication(node, replica, sealer, env, config.replication)
+    blobs.set_readers(replication.may_read)
     behaviour = Behaviour(state / "behaviour.db", env)
     embeddings = _embeddings(config.memory, db, replica, env)
     telling = partial(_tell_erased, replication)
@@ -203,6 +206,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         boot_id=boot_id,
         started_ms=env.wall_ms(),
         backups=Backups(paths, config.backup, env, ThreadOffload(), bytes(identity.id)),
+        uploads=Uploads(blobs, env),
     )
     dispatcher = Dispatcher(config.rpc, receipts, env.now)
     mcp = McpHost(

@@ -99,3 +99,7 @@ class Busy(TransientError):
     def __init__(self, message: str = "", *, retry_after_ms: int = 0) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+
+
+class DiskFull(TransientError):
+    """Our own disk has no room; what was done so far is kept."""

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from p2p.blobs.config import BlobConfig
+    from p2p.blobs.service import Blobs
     from p2p.config import P2pConfig
-    from p2p.env import Env
+    from p2p.env import Env, Offload
     from p2p.identity import Identity, PeerId, Signer
-    from p2p.nat.surroundings import Surroundings
     from p2p.nat.traversal import Traversal, TraversalReport
     from p2p.net.seam import Addr, PeerInfo, Transport
 
@@ -107,8 +108,6 @@ class Node:
 
     traversal: Traversal | None
     """How others reach us; None on a fabric that has no such question."""
-    surroundings: Surroundings | None
-    """What looks at the network around us, likewise."""
 
     def __init__(
         self,
@@ -120,7 +119,6 @@ class Node:
         book_path: Path | None = None,
     ) -> None:
         # Here, because a simulation over another fabric needs nothing of the real wire.
-        from p2p.nat.surroundings import Surroundings
         from p2p.nat.traversal import Traversal
         from p2p.net.book import Book
         from p2p.net.wire_fabric import WireFabric
@@ -129,7 +127,6 @@ class Node:
         fabric = WireFabric(identity, config, env, transports, book)
         self._join(identity, fabric, config)
         self.traversal = Traversal(identity, fabric, config, env, is_member=self.rpc.is_member)
-        self.surroundings = Surroundings(fabric, config, env)
 
     @classmethod
     def over(cls, fabric: ManagedFabric, identity: Signer, config: P2pConfig | None = None) -> Self:
@@ -145,9 +142,9 @@ class Node:
         self.fabric: ManagedFabric = fabric
         self.rpc = Rpc(fabric, config)
         self.traversal = None
-        self.surroundings = None
         self._identity = identity
         self._introduces: Callable[[PeerId, PeerId], bool] | None = None
+        self.blobs: Blobs | None = None
         MeshMethods(
             self.rpc,
             version=_software(),
@@ -163,6 +160,25 @@ class Node:
         """Whether `peer` signed `domain + body`."""
         return verify_signature(peer, domain, body, signature)
 
+    def keep_blobs(
+        self, folder: Path, env: Env, offload: Offload, config: BlobConfig | None = None
+    ) -> Blobs:
+        """Keep, serve and fetch blobs; before `run`, at most once.
+
+        Args:
+            folder: where they are kept; nobody else writes there.
+            env: clocks and random numbers.
+            offload: where blocking work goes.
+            config: limits.
+        """
+        # Here, because a node without a disk needs nothing of it.
+        from p2p.blobs.service import Blobs
+
+        if self.blobs is not None:
+            raise UsageError("this node keeps blobs already")
+        self.blobs = Blobs(self.rpc, self.fabric, folder, env, offload, config)
+        return self.blobs
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; started when listening."""
         async with trio.open_nursery() as nursery:
@@ -170,8 +186,8 @@ class Node:
             await nursery.start(self.fabric.run)
             if self.traversal is not None:
                 await nursery.start(self.traversal.run)
-            if self.surroundings is not None:
-                await nursery.start(self.surroundings.run)
+            if self.blobs is not None:
+                nursery.start_soon(self.blobs.run)
             task_status.started()
 
     def pin(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
@@ -195,14 +211,10 @@ class Node:
     def pause(self) -> None:
         """Work offline: end every connection, refuse new ones both ways."""
         self.fabric.pause()
-        if self.surroundings is not None:
-            self.surroundings.pause()
 
     def resume(self) -> None:
         """End `pause`."""
         self.fabric.resume()
-        if self.surroundings is not None:
-            self.surroundings.resume()
 
     def report(self) -> NetReport:
         """What the network does right now."""
@@ -217,7 +229,6 @@ class Node:
                 **self.fabric.counters(),
                 **self.rpc.counters(),
                 **(traversal.counters() if traversal is not None else {}),
-                **(self.surroundings.counters() if self.surroundings is not None else {}),
             },
             traversal=traversal.report() if traversal is not None else None,
         )

@@ -51,6 +51,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "groups": ("groups", "who shares what"),
         "sync": ("groups", "how far the machines agree; sync now"),
     },
+    "Files": {
+        "blob": ("blob", "files by the hash of their content: put, get, list, pin, rm"),
+    },
     "Agents": {
         "mcp": ("", "carry an agent's MCP to the daemon (agents run this)"),
         "hook": ("", "answer an agent's hook with what matters now (agents run this)"),

@@ -13,6 +13,7 @@ def all_methods() -> list[ModuleType]:
     from daemon.methods import (
         agents,
         backup,
+        blobs,
         config,
         conflicts,
         erasing,
@@ -33,6 +34,7 @@ def all_methods() -> list[ModuleType]:
     return [
         agents,
         backup,
+        blobs,
         config,
         conflicts,
         erasing,

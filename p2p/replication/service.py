@@ -317,6 +317,17 @@ class Replication:
             for member, role in standing.members().items()
         ]
 
+    def may_read(self, group: bytes | None, peer: PeerId) -> bool:
+        """Whether what a group shares is for `peer`; None: what our own devices share."""
+        if group is None:
+            return peer in self._core.groups.own_devices()
+        found = self._core.groups.get(group)
+        if found is None or found.state == STATE_REFUSED or not found.founded:
+            return False
+        # Neither for those who left nor by us when we left: relays carry sealed records only.
+        roles = found.standing.members()
+        return all(roles.get(one, Role.RELAY) >= Role.READ for one in (self._core.me, peer))
+
     # --- invites and joins --------------------------------------------------------------------
 
     def invite_of(self, group: bytes, member: bytes) -> tuple[bytes, tuple[str, ...]] | None:

@@ -12,7 +12,9 @@ from typing import Final
 
 import msgspec
 
-from daemon.manifest import DATABASE, FORMAT, KEYS, FileEntry, Head, Manifest
+from daemon.manifest import DATABASE, FORMAT, KEYS, FileEntry, Head
+from daemon.manifest import Manifest as BackupManifest
+from p2p.blobs.manifest import Manifest, encode_bitmap
 from p2p.identity import Identity, encode_public_key, peer_multihash
 from p2p.replication import messages
 from p2p.replication.record import RecordWire
@@ -25,7 +27,7 @@ SEEDS_MAX: Final = 200
 IDENTITY: Final = Identity.from_seed(bytes(range(32)))
 
 
-MANIFEST: Final = Manifest(
+MANIFEST: Final = BackupManifest(
     format=FORMAT,
     covey="0.1.0",
     sqlite="3.54.0",
@@ -129,6 +131,8 @@ def _own_bytes() -> list[bytes]:
         *_messages(),
         *_record_parts(),
         *_bodies(),
+        Manifest(300_000, bytes(64)).encode(),
+        encode_bitmap(0xF00FF, 20),
         encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),
         encode([1, "mesh.echo", 1000, 65536, [1, "x"]]),
         encode([6, 4, "late", 0, True, b""]),

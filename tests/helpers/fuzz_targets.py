@@ -92,6 +92,7 @@ def _last_argument_is_kind(fn: Untrusted, data: bytes) -> object:
 
 
 ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
+    "p2p.blobs.manifest:decode_bitmap_untrusted": lambda fn, data: fn(data, 20),
     "p2p.identity:_decode_key_file_untrusted": lambda fn, data: fn(data, Path("key")),
     "p2p.replication.canonical:decode_canonical_untrusted": lambda fn, data: fn(
         msgspec.msgpack.Decoder(Bag), data, bytes_max=1 << 20, what="bag"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from daemon.roles import Roles
     from daemon.rpc.session import Dialect
     from daemon.scanner import TextScanner
+    from daemon.uploads import Uploads
     from memory.embedding.service import Embeddings
     from memory.erasure.erasing import Eraser
     from memory.erasure.forgetting import Forgetting
@@ -295,6 +296,7 @@ async def running_kit(
         boot_id="boot",
         started_ms=env.wall_ms(),
         backups=cast("Backups", None),
+        uploads=cast("Uploads", None),
     )
     dispatcher = Dispatcher(settings.rpc, Receipts(db, env.wall_ms), env.now)
     server = RpcServer(services, registry, dispatcher, mcp)

@@ -65,6 +65,7 @@ ROWS: list[tuple[Exception, str]] = [
     (p2p_errors.Unreachable("x"), "peer_unreachable"),
     (p2p_errors.TimedOut("x"), "deadline"),
     (p2p_errors.Busy("x"), "rate_limited"),
+    (p2p_errors.DiskFull("x"), "storage_full"),
     (GroupError("not_permitted", "x"), "forbidden"),
     (GroupError("not_a_member", "x"), "forbidden"),
     (GroupError("unknown_group", "x"), "not_found"),
