@@ -28,6 +28,7 @@ from daemon.config_decode import (
 from daemon.errors import ConfigError
 from memory.config import MemoryConfig
 from p2p.config import P2pConfig
+from p2p.nat.lan_config import LanConfig
 from p2p.replication.config import ReplicationConfig
 
 if TYPE_CHECKING:
@@ -203,12 +204,16 @@ class Config:
         Raises:
             KeyError: there is no such section.
         """
-        return cast("object", getattr(self, _FIELD_OF[name]))
+        found: object = self
+        for field in _FIELDS_OF[name]:
+            found = cast("object", getattr(found, field))
+        return found
 
 
 SECTIONS: Final[Mapping[str, type]] = {
     "node": NodeConfig,
     "p2p": P2pConfig,
+    "p2p.lan": LanConfig,
     "p2p.replication": ReplicationConfig,
     "memory": MemoryConfig,
     "security": SecurityConfig,
@@ -218,7 +223,12 @@ SECTIONS: Final[Mapping[str, type]] = {
     "log": LogConfig,
     "backup": BackupConfig,
 }
-_FIELD_OF: Final = {name: name.rsplit(".", 1)[-1] for name in SECTIONS}
+_FIELDS_OF: Final[Mapping[str, Sequence[str]]] = {
+    **{name: (name,) for name in SECTIONS},
+    "p2p.lan": ("p2p", "local_net"),
+    "p2p.replication": ("replication",),
+}
+"""From `Config` to a section's dataclass."""
 PRESETS: Final[Mapping[str, Callable[[], P2pConfig]]] = {
     "wan": P2pConfig.wan,
     "lan": P2pConfig.lan,
@@ -362,6 +372,7 @@ def decode(
     if preset is not None and preset.value not in PRESETS:
         raise ConfigError(f"{preset.where}: [p2p] preset must be one of {', '.join(PRESETS)}")
     start = PRESETS[str(preset.value) if preset else "wan"]()
+    start = dataclasses.replace(start, local_net=_build(start.local_net, "p2p.lan", given))
     return Config(
         node=_build(NodeConfig(), "node", given),
         p2p=_build(start, "p2p", given),

@@ -249,10 +249,11 @@ def _units(key: str) -> str:
 
 
 def field_types(cls: type) -> dict[str, object]:
-    """Types of a dataclass's or struct's fields by name."""
+    """Types of a class's fields by name, without those that are sections themselves."""
     hints = get_type_hints(cls, localns=_ALIASES)
     if issubclass(cls, msgspec.Struct):
         return {item.name: hints[item.name] for item in msgspec.structs.fields(cls)}
     if dataclasses.is_dataclass(cls):
-        return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+        names = [item.name for item in dataclasses.fields(cls)]
+        return {name: hints[name] for name in names if not dataclasses.is_dataclass(hints[name])}
     raise TypeError(f"{cls.__name__} is no section")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from p2p.errors import UsageError
+from p2p.nat.lan_config import LanConfig
 from p2p.nat.punch_config import PunchConfig
 from p2p.nat.relay_config import RelayConfig
 
@@ -37,6 +38,9 @@ class P2pConfig:
     any free port, anew at each start."""
     private_is_public: bool = False
     """Whether loopback and private addresses are told to everybody. Only for tests."""
+
+    local_net: LanConfig = field(default_factory=LanConfig)
+    """Peers in the same local network."""
 
     # --- upgrade and dialling ---
     upgrade_deadline_s: float = 10.0
@@ -100,6 +104,9 @@ class P2pConfig:
     """A ping unanswered for so long makes the connection suspect: we dial beside it."""
     suspect_redial_s: float = 3.0
     """How often we dial beside a suspect connection."""
+
+    network_check_s: float = 2.0
+    """How often we look whether this machine has other addresses or woke up; 0: never."""
 
     # --- keeping connected ---
     backoff_max_s: float = 300.0
@@ -205,7 +212,10 @@ class P2pConfig:
 
     @classmethod
     def test(cls) -> P2pConfig:
-        """One machine: loopback counts as public, no limits by address, any free port."""
+        """One machine: loopback counts as public, no limits by address, any free port.
+
+        The local network is neither asked nor told anything.
+        """
         return replace(
             cls(),
             preset="test",
@@ -218,4 +228,6 @@ class P2pConfig:
             inbound_per_ip_max=None,
             inbound_per_prefix_max=None,
             failed_handshakes_max=None,
+            network_check_s=0,
+            local_net=LanConfig(discovery=False, announce=False),
         )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from p2p.config import P2pConfig
     from p2p.env import Env, Offload
     from p2p.identity import Identity, PeerId, Signer
+    from p2p.nat.surroundings import Surroundings
     from p2p.nat.traversal import Traversal, TraversalReport
     from p2p.net.seam import Addr, PeerInfo, Transport
 
@@ -108,6 +109,8 @@ class Node:
 
     traversal: Traversal | None
     """How others reach us; None on a fabric that has no such question."""
+    surroundings: Surroundings | None
+    """What looks at the network around us, likewise."""
 
     def __init__(
         self,
@@ -119,6 +122,7 @@ class Node:
         book_path: Path | None = None,
     ) -> None:
         # Here, because a simulation over another fabric needs nothing of the real wire.
+        from p2p.nat.surroundings import Surroundings
         from p2p.nat.traversal import Traversal
         from p2p.net.book import Book
         from p2p.net.wire_fabric import WireFabric
@@ -127,6 +131,7 @@ class Node:
         fabric = WireFabric(identity, config, env, transports, book)
         self._join(identity, fabric, config)
         self.traversal = Traversal(identity, fabric, config, env, is_member=self.rpc.is_member)
+        self.surroundings = Surroundings(fabric, config, env)
 
     @classmethod
     def over(cls, fabric: ManagedFabric, identity: Signer, config: P2pConfig | None = None) -> Self:
@@ -142,6 +147,7 @@ class Node:
         self.fabric: ManagedFabric = fabric
         self.rpc = Rpc(fabric, config)
         self.traversal = None
+        self.surroundings = None
         self._identity = identity
         self._introduces: Callable[[PeerId, PeerId], bool] | None = None
         self.blobs: Blobs | None = None
@@ -186,6 +192,8 @@ class Node:
             await nursery.start(self.fabric.run)
             if self.traversal is not None:
                 await nursery.start(self.traversal.run)
+            if self.surroundings is not None:
+                await nursery.start(self.surroundings.run)
             if self.blobs is not None:
                 nursery.start_soon(self.blobs.run)
             task_status.started()
@@ -211,10 +219,14 @@ class Node:
     def pause(self) -> None:
         """Work offline: end every connection, refuse new ones both ways."""
         self.fabric.pause()
+        if self.surroundings is not None:
+            self.surroundings.pause()
 
     def resume(self) -> None:
         """End `pause`."""
         self.fabric.resume()
+        if self.surroundings is not None:
+            self.surroundings.resume()
 
     def report(self) -> NetReport:
         """What the network does right now."""
@@ -229,6 +241,7 @@ class Node:
                 **self.fabric.counters(),
                 **self.rpc.counters(),
                 **(traversal.counters() if traversal is not None else {}),
+                **(self.surroundings.counters() if self.surroundings is not None else {}),
             },
             traversal=traversal.report() if traversal is not None else None,
         )

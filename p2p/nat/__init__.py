@@ -1,1 +1,1 @@
-"""Reachability, port mapping, relays and hole punching (later; the door is net.seam.Transport)."""
+"""Reachability, port mapping, relays, hole punching, and the local network."""

@@ -275,6 +275,10 @@ class WireFabric:
         """Remember addresses of `peer`; the handshake proves them when they are used."""
         self._manager.learn(peer, addrs)
 
+    def wants(self, peer: PeerId) -> bool:
+        """Whether we keep `peer` connected or share a group with it."""
+        return self._book.keeps(peer)
+
     def known_addrs(self, peer: PeerId) -> list[Addr]:
         """Remembered addresses, best first."""
         return self._book.addrs(peer)

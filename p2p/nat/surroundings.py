@@ -1,0 +1,107 @@
+"""What a node does about the network around it: LAN peers, address changes, mapped ports.
+
+The parts know each other only here. All of them are hints and repairs beside the fabric: none is
+needed for a connection, so what fails in them is reported and tried again, and never ends the node.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from p2p.nat.lan_driver import LanDriver, LanReport
+from p2p.net.netwatch import NetWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from p2p.config import P2pConfig
+    from p2p.env import Env
+    from p2p.identity import PeerId
+    from p2p.net.netwatch import NetworkChange
+    from p2p.net.seam import Addr
+
+
+class Surrounded(Protocol):
+    """What this needs of the fabric."""
+
+    @property
+    def id(self) -> PeerId:
+        """Our own peer id."""
+        ...
+
+    def listen_addrs(self) -> list[Addr]:
+        """Addresses we are bound to, unspecified ones as they are."""
+        ...
+
+    def interfaces_changed(self) -> None:
+        """Ask the system anew for our own addresses."""
+
+    def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
+        """Remember addresses of a peer."""
+
+    def wants(self, peer: PeerId) -> bool:
+        """Whether we keep a peer connected or share a group with it."""
+        ...
+
+
+class Surroundings:
+    """LAN discovery and the watch over the network, for one fabric.
+
+    Args:
+        fabric: told what is found; its doors are announced.
+        config: what to do at all.
+        env: clocks and random numbers.
+    """
+
+    def __init__(self, fabric: Surrounded, config: P2pConfig, env: Env) -> None:
+        self._fabric = fabric
+        self._config = config
+        self._listeners: list[Callable[[NetworkChange], None]] = []
+        self._watch = NetWatch(env, self._network_changed, config.network_check_s)
+        self._lan = LanDriver(
+            fabric.id,
+            config.local_net,
+            env,
+            network=config.network,
+            listening=fabric.listen_addrs,
+            found=fabric.learn,
+            wanted=fabric.wants,
+        )
+
+    def on_change(self, fn: Callable[[NetworkChange], None]) -> None:
+        """Call `fn` at each change of the network, after our own addresses were asked anew."""
+        self._listeners.append(fn)
+
+    def lan(self) -> LanReport:
+        """What LAN discovery does right now."""
+        return self._lan.report()
+
+    def counters(self) -> dict[str, int]:
+        """Counts since the start."""
+        return self._lan.counters()
+
+    def pause(self) -> None:
+        """Be silent on the local network until `resume`."""
+        self._lan.pause()
+
+    def resume(self) -> None:
+        """End `pause`."""
+        self._lan.resume()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look and listen until cancelled; start it when the fabric listens."""
+        async with trio.open_nursery() as nursery:
+            if self._config.network_check_s:
+                await nursery.start(self._watch.run)
+            if self._config.local_net.discovery or self._config.local_net.announce:
+                await nursery.start(self._lan.run)
+            task_status.started()
+
+    def _network_changed(self, change: NetworkChange) -> None:
+        if change.moved:
+            self._fabric.interfaces_changed()
+        self._lan.refresh()
+        for fn in self._listeners:
+            fn(change)
