@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from p2p.env import Env
     from p2p.identity import PeerId
-    from p2p.net.memory import MemNet, MemTransport
+    from p2p.net.memory import MemNet
+    from p2p.net.memory_host import MemTransport
     from p2p.net.seam import Addr, AddrSource, Handler
 
 Ts = TypeVarTuple("Ts")
@@ -139,7 +140,7 @@ class MemFabric:
     """Satisfies `p2p.net.seam.Fabric` and what `p2p.node.Node` needs beyond it."""
 
     def __init__(self, net: MemNet, host: MemTransport, peer: PeerId, env: Env) -> None:
-        from p2p.net.memory import mem_addr
+        from p2p.net.memory_host import mem_addr
 
         self.addr: Addr = mem_addr(host.ip, host.take_port())
         self.ip = host.ip
@@ -316,7 +317,7 @@ class MemFabric:
 
     async def _dial(self, peer: PeerId, addr: Addr) -> bool:
         """Whether `peer` answered at `addr` and a connection to it exists now."""
-        from p2p.net.memory import CONNECT_S_MAX, split_mem_addr
+        from p2p.net.memory_host import CONNECT_S_MAX, split_mem_addr
 
         target = split_mem_addr(addr)
         if target is None:

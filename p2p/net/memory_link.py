@@ -5,14 +5,20 @@ the time at which it would arrive: after what is already queued at the link's ra
 a drawn jitter. An *outage* (partition, clog) is a pair of times; a stamp inside one is moved behind
 its end, as TCP's retransmission would do, so streams lose nothing and keep their order. The end of
 a partition is unknown until it is healed, so arrival is computed when somebody asks (`Link.due`),
-never stored. Nothing here owns a task: a reader sleeps until the first stamp is due, and a heal
-wakes it.
+never stored. No stream owns a task: a reader sleeps until the first stamp is due, and a heal wakes
+it. A link has one while packets of handshakes or datagrams are under way.
+
+A stream loses nothing: a lost segment comes late, by the time TCP takes to repeat it. A datagram
+(`Link.copies`, `Link.stamp_once`) is lost, or comes twice, or after a later one when jitter says
+so. A stream can be *cut*: from then on nothing arrives in either direction and nobody is told, as
+when a NAT forgot it or a host changed its address.
 
 All times are `trio.current_time()`, so a virtual clock moves them.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -32,6 +38,13 @@ SEGMENT_BYTES_MAX: Final = 65_536
 PIPE_BYTES_MAX: Final = 262_144
 """Bytes in flight or unread in one direction before the sender waits: a usual socket buffer."""
 
+RTO_S: Final = 0.2
+"""Delay of a segment whose first copy was lost; doubles for each further loss. Source: the usual
+kernel's lower bound of the retransmission time-out."""
+
+RTO_S_MAX: Final = 60.0
+"""It doubles no further. Source: RFC 6298 s.2.5."""
+
 OUTAGES_KEPT_MAX: Final = 64
 """Ended outages remembered per link. Older ones cannot hold anything back any more."""
 
@@ -46,10 +59,25 @@ class LinkConfig:
     """Upper bound of a uniformly drawn extra delay."""
     bytes_per_s: float = math.inf
     """Rate shared by everything on the link, in this direction."""
+    loss: float = 0.0
+    """Probability that a packet is lost. Below 1: a link that loses all is a partition."""
+    duplicate: float = 0.0
+    """Probability that a datagram arrives twice."""
 
     def __post_init__(self) -> None:
         if self.latency_s < 0 or self.jitter_s < 0 or not self.bytes_per_s > 0:
             raise ValueError("latency_s and jitter_s must be >= 0 and bytes_per_s > 0")
+        if not (0 <= self.loss < 1 and 0 <= self.duplicate <= 1):
+            raise ValueError("loss must be in [0, 1) and duplicate in [0, 1]")
+
+
+class _Packet(NamedTuple):
+    """Something under way that is no part of a stream. Sorted by time, then as it was sent."""
+
+    stamp: float
+    number: int
+    arrive: Callable[[], None]
+    repeated: bool
 
 
 class Link:
@@ -57,7 +85,7 @@ class Link:
 
     Args:
         config: how it behaves.
-        rng: draws the jitter.
+        rng: draws the jitter and the losses.
     """
 
     def __init__(self, config: LinkConfig, rng: random.Random) -> None:
@@ -67,9 +95,31 @@ class Link:
         self._rng = rng
         self._free_at = -math.inf
         self._outages: list[tuple[float, float]] = []
+        self._packets: list[_Packet] = []
+        self._sent = 0
+        self._carrying = False
 
     def stamp(self, size: int) -> float:
-        """When `size` bytes sent now would arrive if the link worked."""
+        """When `size` bytes of a stream sent now would arrive, repeated as often as it takes."""
+        late_s, rto_s = 0.0, RTO_S
+        while self.loses():
+            late_s += rto_s
+            rto_s = min(2 * rto_s, RTO_S_MAX)
+        return self.stamp_once(size) + late_s
+
+    def loses(self) -> bool:
+        """Whether the next packet is lost."""
+        return self.config.loss > 0 and self._rng.random() < self.config.loss
+
+    def copies(self) -> int:
+        """How many times the next datagram arrives."""
+        if self.blocked or self.loses():
+            return 0
+        twice = self.config.duplicate > 0 and self._rng.random() < self.config.duplicate
+        return 2 if twice else 1
+
+    def stamp_once(self, size: int) -> float:
+        """When one packet of `size` bytes sent now would arrive if the link worked."""
         now = trio.current_time()
         self._free_at = max(self._free_at, now) + size / self.config.bytes_per_s
         jitter_s = self._rng.uniform(0, self.config.jitter_s) if self.config.jitter_s else 0.0
@@ -102,6 +152,36 @@ class Link:
             for pipe in self.pipes:
                 pipe.wake()
 
+    def carry(self, stamp: float, arrive: Callable[[], None], *, repeated: bool) -> None:
+        """Call `arrive` when something stamped so is due, in the order of the stamps.
+
+        Args:
+            stamp: of `stamp` or `stamp_once`.
+            arrive: what happens then.
+            repeated: whether an outage holds it, since its sender repeats it, or loses it.
+        """
+        heapq.heappush(self._packets, _Packet(stamp, self._sent, arrive, repeated))
+        self._sent += 1
+        if self._carrying:
+            self.waiters.unpark_all()  # it may be the first now
+        else:
+            self._carrying = True
+            # A system task: the network is nobody's child, and a packet outlives its sender.
+            trio.lowlevel.spawn_system_task(self._carry_packets)
+
+    async def _carry_packets(self) -> None:
+        while self._packets:
+            packet = self._packets[0]
+            due = self.due(packet.stamp)
+            if due <= trio.current_time() or not (packet.repeated or due == packet.stamp):
+                heapq.heappop(self._packets)
+                if packet.repeated or due == packet.stamp:
+                    packet.arrive()
+            else:
+                with trio.move_on_at(due):
+                    await self.waiters.park()
+        self._carrying = False
+
     async def wait_due(self, stamp: float) -> None:
         """Return when something stamped so has arrived; never, while a partition lasts."""
         while (due := self.due(stamp)) > trio.current_time():
@@ -133,12 +213,24 @@ class Pipe:
         self._ended = False
         self._reset_stamp = math.inf
         self._refused: tuple[Link, float] | None = None
+        self._cut_s = math.inf
+        self.before_send: Callable[[], None] | None = None
+        """Asked before each segment: NATs on the way notice it, or have forgotten us."""
         link.pipes[self] = None
 
     def wake(self) -> None:
         """Let both ends look again: times have changed."""
         self._readers.unpark_all()
         self._writers.unpark_all()
+
+    def cut(self) -> None:
+        """Deliver nothing more, no bytes and no news; the sender is not told."""
+        self._cut_s = min(self._cut_s, trio.current_time())
+        self.wake()
+
+    def _due(self, link: Link, stamp: float) -> float:
+        due = link.due(stamp)
+        return due if due <= self._cut_s else math.inf
 
     # What the sending end does.
 
@@ -177,6 +269,8 @@ class Pipe:
 
     def _put(self, data: bytes) -> None:
         assert not self._ended, "send after end: the stream above must refuse it"
+        if self.before_send is not None:
+            self.before_send()
         self.size += len(data)
         self.bytes_total += len(data)
         self._segments.append(Segment(self.link.stamp(len(data)), data))
@@ -190,7 +284,7 @@ class Pipe:
         if self._refused is None:
             return math.inf
         back, stamp = self._refused
-        return back.due(stamp)
+        return self._due(back, stamp)
 
     def _check_refused(self) -> None:
         if self._refused_due() <= trio.current_time():
@@ -217,10 +311,12 @@ class Pipe:
             if self._refused is not None:
                 raise trio.BrokenResourceError("this direction was closed here")
             now = trio.current_time()
-            reset_due = self.link.due(self._reset_stamp)
+            reset_due = self._due(self.link, self._reset_stamp)
             if reset_due <= now:
                 raise trio.BrokenResourceError("the other side reset the stream")
-            head_due = self.link.due(self._segments[0].stamp) if self._segments else math.inf
+            head_due = math.inf
+            if self._segments:
+                head_due = self._due(self.link, self._segments[0].stamp)
             if head_due <= now:
                 return self._take(bytes_max)
             with trio.move_on_at(min(head_due, reset_due)):
