@@ -20,6 +20,7 @@ from p2p.nat.lan import (
     NEWS_PER_MIN,
     QUERY_GAP_MAX_S,
     RETELL_S,
+    STRINGS_READ_MAX,
     TTL_S,
     Found,
     LanLink,
@@ -342,3 +343,9 @@ def test_the_memory_of_neighbours_is_bounded_and_keeps_those_we_look_for() -> No
     known = {one.peer for one in neighbours.now(HEARD_S - 1)}
     assert len(neighbours.now(0.0)) == NEIGHBOURS_MAX
     assert wanted <= known
+
+
+def test_of_one_message_a_peers_worth_of_addresses_is_read() -> None:
+    many = [f"/ip4/192.168.1.7/tcp/{2000 + n}" for n in range(40)]
+    (found,) = link().receive(answer(THEM, *many), NEAR, MDNS_PORT, 0.0)
+    assert found.addrs == tuple(many[:STRINGS_READ_MAX])

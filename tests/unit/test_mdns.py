@@ -164,3 +164,12 @@ def test_classes_other_than_the_internets_are_skipped() -> None:
     assert decode_dns_untrusted(header(1, 0, 0, 0, flags=0) + chaos).questions == ()
     record = LOCAL + struct.pack(">HHIH", PTR, 3, 120, 2) + b"\xc0\x0c"
     assert decode_dns_untrusted(header(0, 1, 0, 0) + record).records == ()
+
+
+def test_sixty_four_entries_are_read_and_no_more() -> None:
+    full = DnsMessage(False, tuple(Question(SERVICE, PTR) for _ in range(RECORDS_MAX)))
+    assert decode_dns_untrusted(encode_dns(full)) == full
+    with pytest.raises(DecodeError):
+        decode_dns_untrusted(
+            encode_dns(DnsMessage(False, (*full.questions, Question(SERVICE, PTR))))
+        )

@@ -1,0 +1,56 @@
+"""Daemons of one local network find each other, whatever their tickets said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.helpers.daemons import Home, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LAN = {"COVEY_P2P_LAN__DISCOVERY": "true", "COVEY_P2P_LAN__ANNOUNCE": "true"}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Home, Home]]:
+    laptop, desk = Home(tmp_path / "a", "laptop"), Home(tmp_path / "b", "desk")
+    laptop.up()
+    desk.up()
+    made = laptop.json("invite")
+    assert isinstance(made, dict)
+    desk.ok("join", str(made["ticket"]), "--yes")
+    yield laptop, desk
+    laptop.stop()
+    desk.stop()
+
+
+def connected(home: Home) -> bool:
+    status = home.json("rpc", "net.status")
+    assert isinstance(status, dict)
+    return status["connected"] == 1
+
+
+def restart(*homes: Home, **env: str) -> None:
+    """Each comes back at another port: the preset for tests keeps none."""
+    for home in homes:
+        home.ok("down")
+    for home in homes:
+        home.up(**env)
+
+
+@pytest.mark.slow
+def test_members_that_all_changed_their_address_meet_on_the_local_network(
+    pair: tuple[Home, Home],
+) -> None:
+    laptop, desk = pair
+    wait_until("both are connected", lambda: connected(laptop) and connected(desk))
+    restart(laptop, desk)
+    laptop.ok("remember", "written while nobody knew where the other is")
+    assert not connected(laptop), "control: without the local network they do not meet"
+    restart(laptop, desk, **LAN)
+    wait_until("they found each other", lambda: connected(laptop) and connected(desk))
+    wait_until("the note came over", lambda: bool(desk.texts("nobody knew where")))
