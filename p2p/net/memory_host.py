@@ -426,5 +426,7 @@ def _join(half: Half) -> None:
             net.direction(half.host.name, other.host.name),
             net.direction(other.host.name, half.host.name),
         )
-        net.supervise(half)
-        net.supervise(other)
+        for end in (half, other):
+            assert end.stream is not None
+            end.stream.local_port = end.local.port
+            net.supervise(end)

@@ -351,6 +351,8 @@ class PipeStream(trio.abc.HalfCloseableStream):
         """Set when this end broke by itself, for example because its host was killed."""
         self.on_closed: Callable[[PipeStream], None] | None = None
         """Told once when this end closes or breaks."""
+        self.local_port: int | None = None
+        """The port that this end has, if it is of a connection between hosts."""
         self._sending = False
         self._receiving = False
         self._eof_sent = False

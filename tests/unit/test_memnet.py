@@ -584,7 +584,9 @@ def test_a_dial_that_reuses_the_port_is_seen_from_the_listening_one() -> None:
         async with trio.open_nursery() as nursery:
             there = await nursery.start(net.host(B).listen, mem_addr(B, 0), accept)
             here = await nursery.start(net.host(A).listen, mem_addr(A, 0), accept)
-            await net.host(A).dial(there, reuse_port=True)
+            first = await net.host(A).dial(there, reuse_port=True)
+            assert isinstance(first, PipeStream)
+            assert split_mem_addr(here) == (A, first.local_port)
             await net.host(A).dial(there)
             await trio.sleep(1)
             assert seen[0] == here
