@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 from memory.embedding import data
-from memory.embedding.onnx_graph import gather_before_unpacking
 from memory.errors import EmbedError
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class _Session(Protocol):
     """The part of `onnxruntime.InferenceSession` that is used; the package has no types."""
 
     def run(
-        self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.int64]], /
+        self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.int64] | NDArray[np.uint8]], /
     ) -> Sequence[NDArray[np.float32]]: ...
 
 
@@ -129,21 +128,25 @@ def check_model() -> ModelFile:
 class MiniLm:
     """all-MiniLM-L6-v2 with int8 weights, on one thread of onnxruntime. An `Embedder`.
 
+    Args:
+        exact: compute in float32; None: only where the processor's integers would overflow.
+
     Raises:
         EmbedError: see `load_embedder`.
     """
 
-    def __init__(self) -> None:
-        self.id = f"minilm@{MODEL_SHA256[:8]}"
+    def __init__(self, *, exact: bool | None = None) -> None:
         self.dim = DIM
         try:
             # Nothing holds on to the file's bytes when memory is given back.
             self._tokenizer = _open_tokenizer()
-            self._session = _open_session(_checked_model())
+            self._session, exact = _open_sessions(_checked_model(), exact=exact)
         except EmbedError:
             raise
         except Exception as exc:  # the libraries raise what they like
             raise EmbedError("failed", f"the embedder cannot be loaded: {exc}") from exc
+        # Vectors of the two kinds of arithmetic are not quite the same.
+        self.id = f"minilm{'' if exact else '-i8'}@{MODEL_SHA256[:8]}"
         give_back_memory()
 
     def encode(self, texts: Sequence[str], *, query: bool) -> NDArray[np.float32]:
@@ -183,7 +186,7 @@ class MiniLm:
         try:
             (hidden,) = self._session.run(
                 ["last_hidden_state"],
-                {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)},
+                {"input_ids": ids, "attention_mask": mask},
             )
         except Exception as exc:  # the library's own kinds
             raise EmbedError("failed", f"the embedder failed: {type(exc).__name__}") from exc
@@ -280,6 +283,18 @@ def _open_tokenizer() -> _Tokenizer:
     return cast("_Tokenizer", tokenizer)  # unpadded as it is
 
 
+def _open_sessions(model: bytes, *, exact: bool | None) -> tuple[_Session, bool]:
+    """(the network, whether it computes in float32)."""
+    # Both need numpy, which a node without an embedder never loads.
+    from memory.embedding.network import adds_exactly, probe_rows, write_network, write_probe
+
+    if exact is None:
+        probe = _open_session(write_probe())
+        # One row takes another way through the runtime than several.
+        exact = not all(adds_exactly(probe.run(["y"], {"x": probe_rows(n)})[0]) for n in (1, 7))
+    return _open_session(write_network(model, exact=exact)), exact
+
+
 def _open_session(model: bytes) -> _Session:
     import onnxruntime  # type: ignore[import-untyped] # it has none
 
@@ -290,9 +305,9 @@ def _open_session(model: bytes) -> _Session:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    session = onnxruntime.InferenceSession(
-        gather_before_unpacking(model), options, providers=["CPUExecutionProvider"]
-    )
+    # The network is written as it is to run; what the runtime would join here is slower.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     # It keeps the 23 MB it was made from, to make another if a graphics card fails. There is none.
     session.disable_fallback()
     vars(session)["_model_bytes"] = None

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from memory.config import MemoryConfig
+from memory.embedding import network
 from memory.embedding.embedder import (
     DIM,
     MODEL_PACKAGE,
     MiniLm,
     _checked_model,
+    _open_tokenizer,
     check_model,
     checked,
     load_embedder,
@@ -98,7 +100,7 @@ def test_a_text_has_one_vector_whatever_stands_beside_it(minilm: MiniLm) -> None
     texts = ["word " * n for n in (90, 1, 200, 14, 3, 60, 120, 7)]
     together = minilm.encode(texts, query=False)
     for text, vector in zip(texts, together, strict=True):
-        assert vector @ minilm.encode([text], query=True)[0] > 0.98
+        assert vector @ minilm.encode([text], query=True)[0] > 0.9999
 
 
 @installed
@@ -113,22 +115,65 @@ def test_no_texts_are_no_vectors(minilm: MiniLm) -> None:
     assert minilm.encode([], query=False).shape == (0, DIM)
 
 
-@installed
-def test_looking_words_up_before_unpacking_them_changes_no_bit(minilm: MiniLm) -> None:
+TEXTS = [
+    "Deploys go through staging first.",
+    "word " * 300,
+    "",
+    "sqlite3.OperationalError: database is locked (code 5)",
+    "naïve café 北京 🎉",
+]
+
+
+@pytest.fixture(scope="module")
+def published() -> np.ndarray:
+    """Vectors of `TEXTS` by the published graph, untouched."""
     import onnxruntime  # type: ignore[import-untyped]
 
-    ids = np.array([[101, 7592, 1010, 2088, 999, 102], [101, 15743, 7668, 102, 0, 0]])
-    feeds = {
-        "input_ids": ids,
-        "attention_mask": (ids > 0).astype(np.int64),
-        "token_type_ids": np.zeros_like(ids),
-    }
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    published = onnxruntime.InferenceSession(_checked_model(), options)
-    (wanted,) = published.run(["last_hidden_state"], feeds)
-    (got,) = minilm._session.run(["last_hidden_state"], feeds)
-    np.testing.assert_array_equal(got, wanted)
+    session = onnxruntime.InferenceSession(_checked_model(), options)
+    tokenizer = _open_tokenizer()
+    means = []
+    for text in TEXTS:
+        ids = np.array([tokenizer.encode(text).ids])
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        means.append(session.run(["last_hidden_state"], feeds)[0][0].mean(axis=0))
+    return unit_rows(np.stack(means))
+
+
+@installed
+def test_computed_in_floats_the_vectors_are_the_published_graphs(published: np.ndarray) -> None:
+    exact = MiniLm(exact=True)
+    assert exact.id == "minilm@8199be6f"
+    np.testing.assert_allclose(exact.encode(TEXTS, query=False), published, atol=1e-5)
+
+
+@installed
+def test_computed_in_integers_they_are_close(published: np.ndarray) -> None:
+    rounded = MiniLm(exact=False)
+    assert rounded.id == "minilm-i8@8199be6f"
+    cosines = (rounded.encode(TEXTS, query=False) * published).sum(axis=1)
+    assert cosines.min() > 0.985
+    assert cosines.max() < 1 - 1e-5, "nothing was rounded"
+
+
+@installed
+def test_where_the_processor_overflows_the_network_computes_in_floats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(network, "adds_exactly", lambda products: products.shape[0] == 1)
+    assert MiniLm().id == "minilm@8199be6f"
+
+
+def test_a_sum_that_stopped_at_sixteen_bits_is_not_exact() -> None:
+    right = np.full((7, 64), 255 * 127 * 64, np.int32)
+    assert network.adds_exactly(right)
+    right[3, 5] = 32_767 * 32
+    assert not network.adds_exactly(right)
 
 
 @installed
