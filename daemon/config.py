@@ -29,6 +29,7 @@ from daemon.errors import ConfigError
 from memory.config import MemoryConfig
 from p2p.config import P2pConfig
 from p2p.nat.lan_config import LanConfig
+from p2p.nat.portmap_config import MapConfig
 from p2p.replication.config import ReplicationConfig
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ SECTIONS: Final[Mapping[str, type]] = {
     "node": NodeConfig,
     "p2p": P2pConfig,
     "p2p.lan": LanConfig,
+    "p2p.mapping": MapConfig,
     "p2p.replication": ReplicationConfig,
     "memory": MemoryConfig,
     "security": SecurityConfig,
@@ -226,6 +228,7 @@ SECTIONS: Final[Mapping[str, type]] = {
 _FIELDS_OF: Final[Mapping[str, Sequence[str]]] = {
     **{name: (name,) for name in SECTIONS},
     "p2p.lan": ("p2p", "local_net"),
+    "p2p.mapping": ("p2p", "mapping"),
     "p2p.replication": ("replication",),
 }
 """From `Config` to a section's dataclass."""
@@ -372,7 +375,11 @@ def decode(
     if preset is not None and preset.value not in PRESETS:
         raise ConfigError(f"{preset.where}: [p2p] preset must be one of {', '.join(PRESETS)}")
     start = PRESETS[str(preset.value) if preset else "wan"]()
-    start = dataclasses.replace(start, local_net=_build(start.local_net, "p2p.lan", given))
+    start = dataclasses.replace(
+        start,
+        local_net=_build(start.local_net, "p2p.lan", given),
+        mapping=_build(start.mapping, "p2p.mapping", given),
+    )
     return Config(
         node=_build(NodeConfig(), "node", given),
         p2p=_build(start, "p2p", given),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from p2p.errors import UsageError
 from p2p.nat.lan_config import LanConfig
+from p2p.nat.portmap_config import MapConfig
 from p2p.nat.punch_config import PunchConfig
 from p2p.nat.relay_config import RelayConfig
 
@@ -41,6 +42,8 @@ class P2pConfig:
 
     local_net: LanConfig = field(default_factory=LanConfig)
     """Peers in the same local network."""
+    mapping: MapConfig = field(default_factory=MapConfig)
+    """A port of the router for us."""
 
     # --- upgrade and dialling ---
     upgrade_deadline_s: float = 10.0
@@ -200,7 +203,7 @@ class P2pConfig:
 
     @classmethod
     def lan(cls) -> P2pConfig:
-        """Peers in one network: a lost one is noticed in 10 s."""
+        """Peers in one network: a lost one is noticed in 10 s, and no router has to let us out."""
         return cls(
             preset="lan",
             ping_idle_s=3.0,
@@ -208,13 +211,14 @@ class P2pConfig:
             ping_busy_s=3.0,
             dead_busy_s=10.0,
             suspect_s=3.0,
+            mapping=MapConfig(enabled=False),
         )
 
     @classmethod
     def test(cls) -> P2pConfig:
         """One machine: loopback counts as public, no limits by address, any free port.
 
-        The local network is neither asked nor told anything.
+        The local network and the router are neither asked nor told anything.
         """
         return replace(
             cls(),
@@ -230,4 +234,5 @@ class P2pConfig:
             failed_handshakes_max=None,
             network_check_s=0,
             local_net=LanConfig(discovery=False, announce=False),
+            mapping=MapConfig(enabled=False),
         )

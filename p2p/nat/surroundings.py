@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from p2p.nat.lan_driver import LanDriver, LanReport
+from p2p.nat.portmap_driver import MappingReport, PortMapper
 from p2p.net.netwatch import NetWatch
+from p2p.wire.multiaddr import scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import PeerId
     from p2p.net.netwatch import NetworkChange
-    from p2p.net.seam import Addr
+    from p2p.net.seam import Addr, AddrSource
+    from p2p.wire.multiaddr import IpAddress
 
 
 class Surrounded(Protocol):
@@ -38,6 +41,9 @@ class Surrounded(Protocol):
     def interfaces_changed(self) -> None:
         """Ask the system anew for our own addresses."""
 
+    def set_own_addrs(self, source: AddrSource, addrs: Sequence[Addr]) -> None:
+        """Replace what one source knows of our own addresses."""
+
     def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
         """Remember addresses of a peer."""
 
@@ -47,7 +53,7 @@ class Surrounded(Protocol):
 
 
 class Surroundings:
-    """LAN discovery and the watch over the network, for one fabric.
+    """LAN discovery, mapped ports and the watch over the network, for one fabric.
 
     Args:
         fabric: told what is found; its doors are announced.
@@ -69,6 +75,13 @@ class Surroundings:
             found=fabric.learn,
             wanted=fabric.wants,
         )
+        self._mapper = PortMapper(
+            config.mapping,
+            env,
+            listening=fabric.listen_addrs,
+            mapped=lambda addrs: fabric.set_own_addrs("mapped", addrs),
+            is_public=self._is_public,
+        )
 
     def on_change(self, fn: Callable[[NetworkChange], None]) -> None:
         """Call `fn` at each change of the network, after our own addresses were asked anew."""
@@ -78,17 +91,28 @@ class Surroundings:
         """What LAN discovery does right now."""
         return self._lan.report()
 
+    def mapping(self) -> tuple[MappingReport, ...]:
+        """What came of each port that we want forwarded."""
+        return self._mapper.report()
+
+    @property
+    def mapping_note(self) -> str:
+        """Why no port is asked for at all; empty when one is."""
+        return self._mapper.note
+
     def counters(self) -> dict[str, int]:
         """Counts since the start."""
         return self._lan.counters()
 
     def pause(self) -> None:
-        """Be silent on the local network until `resume`."""
+        """Be silent on the local network, and have nothing forwarded, until `resume`."""
         self._lan.pause()
+        self._mapper.pause()
 
     def resume(self) -> None:
         """End `pause`."""
         self._lan.resume()
+        self._mapper.resume()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look and listen until cancelled; start it when the fabric listens."""
@@ -97,11 +121,17 @@ class Surroundings:
                 await nursery.start(self._watch.run)
             if self._config.local_net.discovery or self._config.local_net.announce:
                 await nursery.start(self._lan.run)
+            await nursery.start(self._mapper.run)
             task_status.started()
 
     def _network_changed(self, change: NetworkChange) -> None:
         if change.moved:
             self._fabric.interfaces_changed()
         self._lan.refresh()
+        self._mapper.refresh()
         for fn in self._listeners:
             fn(change)
+
+    def _is_public(self, ip: IpAddress) -> bool:
+        scope = scope_of(ip)
+        return scope == "public" or (self._config.private_is_public and scope == "private")

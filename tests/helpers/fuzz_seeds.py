@@ -75,6 +75,8 @@ TEXTS: Final = (
     b'{"client":"covey/0.1.0","api":[1,0]}',
     b"memory://" + b"ab" * 32,
     b"kgEC",
+    b"http://192.168.1.1:5000/rootDesc.xml",
+    b"45.77.1.1",
 )
 
 
@@ -118,6 +120,21 @@ def _bodies() -> list[bytes]:
     ]
 
 
+def _neighbours_bytes() -> list[bytes]:
+    """What others in the local network, and the router, say."""
+    messages = json.loads((ROOT / "tests/vectors/mdns.json").read_text("utf-8"))["messages"]
+    replies = json.loads((ROOT / "tests/vectors/upnp.json").read_text("utf-8"))["replies"]
+    whole = [text.encode("ascii") for text in replies.values()]
+    return [
+        *(bytes.fromhex(message) for message in messages.values()),
+        *whole,
+        *(reply.partition(b"\r\n\r\n")[2] for reply in whole),
+        bytes.fromhex("0080000000000e102d4d0101"),
+        bytes.fromhex("0082000000000e103a993a9900000e10"),
+        bytes.fromhex("0082000200000e10"),
+    ]
+
+
 def _own_bytes() -> list[bytes]:
     """Bytes of our own making: keys, record parts, frames."""
     encode = msgspec.msgpack.encode
@@ -131,6 +148,7 @@ def _own_bytes() -> list[bytes]:
         *_messages(),
         *_record_parts(),
         *_bodies(),
+        *_neighbours_bytes(),
         Manifest(300_000, bytes(64)).encode(),
         encode_bitmap(0xF00FF, 20),
         encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),

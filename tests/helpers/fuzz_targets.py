@@ -22,6 +22,7 @@ from memory.errors import DecodeError as MemoryDecodeError
 from memory.errors import RefusedError
 from p2p.errors import AuthError, DecodeError, PeerError
 from p2p.identity import KeyFileError
+from p2p.nat.upnp import HttpUrl
 from p2p.replication.messages import FrameReader
 from p2p.rpc_frames import FrameBuffer
 from p2p.wire.envelope import PEER_RECORD_DOMAIN, PEER_RECORD_TYPE
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+ROUTER: Final = HttpUrl("10.77.1.1", 42557, "/rootDesc.xml")
 PACKAGES: Final = ("p2p", "memory", "federated", "daemon")
 
 
@@ -94,6 +96,8 @@ def _last_argument_is_kind(fn: Untrusted, data: bytes) -> object:
 ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
     "p2p.blobs.manifest:decode_bitmap_untrusted": lambda fn, data: fn(data, 20),
     "p2p.identity:_decode_key_file_untrusted": lambda fn, data: fn(data, Path("key")),
+    "p2p.nat.upnp:decode_description_untrusted": lambda fn, data: fn(data, ROUTER),
+    "p2p.nat.upnp:resolve_untrusted": lambda fn, data: fn(ROUTER, data.decode("utf-8", "replace")),
     "p2p.replication.canonical:decode_canonical_untrusted": lambda fn, data: fn(
         msgspec.msgpack.Decoder(Bag), data, bytes_max=1 << 20, what="bag"
     ),
