@@ -45,11 +45,13 @@ class NatPmpClient:
     Args:
         gateway: whom to ask, and from which address.
         port: of the gateway; another one in tests only.
+        give_up_s: how long an answer may take.
     """
 
-    def __init__(self, gateway: Gateway, *, port: int = PORT) -> None:
+    def __init__(self, gateway: Gateway, *, port: int = PORT, give_up_s: float = GIVE_UP_S) -> None:
         self._gateway = gateway
         self._port = port
+        self._give_up_s = give_up_s
 
     async def map(self, internal_port: int, external_port: int, lifetime_s: float) -> Grant:
         """Have a TCP port forwarded to us.
@@ -105,7 +107,7 @@ class NatPmpClient:
             sock.setblocking(False)
             sock.bind((str(self._gateway.own), 0))
             sock.connect((str(self._gateway.address), self._port))
-            with trio.move_on_after(GIVE_UP_S):
+            with trio.move_on_after(self._give_up_s):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_send_again, sock, request)
                     reply = await _receive(sock, is_answer, is_map=is_map)

@@ -67,10 +67,19 @@ class UpnpClient:
         gateway: whom to ask, and from which address.
         rng: draws other ports.
         ssdp_port: where it is searched; another one in tests only.
+        exchange_s: how long a search, or a request with its reply, may take.
     """
 
-    def __init__(self, gateway: Gateway, rng: random.Random, *, ssdp_port: int = SSDP_PORT) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        rng: random.Random,
+        *,
+        ssdp_port: int = SSDP_PORT,
+        exchange_s: float = EXCHANGE_S,
+    ) -> None:
         self._gateway = gateway
+        self._exchange_s = exchange_s
         self._rng = rng
         self._ssdp_port = ssdp_port
         self._control: Control | None = None
@@ -208,7 +217,7 @@ class UpnpClient:
             sock.bind((str(self._gateway.own), 0))
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, self._gateway.own.packed)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 2)
-            with trio.move_on_after(EXCHANGE_S):
+            with trio.move_on_after(self._exchange_s):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send_searches, sock)
                     found = await self._first_answer(sock)
@@ -258,7 +267,7 @@ class UpnpClient:
         """
         assert url.host == str(self._gateway.address), "a call that would leave for elsewhere"
         try:
-            with trio.move_on_after(EXCHANGE_S):
+            with trio.move_on_after(self._exchange_s):
                 stream = await trio.open_tcp_stream(url.host, url.port)
                 try:
                     await stream.send_all(request)
