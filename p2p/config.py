@@ -13,6 +13,7 @@ from p2p.errors import UsageError
 from p2p.nat.lan_config import LanConfig
 from p2p.nat.portmap_config import MapConfig
 from p2p.nat.punch_config import PunchConfig
+from p2p.nat.reachability_config import ReachabilityConfig
 from p2p.nat.relay_config import RelayConfig
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ class P2pConfig:
     # --- reachability and relays (p2p.nat) ---
     reachability: Literal["auto", "public", "private"] = "auto"
     """Whether others can dial us. "auto" finds out; the others are for who knows better."""
+    reach: ReachabilityConfig = field(default_factory=ReachabilityConfig)
+    """How "auto" finds out, and what we do for others who want to know."""
     punch: PunchConfig = field(default_factory=PunchConfig)
     """How relayed connections become direct ones."""
     relay: RelayConfig = field(default_factory=RelayConfig)

@@ -130,8 +130,9 @@ class Node:
         book = None if book_path is None else Book(book_path)
         fabric = WireFabric(identity, config, env, transports, book)
         self._join(identity, fabric, config)
-        self.traversal = Traversal(identity, fabric, config, env, is_member=self.rpc.is_member)
+        self.traversal = Traversal(identity, fabric, self.rpc, config, env)
         self.surroundings = Surroundings(fabric, config, env)
+        self.surroundings.on_change(self.traversal.network_changed)
 
     @classmethod
     def over(cls, fabric: ManagedFabric, identity: Signer, config: P2pConfig | None = None) -> Self:

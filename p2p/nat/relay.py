@@ -69,6 +69,10 @@ class Relay:
         self._server.serving = public is True
         self._client.want(wanted=public is not True)
 
+    def wait(self) -> None:
+        """It is not known yet, and too early to look for relays."""
+        self._server.serving = False
+
     def network_changed(self) -> None:
         """Our addresses changed: ask for every place anew."""
         self._client.network_changed()

@@ -12,6 +12,7 @@ is written by the writer task alone.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections import deque
 from typing import TYPE_CHECKING
@@ -20,10 +21,11 @@ import trio
 
 from p2p.errors import PeerError, TimedOut
 from p2p.net.inbound import InboundStreams
-from p2p.net.ports import NowaitStream, PortedStream
+from p2p.net.ports import LocatedStream, NowaitStream, PortedStream
 from p2p.net.streams import WireStream
 from p2p.net.wakeup import Wakeup
 from p2p.wire.liveness import Liveness, LivenessTimes, Verdict
+from p2p.wire.multiaddr import ip_of
 from p2p.wire.multistream import Dialer
 from p2p.wire.session import Opened, Phase, Proven, Session, SessionEvent
 from p2p.wire.yamux_frames import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from p2p.identity import PeerId
     from p2p.net.ports import ConnectionOwner
     from p2p.net.seam import Addr, Handler, Path, Stream
+    from p2p.wire.multiaddr import IpAddress
     from p2p.wire.yamux import Yamux
 
 log = logging.getLogger("covey.p2p.connection")
@@ -99,6 +102,8 @@ class Connection:
         self.addr = addr
         self.inbound = inbound
         self.dialled = dialled
+        self.unasked = False
+        """Whether it was accepted from a host that we had not sent to for long."""
         self.path: Path = path
         self.since_s = env.now()
         self.bytes_in = 0
@@ -170,6 +175,21 @@ class Connection:
     def local_port(self) -> int | None:
         """The port of ours it uses, if it has one."""
         return self._stream.local_port if isinstance(self._stream, PortedStream) else None
+
+    @property
+    def local_ip(self) -> IpAddress | None:
+        """The address of ours it uses, if the transport tells."""
+        text = self._stream.local_ip if isinstance(self._stream, LocatedStream) else None
+        return None if text is None else ipaddress.ip_address(text)
+
+    @property
+    def remote_ip(self) -> IpAddress | None:
+        """The address it leads to; a relay's if it is relayed."""
+        ip = ip_of(self.addr)
+        if ip is None and isinstance(self._stream, LocatedStream):
+            text = self._stream.remote_ip
+            ip = None if text is None else ipaddress.ip_address(text)
+        return ip
 
     @property
     def initiator(self) -> PeerId | None:

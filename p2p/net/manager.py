@@ -18,6 +18,7 @@ import trio
 
 from p2p.errors import AuthError, P2pError, PeerError, Unreachable, UsageError
 from p2p.identity import peer_text
+from p2p.net.contacts import Contacts
 from p2p.net.dialing import Race, dial_order
 from p2p.net.driver import Buffers, Connection
 from p2p.net.framed import HandedOverStream
@@ -92,6 +93,7 @@ class Manager:
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.gate = Gate(config)
+        self.contacts = Contacts(config.reach.contact_s)
         self.book = book
         self.paused = False
         self.is_member: Callable[[PeerId], bool] = lambda _: False
@@ -162,11 +164,19 @@ class Manager:
             self.counters[f"refused_{refusal}"] += 1
             await trio.aclose_forcefully(stream)
             return
+        ip = ip_of(addr)
+        unasked = path != "relay" and self.contacts.unknown(ip, now)
+        self.contacts.note(ip, now)
         # The transport's task ends here: a closing door does not cut who is already inside.
-        nursery.start_soon(self._serve_inbound, stream, addr, path, origin)
+        nursery.start_soon(self._serve_inbound, stream, addr, path, origin, unasked)
 
     async def _serve_inbound(
-        self, stream: trio.abc.Stream, addr: Addr, path: Path, origin: Origin | None
+        self,
+        stream: trio.abc.Stream,
+        addr: Addr,
+        path: Path,
+        origin: Origin | None,
+        unasked: bool,
     ) -> None:
         punch = None
         try:
@@ -184,6 +194,7 @@ class Manager:
             inbound=punch is None or not punch.initiator,
             dialled=False,
         )
+        connection.unasked = unasked
         proven = False
         try:
             proven = await self._prove_inbound(connection, origin)
@@ -252,12 +263,15 @@ class Manager:
     async def _carry(self, connection: Connection) -> None:
         """Run a proven connection to its end."""
         peer = connection.peer
+        ip = connection.remote_ip
+        self.contacts.begin(ip)
         self.table.add_fresh(connection)
         try:
             await connection.run()
         except Exception as error:  # noqa: BLE001 - a supervisor: no peer may stop the node
             self._owner.failed("connection", error)
         finally:
+            self.contacts.end(ip, self._env.now())
             self.table.remove(connection)
             log.info(
                 "connection_closed",
@@ -419,10 +433,25 @@ class Manager:
         return await self._prove_dialled(stream, peer, addr, path, initiator=True)
 
     async def _dial_raw(self, peer: PeerId, addr: Addr) -> tuple[trio.abc.Stream, Path]:
-        transport = next(t for t in self._transports if t.dials(addr))
+        transport = self._transport(addr)
         # From the port we listen at, so that the NATs between give us one address for all of them.
         stream = await transport.dial(addr, peer=peer, reuse_port=is_public(addr))
         return stream, transport.path
+
+    def _transport(self, addr: Addr) -> Transport:
+        """Who dials `addr`. From here on its host has heard of us."""
+        self.contacts.note(ip_of(addr), self._env.now())
+        return next(t for t in self._transports if t.dials(addr))
+
+    async def dial_apart(self, addr: Addr) -> trio.abc.Stream:
+        """A raw stream from an ephemeral port, for a connection that is none of ours.
+
+        Raises:
+            Unreachable: no answer, no transport for `addr`, or we work offline.
+        """
+        if self.paused or not any(t.dials(addr) for t in self._transports):
+            raise Unreachable(f"{addr} is not dialled now")
+        return await self._transport(addr).dial(addr, reuse_port=False)
 
     async def _prove_dialled(
         self, stream: trio.abc.Stream, peer: PeerId, addr: Addr, path: Path, *, initiator: bool

@@ -40,6 +40,21 @@ class PortedStream(Protocol):
         ...
 
 
+@runtime_checkable
+class LocatedStream(Protocol):
+    """A raw stream that knows the addresses it runs between."""
+
+    @property
+    def local_ip(self) -> str | None:
+        """The address of this host; None once it is closed."""
+        ...
+
+    @property
+    def remote_ip(self) -> str | None:
+        """The address of the other one; None once it is closed."""
+        ...
+
+
 class ConnectionOwner(Protocol):
     """What a connection asks of and tells the fabric."""
 

@@ -67,6 +67,22 @@ class TcpStream(trio.abc.HalfCloseableStream):
         except OSError:
             return None
 
+    @property
+    def local_ip(self) -> str | None:
+        """The address of this host it runs from; None once it is closed."""
+        try:
+            return _plain_ip(str(self._sock.getsockname()[0]))
+        except OSError:
+            return None
+
+    @property
+    def remote_ip(self) -> str | None:
+        """The address it leads to; None once it is closed."""
+        try:
+            return _plain_ip(str(self._sock.getpeername()[0]))
+        except OSError:
+            return None
+
     def receive_nowait(self, buffer: bytearray) -> int | None:
         """Read into `buffer`: bytes read, 0 at the end, None if nothing is there.
 
@@ -166,6 +182,8 @@ class TcpTransport:
         self._ports: dict[int, int] = {}  # address family -> port we listen at
         self.on_exhausted: Callable[[], None] | None = None
         """Called when descriptors run out, to give one back."""
+        self.on_dial: Callable[[str], None] | None = None
+        """Called with each IP address that is dialled; of a name, with those it stands for."""
 
     def dials(self, addr: Addr) -> bool:
         """Whether `addr` is plain TCP."""
@@ -197,6 +215,8 @@ class TcpTransport:
         error: Unreachable | None = None
         for family, address in await _resolve(tcp):
             ports = [self._ports[family]] if reuse_port and family in self._ports else []
+            if self.on_dial is not None:
+                self.on_dial(_plain_ip(str(address[0])))
             for local_port in [*ports, None]:
                 try:
                     return TcpStream(await _connect(family, address, local_port))
@@ -295,8 +315,13 @@ def _reason(error: OSError) -> str:
     return error.strerror or os.strerror(error.errno or 0)
 
 
+def _plain_ip(host: str) -> str:
+    """An address without the interface that IPv6 addresses of a link name."""
+    return host.partition("%")[0]
+
+
 def _remote_addr(host: str, port: int) -> Addr:
-    ip = ipaddress.ip_address(host.partition("%")[0])
+    ip = ipaddress.ip_address(_plain_ip(host))
     return f"/ip{ip.version}/{ip}/tcp/{port}"
 
 

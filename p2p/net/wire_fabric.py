@@ -11,6 +11,7 @@ doors first. Source: docs/specs/wire.md; the contract is `p2p.net.seam`.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class _Exhaustible(Protocol):
     on_exhausted: Callable[[], None] | None
 
 
+@runtime_checkable
+class _Dialling(Protocol):
+    on_dial: Callable[[str], None] | None
+
+
 @dataclass(frozen=True)
 class _Service:
     fn: Handler
@@ -104,6 +110,8 @@ class WireFabric:
         self._own = OwnAddrs()
         self.on_observed: Callable[[PeerId, Addr, Addr], None] = lambda *_: None
         """Told (peer, its address, where it sees the port we listen at)."""
+        self.on_accepted: Callable[[Connection], None] = lambda _: None
+        """Told of each connection that somebody made to us directly, once it works."""
         self._subscribers: list[trio.MemorySendChannel[FabricEvent]] = []
         self._changed = trio.Event()
         self._manager = Manager(
@@ -121,6 +129,8 @@ class WireFabric:
         for transport in transports:
             if isinstance(transport, _Exhaustible):
                 transport.on_exhausted = self._manager.shed_idlest
+            if isinstance(transport, _Dialling):
+                transport.on_dial = self._dialled
         self._serve(IDENTIFY, self._identify.answer, _IDENTIFY_STREAMS_MAX)
         self._serve(IDENTIFY_PUSH, self._identify.take_push, _IDENTIFY_STREAMS_MAX)
         self._serve(PING, self._identify.echo, _PING_STREAMS_MAX)
@@ -160,6 +170,11 @@ class WireFabric:
             raise UsageError(f"{protocol} is served already")
         self._serve(protocol, fn, per_peer_max)
         self._changed.set()
+
+    def unhandle(self, protocol: str) -> None:
+        """Serve `protocol` no more; what is under way goes on."""
+        if self._services.pop(protocol, None) is not None:
+            self._changed.set()
 
     def _serve(self, protocol: str, fn: Handler, per_peer_max: int) -> None:
         self._services[protocol] = _Service(fn, per_peer_max)
@@ -250,6 +265,13 @@ class WireFabric:
     ) -> bool:
         """Dial `peer` while it dials us; whether the two met. See `Manager.punch`."""
         return await self._manager.punch(peer, addrs, initiator=initiator, limit_s=limit_s)
+
+    async def dial_apart(self, addr: Addr) -> trio.abc.Stream:
+        """A raw stream from an ephemeral port; see `Manager.dial_apart`."""
+        return await self._manager.dial_apart(addr)
+
+    def _dialled(self, ip: str) -> None:
+        self._manager.contacts.note(ipaddress.ip_address(ip), self._env.now())
 
     def add_transport(self, transport: Transport) -> None:
         """Dial with one more transport from now on, after those that are there."""
@@ -485,6 +507,8 @@ class WireFabric:
     def opened(self, connection: Connection) -> None:
         """Streams flow both ways from now on."""
         self._manager.opened(connection)
+        if connection.inbound and not connection.dialled and connection.path != "relay":
+            self.on_accepted(connection)
         connection.start_soon(self._identify.ask)
 
     def doubted(self, connection: Connection) -> None:

@@ -35,6 +35,11 @@ def encode_field(number: int, value: int | bytes) -> bytes:
     return encode_varint(number << 3 | _WIRE_BYTES) + encode_varint(len(value)) + value
 
 
+def encode_fixed64(number: int, value: int) -> bytes:
+    """One field of type fixed64: eight bytes, little-endian."""
+    return encode_varint(number << 3 | _WIRE_FIXED64) + value.to_bytes(8, "little")
+
+
 def encode_message(fields: Iterable[tuple[int, int | bytes]]) -> bytes:
     """Fields in the order given."""
     return b"".join(encode_field(number, value) for number, value in fields)

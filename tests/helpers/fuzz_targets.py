@@ -98,6 +98,9 @@ ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
     "p2p.identity:_decode_key_file_untrusted": lambda fn, data: fn(data, Path("key")),
     "p2p.nat.upnp:decode_description_untrusted": lambda fn, data: fn(data, ROUTER),
     "p2p.nat.upnp:resolve_untrusted": lambda fn, data: fn(ROUTER, data.decode("utf-8", "replace")),
+    "p2p.nat.relay_transport:split_circuit_untrusted": lambda fn, data: fn(
+        data.decode("utf-8", "replace")
+    ),
     "p2p.replication.canonical:decode_canonical_untrusted": lambda fn, data: fn(
         msgspec.msgpack.Decoder(Bag), data, bytes_max=1 << 20, what="bag"
     ),

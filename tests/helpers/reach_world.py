@@ -1,0 +1,92 @@
+"""Nodes of a simulated internet that find out whether they can be dialled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2p.config import P2pConfig
+from p2p.env import SeededEnv
+from p2p.net.memory import MemNet
+from p2p.node import Node
+from tests.helpers.det import run_seeded
+from tests.helpers.fabrics import ECHO, echo, identity
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Literal
+
+    from p2p.identity import PeerId
+    from p2p.nat.reachability import Reach
+    from p2p.nat.reachability_driver import ReachabilityReport
+
+
+class ReachWorld:
+    """Nodes of one simulated network; node n has address 45.77.n.1 if nothing else is said.
+
+    Everybody is a member of everybody's group, less who is in `strangers`.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.net = MemNet(SeededEnv(1, "net", trio.current_time), latency_s=0.01)
+        self.strangers: set[PeerId] = set()
+
+    async def node(
+        self,
+        number: int,
+        reachability: Literal["auto", "public", "private"] = "auto",
+        *,
+        config: P2pConfig | None = None,
+        ip: str = "",
+    ) -> Node:
+        """A running node."""
+        ip = ip or f"45.77.{number}.1"
+        config = replace(
+            config or P2pConfig.test(),
+            listen=(f"/ip4/{ip}/tcp/0",),
+            reachability=reachability,
+            private_is_public=False,
+        )
+        env = SeededEnv(1, f"node {number}", trio.current_time)
+        node = Node(identity(number), config, env, [self.net.host(ip)])
+        node.set_members(lambda peer: peer not in self.strangers)
+        node.fabric.handle(ECHO, echo, per_peer_max=64)
+        await self.nursery.start(node.run)
+        return node
+
+
+async def meet(dialler: Node, *others: Node) -> None:
+    """Have one node dial others, and let them tell each other who they are."""
+    for other in others:
+        await dialler.fabric.connect(other.id, other.fabric.addrs())
+    await trio.sleep(2)
+
+
+def report_of(node: Node) -> ReachabilityReport:
+    """What a node knows of its reachability."""
+    assert node.traversal is not None
+    return node.traversal.report().reachability
+
+
+def state_of(node: Node) -> Reach:
+    """Whether a node believes that it can be dialled."""
+    return report_of(node).state
+
+
+def count(node: Node, name: str) -> int:
+    """One of a node's counters."""
+    return node.report().counters.get(name, 0)
+
+
+def play(scenario: Callable[[ReachWorld], Awaitable[None]], *, seed: int = 1) -> None:
+    """Run a scenario under a virtual clock."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await scenario(ReachWorld(nursery))
+            nursery.cancel_scope.cancel()
+
+    run_seeded(main, seed=seed)
