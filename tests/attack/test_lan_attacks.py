@@ -105,9 +105,9 @@ def test_ten_thousand_made_up_peers_neither_fill_us_nor_hide_a_friend() -> None:
     book = Book()
     book.keeps = lambda one: one == FRIEND
     told = 0
-    # A hundred a second: below the rate at which datagrams go unread when they hold 32 each.
-    for number in range(0, 10_000, 32):
-        batch = [(made_up_peer(n), ADDR) for n in range(number, number + 32)]
+    # A hundred a second: below the rate at which datagrams go unread when they hold 16 each.
+    for number in range(0, 10_000, 16):
+        batch = [(made_up_peer(n), ADDR) for n in range(number, number + 16)]
         now = number / 320
         for found in machine.receive(answer(SERVICE, *batch), NEAR, MDNS_PORT, now):
             told += 1
