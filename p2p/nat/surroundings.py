@@ -38,8 +38,8 @@ class Surrounded(Protocol):
         """Addresses we are bound to, unspecified ones as they are."""
         ...
 
-    def interfaces_changed(self) -> None:
-        """Ask the system anew for our own addresses."""
+    def network_changed(self) -> None:
+        """Ask the system anew for our own addresses, and every connection whether it lives."""
 
     def set_own_addrs(self, source: AddrSource, addrs: Sequence[Addr]) -> None:
         """Replace what one source knows of our own addresses."""
@@ -125,8 +125,7 @@ class Surroundings:
             task_status.started()
 
     def _network_changed(self, change: NetworkChange) -> None:
-        if change.moved:
-            self._fabric.interfaces_changed()
+        self._fabric.network_changed()
         self._lan.refresh()
         self._mapper.refresh()
         for fn in self._listeners:

@@ -55,6 +55,8 @@ READ_BYTES = 262_144
 """One read of the socket; larger ones gain nothing (benchmark: bulk)."""
 WRITE_BYTES = 262_144
 """Frames cut for one write, so that a small message waits behind at most this much."""
+ANSWER_MIN_S = 1.0
+"""Shortest time a connection has to prove that it lives, when somebody asks."""
 END_DELAY_S = 0.02
 """How long our end of a stream waits behind the other side's agreement; see `end_soon`."""
 
@@ -610,9 +612,8 @@ class Connection:
                 self.abort("the peer went silent", broken=True)
             elif verdict is Verdict.PING:
                 self.ping()
-            elif verdict is Verdict.SUSPECT and not self.suspect:
-                self.suspect = True
-                self._owner.doubted(self)
+            elif verdict is Verdict.SUSPECT:
+                self.doubt()
             self._reset_overdue(now)
             wake_s = self._liveness.next_timer(now, busy=busy, ping_sent_s=self.mux.ping_sent_s)
             await trio.sleep(wake_s - now)
@@ -621,6 +622,20 @@ class Connection:
         """Ask for a sign of life, unless one is asked for."""
         if self.mux.ping(self.now()):
             self.flush()
+
+    async def answers(self) -> bool:
+        """Whether the peer gives a sign of life within a second or four round trips."""
+        answered = self.pong
+        self.ping()
+        with trio.move_on_after(max(ANSWER_MIN_S, 4 * (self.mux.rtt_s or 0.0))):
+            await answered.wait()
+        return answered.is_set()
+
+    def doubt(self) -> None:
+        """The path may be dead: others are dialled beside it, until the peer is heard again."""
+        if self.alive and not self.suspect:
+            self.suspect = True
+            self._owner.doubted(self)
 
     def _reset_overdue(self, now: float) -> None:
         """Reset streams that never named a protocol, or that the other side does not end."""

@@ -546,6 +546,19 @@ class Manager:
             self._beside.add(peer)
             self._running().start_soon(self._dial_beside, connection)
 
+    def network_changed(self) -> None:
+        """Our addresses are others, or we slept: try every connection, and reach pinned peers."""
+        nursery = self._running()
+        for connection in list(self.table):
+            if connection.opened.is_set():
+                nursery.start_soon(self._try_out, connection)
+        for peer in self._pins:
+            self._kick(peer, fresh=True)
+
+    async def _try_out(self, connection: Connection) -> None:
+        if not await connection.answers():
+            connection.doubt()
+
     async def _dial_beside(self, connection: Connection) -> None:
         peer = connection.peer
         try:

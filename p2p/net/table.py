@@ -20,7 +20,7 @@ Source: docs/specs/wire.md s.7.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from p2p.identity import PeerId
     from p2p.net.driver import Connection
     from p2p.net.seam import Path
-
-CONFIRM_MIN_S: Final = 1.0
-"""Shortest time an old connection has to prove that it lives."""
 
 
 class PeerEntry:
@@ -133,6 +130,8 @@ class PeerTable:
         elif self._newer_wins(old, connection):
             self._use(entry, connection)
             self.drain(old, nursery)
+            if old.suspect:
+                nursery.start_soon(self._end_if_silent, old)
         else:
             self._use(entry, connection)
             nursery.start_soon(self._confirm, entry, old, connection, nursery)
@@ -193,15 +192,8 @@ class PeerTable:
         self, entry: PeerEntry, old: Connection, new: Connection, nursery: trio.Nursery
     ) -> None:
         """`old` should stay: make sure that it lives, then drain `new`."""
-        limit_s = max(CONFIRM_MIN_S, 4 * (old.mux.rtt_s or 0.0))
-        answered = old.pong
-        old.ping()
-        with trio.move_on_after(limit_s):
-            await answered.wait()
+        await self._end_if_silent(old)
         if not old.alive:
-            return
-        if not answered.is_set():
-            old.abort("the peer answers on a newer connection only", broken=True)
             return
         if old.initiator == new.initiator and new.path != "relay":
             # The other side dialled both and will drain the one it gives up; see `follow`.
@@ -209,6 +201,11 @@ class PeerTable:
         if new.alive and old.usable:
             self._use(entry, old)
             self.drain(new, nursery)
+
+    async def _end_if_silent(self, old: Connection) -> None:
+        """Cut a connection whose peer answers on a newer one only: its streams wait in vain."""
+        if not await old.answers() and old.alive:
+            old.abort("the peer answers on a newer connection only", broken=True)
 
     def drain(self, connection: Connection, nursery: trio.Nursery) -> None:
         """Put no more streams on `connection` and end it after its last one."""

@@ -395,6 +395,11 @@ class WireFabric:
         addrs = [own for addr in self._listening for own in _own_addrs(addr)]
         self.set_own_addrs("interface", addrs)
 
+    def network_changed(self) -> None:
+        """Our addresses are others, or we slept: find out at once what still holds."""
+        self.interfaces_changed()
+        self._manager.network_changed()
+
     def _draw_port(self) -> int:
         """A port for the addresses that name none; 0 if there are none or none is to be kept."""
         if not any(self._is_drawn(addr) for addr in self._config.listen):

@@ -281,6 +281,50 @@ def test_beside_a_doubted_connection_a_fresh_one_is_dialled() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_change_of_network_moves_the_traffic_at_once(told: bool) -> None:
+    """The machine has another address: what it had open is dead, and TCP does not say so."""
+
+    async def scenario(world: World) -> None:
+        low, high = await world.pair()
+        low.pin(high.id, high.addrs())
+        events = low.events()
+        await _next(events, PeerUp)
+        waiting = await low.open(high.id, ECHO)
+        await waiting.send_all(b"x")
+        assert await waiting.receive_some() == b"x"
+        await trio.sleep(20)
+        world.net.readdress("10.0.0.1", "10.0.0.9")
+        if told:
+            low.network_changed()
+        await trio.sleep(3)
+        with trio.move_on_after(1) as limit:
+            await exchange(low, high.id)
+        assert limit.cancelled_caught is not told, "control: nobody knows it otherwise"
+        if told:
+            await trio.sleep(1)
+            with pytest.raises(trio.BrokenResourceError):
+                await waiting.receive_some()  # its caller need not wait for ever either
+            assert len(live(low, high)) == 1
+
+    play(scenario)
+
+
+def test_a_change_of_network_leaves_what_lives_alone() -> None:
+    async def scenario(world: World) -> None:
+        low, high = await world.pair()
+        await low.connect(high.id, high.addrs())
+        await exchange(low, high.id)
+        before = live(low, high)
+        for _ in range(3):
+            low.network_changed()
+            await trio.sleep(2)
+        assert live(low, high) == before
+        assert low._manager.counters["dials"] == 1
+
+    play(scenario)
+
+
 # --- keeping connected ---
 
 
