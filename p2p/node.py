@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from p2p.config import P2pConfig
     from p2p.env import Env, Offload
     from p2p.identity import Identity, PeerId, Signer
-    from p2p.nat.surroundings import Surroundings
+    from p2p.nat.surroundings import Surroundings, SurroundingsReport
     from p2p.nat.traversal import Traversal, TraversalReport
     from p2p.net.seam import Addr, PeerInfo, Transport
 
@@ -52,6 +52,8 @@ class NetReport:
     """Counts since the start: the fabric's, and `rpc_calls_in`, `rpc_violations`, `bugs`..."""
     traversal: TraversalReport | None
     """How others reach us; None on a fabric that has no such question."""
+    surroundings: SurroundingsReport | None
+    """What the network around us is like; None likewise."""
 
 
 class ManagedFabric(Fabric, Protocol):
@@ -245,6 +247,7 @@ class Node:
                 **(self.surroundings.counters() if self.surroundings is not None else {}),
             },
             traversal=traversal.report() if traversal is not None else None,
+            surroundings=self.surroundings.report() if self.surroundings is not None else None,
         )
 
     def set_members(

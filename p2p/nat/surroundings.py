@@ -6,6 +6,7 @@ needed for a connection, so what fails in them is reported and tried again, and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from p2p.net.netwatch import NetworkChange
     from p2p.net.seam import Addr, AddrSource
     from p2p.wire.multiaddr import IpAddress
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurroundingsReport:
+    """What the network around us is like, a snapshot for people."""
+
+    lan: LanReport
+    gateway: str
+    """The IPv4 router that we ask for ports; empty if there is none."""
+    mapping: tuple[MappingReport, ...]
+    """A row for each port that we want forwarded."""
+    mapping_note: str
+    """Why no port is asked for at all; empty when one is."""
 
 
 class Surrounded(Protocol):
@@ -87,18 +101,15 @@ class Surroundings:
         """Call `fn` at each change of the network, after our own addresses were asked anew."""
         self._listeners.append(fn)
 
-    def lan(self) -> LanReport:
-        """What LAN discovery does right now."""
-        return self._lan.report()
-
-    def mapping(self) -> tuple[MappingReport, ...]:
-        """What came of each port that we want forwarded."""
-        return self._mapper.report()
-
-    @property
-    def mapping_note(self) -> str:
-        """Why no port is asked for at all; empty when one is."""
-        return self._mapper.note
+    def report(self) -> SurroundingsReport:
+        """What the network around us is like."""
+        gateway = self._mapper.gateway
+        return SurroundingsReport(
+            lan=self._lan.report(),
+            gateway="" if gateway is None else str(gateway.address),
+            mapping=self._mapper.report(),
+            mapping_note=self._mapper.note,
+        )
 
     def counters(self) -> dict[str, int]:
         """Counts since the start."""

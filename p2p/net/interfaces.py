@@ -13,10 +13,13 @@ import ipaddress
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from p2p.wire.multiaddr import scope_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from p2p.wire.multiaddr import IpAddress
 
@@ -35,6 +38,10 @@ _ADDRESS_AT: Final = {int(socket.AF_INET): (4, 4), int(socket.AF_INET6): (8, 16)
 ENTRIES_MAX: Final = 1024
 """Entries looked at, some three an interface: a host of containers may have thousands, of which the
 first suffice."""
+
+CANDIDATES_MAX: Final = 4
+"""Addresses of a family told beside those we send from: IPv6 makes a new one each day."""
+_NET: Final = Path("/sys/class/net")
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,38 @@ def _mask(netmask: int | None, offset: int, size: int) -> bytes:
     # BSD cuts trailing zero bytes off a mask and says so in its length.
     length = ctypes.string_at(netmask, 1)[0]
     return ctypes.string_at(netmask, length)[offset : offset + size].ljust(size, b"\0")
+
+
+def is_bridge(interface: Interface) -> bool:
+    """Whether an interface joins others on this machine, as those of containers do."""
+    return (_NET / interface.name / "bridge").is_dir()
+
+
+def candidates(
+    interfaces: Iterable[Interface], skip: Callable[[Interface], bool] = is_bridge
+) -> list[str]:
+    """Addresses at which others may reach this machine, global ones first, four a family at most.
+
+    Without loopback, without addresses of the link alone, and without those of bridges: others
+    would look for them among their own containers.
+
+    Args:
+        interfaces: where to look.
+        skip: which ones to leave out.
+    """
+    found: dict[IpAddress, None] = {}
+    for interface in interfaces:
+        if interface.loopback or skip(interface):
+            continue
+        for address in interface.addresses:
+            if scope_of(address.ip) in ("public", "private") and not address.ip.is_link_local:
+                found[address.ip] = None
+    near_last = sorted(found, key=lambda ip: scope_of(ip) != "public")
+    return [
+        str(ip)
+        for version in (4, 6)
+        for ip in [ip for ip in near_last if ip.version == version][:CANDIDATES_MAX]
+    ]
 
 
 def addresses_of(interfaces: Iterable[Interface]) -> frozenset[tuple[str, str]]:

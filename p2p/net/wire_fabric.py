@@ -24,6 +24,7 @@ from p2p.identity import peer_text
 from p2p.limits import PING_BYTES
 from p2p.net.book import PORT_MAX, PORT_MIN, Book
 from p2p.net.identify import Identify
+from p2p.net.interfaces import candidates, list_interfaces
 from p2p.net.manager import Manager
 from p2p.net.own_addrs import OwnAddrs
 from p2p.net.seam import (
@@ -579,6 +580,7 @@ def _own_addrs(bound: Addr) -> list[Addr]:
     tcp = tcp_addr_untrusted(bound)
     if ip is None or tcp is None or not ip.is_unspecified:
         return [bound]
-    hosts = [host for host in source_addresses() if (":" in host) == (ip.version == 6)]
+    known = [*source_addresses(), *candidates(list_interfaces())]
+    hosts = [host for host in known if (":" in host) == (ip.version == 6)]
     hosts.append("127.0.0.1" if ip.version == 4 else "::1")
     return [TcpAddr(tcp.kind, host, tcp.port).text for host in dict.fromkeys(hosts)]

@@ -223,5 +223,5 @@ async def test_two_nodes_meet_without_an_address_from_anybody(network: str) -> N
                 if isinstance(event, PeerUp):
                     break
         assert first.surroundings is not None
-        assert [one[0] for one in first.surroundings.lan().neighbours] == [second.id]
+        assert [one[0] for one in first.surroundings.report().lan.neighbours] == [second.id]
         nursery.cancel_scope.cancel()

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2p.env import SeededEnv
-from p2p.net.interfaces import Interface, addresses_of, list_interfaces
+from p2p.net.interfaces import (
+    CANDIDATES_MAX,
+    Interface,
+    addresses_of,
+    candidates,
+    list_interfaces,
+)
 from p2p.net.netwatch import WOKE_S, NetWatch, NetworkChange, Watch
 from tests.helpers.det import run_seeded
 
@@ -127,3 +133,15 @@ def test_this_machines_interfaces_are_listed_with_their_networks() -> None:
     assert loopback.holds(ipaddress.ip_address("127.0.0.9"))
     assert not loopback.holds(ipaddress.ip_address("192.0.2.1"))
     assert not loopback.point_to_point
+
+
+def test_others_are_told_addresses_at_which_they_may_reach_us() -> None:
+    vpn = replace(interface("100.64.0.9/32", name="wg0"), point_to_point=True)
+    bridge = interface("172.17.0.1/16", name="docker0")
+    odd = interface("224.0.0.1/4", "0.0.0.0/0", "169.254.1.1/16", name="odd0")
+    many = interface(*(f"2001:db8::{n}/64" for n in range(1, 9)), "2a02::1/64", name="eth9")
+    told = candidates([LO, bridge, HOME, vpn, odd, many], lambda one: one.name == "docker0")
+    assert told == [
+        "192.168.1.5", "100.64.0.9", "2a02::1", "2001:db8::5", "2001:db8::1", "2001:db8::2",
+    ]  # fmt: skip
+    assert sum(":" in one for one in told) == CANDIDATES_MAX
