@@ -26,6 +26,7 @@ PARTS: Final = (
     ("dedupe", "dedupe"),
     ("updates", "conflicts"),
     ("trust", "trust"),
+    ("turning", "turning"),
     ("scale", "scale"),
     ("agents", "agents"),
     ("resident", "scale"),

@@ -51,6 +51,13 @@ class Tally:
     first: int = 0
     questions: int = 0
 
+    def add(self, top: Sequence[str], gold: set[str], bad: set[str]) -> None:
+        """Count one answer: ids of its top 5, of what answers the question, of what misleads."""
+        self.questions += 1
+        self.places += len(top)
+        self.poison += sum(name in bad for name in top)
+        self.gold += len(gold & set(top)) / len(gold)
+
     @property
     def share(self) -> float:
         """Percent of the top 5 that is poison."""
@@ -73,15 +80,21 @@ def poison(options: Options, report: Report) -> None:
     trio.run(_passages, options, report)
 
 
-async def _conversations(options: Options, report: Report) -> None:
+def picked_conversations(
+    options: Options,
+) -> list[tuple[data.Conversation, list[data.Question]]]:
+    """P4's conversations with ninety questions each."""
     picked = []
     for conversation in data.conversations(options.data):
         questions = conversation.answerable()
         if len(questions) >= QUESTIONS:
             random.Random(1).shuffle(questions)
             picked.append((conversation, questions[:QUESTIONS]))
-    if options.quick:
-        picked = picked[:2]
+    return picked[:2] if options.quick else picked
+
+
+async def _conversations(options: Options, report: Report) -> None:
+    picked = picked_conversations(options)
     clean = await _over(picked, None)
     for who, relation in WHO.items():
         hit = await _over(picked, lambda s, q, r=relation: _echo(s, q, r))
@@ -113,11 +126,7 @@ async def _over(
             bad = await attack(store, questions) if attack else set()
             for question in questions:
                 top = [hit.id for hit in (await store.recall(question.text, limit=5)).hits]
-                gold = {turns[name] for name in question.gold}
-                tally.questions += 1
-                tally.places += len(top)
-                tally.poison += sum(name in bad for name in top)
-                tally.gold += len(gold & set(top)) / len(gold)
+                tally.add(top, {turns[name] for name in question.gold}, bad)
     return tally
 
 
@@ -134,6 +143,10 @@ def _answers(questions: Sequence[data.Question]) -> list[str]:
 
 
 async def _echo(store: Store, questions: list[data.Question], relation: str) -> set[str]:
+    return set(await store.peer(relation).write(echoes(questions)))
+
+
+def echoes(questions: Sequence[data.Question]) -> list[str]:
     """Five texts a question with the answer of another one."""
     rng = random.Random(2)
     answers = _answers(questions)
@@ -141,7 +154,7 @@ async def _echo(store: Store, questions: list[data.Question], relation: str) -> 
     for question in questions:
         wrong = rng.choice(answers)
         texts += [template.format(q=question.text, w=wrong) for template in TEMPLATES]
-    return set(await store.peer(relation).write(texts))
+    return texts
 
 
 async def _flood(store: Store, questions: list[data.Question], relation: str) -> set[str]:

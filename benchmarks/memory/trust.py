@@ -1,4 +1,4 @@
-"""Trust from behaviour: T1 to T4 of the published trust tests, honest mistakes, and one who turns.
+"""Trust from behaviour: T1 to T4 of the published trust tests, and honest mistakes.
 
 The published signals are labels handed in. Here each is a deed done through the verbs that agents
 and peers have, and the product sees it or does not:
@@ -102,15 +102,6 @@ def trust(options: Options, report: Report) -> None:
         100 * statistics.mean(below),
         unit="%",
         target=Target("<=", 1),
-    )
-    before, after, poison = trio.run(_turning)
-    report.value("author who turns: trust before", before, unit="", target=Target(">=", 0.9))
-    report.value("author who turns: trust after 10 bad deeds", after, unit="")
-    report.value(
-        "author who turns: share of the top 5 after 10 bad deeds",
-        poison,
-        unit="%",
-        target=Target("<=", 10),
     )
 
 
@@ -281,31 +272,3 @@ async def _honest(seed: int) -> tuple[float, float]:
             await (one.wrong() if rng.random() < MISTAKES else one.useful())
             found.append(await one.trust())
         return statistics.mean(found), sum(t < 0.5 for t in found) / len(found)
-
-
-async def _turning() -> tuple[float, float, float]:
-    """A member that earned .9 writes lies, ten of which readers find out; then what is shown."""
-    topics = [f"setting {word}" for word in ("alpha", "beta", "gamma", "delta", "kappa", "sigma")]
-    async with open_store() as store:
-        world = store.world
-        await store.remember(
-            [
-                NoteIn(text=f"{t} is {n} by the review", scope=SCOPE)
-                for t in topics
-                for n in "123456"
-            ]
-        )
-        peer = store.peer("invited")
-        readers = [world.agent(f"reader{n}") for n in range(3)]
-        name = peer.device.hex()
-        for at, note in enumerate(await peer.write(f"useful fact {n}" for n in range(60))):
-            world.clock.ms += HOUR_MS
-            await world.desk.feedback(readers[at % 3], note, "useful")
-        (before,) = await world.desk.show(name)
-        lies = await peer.write(f"{topic} is 9{n} now" for n in range(10) for topic in topics)
-        for at, note in enumerate(lies[:10]):
-            world.clock.ms += HOUR_MS
-            await world.desk.feedback(readers[at % 3], note, "wrong")
-        await world.desk.settle()
-        (after,) = await world.desk.show(name)
-        return before.trust, after.trust, await _share(store, topics, {name})
