@@ -1,12 +1,14 @@
 """What project a folder belongs to: the default scope of what is remembered there.
 
-Light on purpose: the relay and the command line import it on every start, so only `os` here.
+Light on purpose: the relay and the command line import it on every start, so only small modules
+here.
 Source: docs/specs/local-rpc.md (memory scope).
 """
 
 from __future__ import annotations
 
 import os
+import stat
 
 NAME_CHARS_MAX = 64
 FILE_BYTES_MAX = 256 * 1024
@@ -84,8 +86,23 @@ def _git_folder(root: str) -> str:
 
 
 def _read(path: str) -> str:
+    """The beginning of a regular file; empty for anything else.
+
+    A repository comes from others: a pipe by one of these names would make us wait for ever, and a
+    device might do anything. It is looked at, then opened without waiting and looked at again: its
+    owner may exchange it in between.
+    """
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(FILE_BYTES_MAX)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return ""
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return ""
+        return os.read(handle, FILE_BYTES_MAX).decode(errors="replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
