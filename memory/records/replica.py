@@ -160,6 +160,10 @@ class Replica:
         """All logs of a group, both lanes."""
         return await self.db.read(lambda c: table.read_logs(c, group))
 
+    async def counts(self, group: bytes) -> Mapping[bytes, int]:
+        """Records that are here, by author."""
+        return await self.db.read(lambda c: table.read_counts(c, group))
+
     async def index(self, group: bytes, lane: int) -> IdIndex:
         """The ids that count in set comparison; the same object until the set changes."""
         cached = self._indexes.get((group, lane))

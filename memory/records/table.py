@@ -482,6 +482,16 @@ def read_logs(connection: apsw.Connection, group: bytes) -> list[LogState]:
     ]
 
 
+def read_counts(connection: apsw.Connection, group: bytes) -> dict[bytes, int]:
+    """Records that are here, by author."""
+    rows = connection.execute(
+        "SELECT l.author, count(*) FROM grp g JOIN log l ON l.grp = g.n"
+        " JOIN record r ON r.log = l.n WHERE g.id = ? GROUP BY l.author",
+        (group,),
+    )
+    return {cast("bytes", author): cast("int", count) for author, count in rows}
+
+
 def read_index(connection: apsw.Connection, group: bytes, lane: int) -> bytes:
     """The ids that count in set comparison: 40 bytes an item, sorted by (hlc, id)."""
     return b"".join(

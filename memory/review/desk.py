@@ -32,7 +32,7 @@ from memory.review.views import (
     TrustRow,
 )
 from memory.scopes import find_group
-from memory.storage.sql import blobs, integers, number
+from memory.storage.sql import blobs, integers
 from memory.trust.evidence import (
     examined,
     observe,
@@ -604,14 +604,18 @@ class TrustDesk:
 
 def _fillers(connection: apsw.Connection, group: bytes, device: bytes) -> list[int]:
     """Author rows of a foreign device that wrote more than an equal share of a group."""
-    sums = "SELECT coalesce(sum(l.max_seq), 0) FROM log l JOIN grp g ON g.n = l.grp WHERE g.id = ?1"
-    total = number(connection, sums, (group,))
-    writers = number(
-        connection,
-        "SELECT count(DISTINCT l.author) FROM log l JOIN grp g ON g.n = l.grp WHERE g.id = ?",
-        (group,),
+    # Records and not places: a log that begins at 2**62 would hide who fills, or break the sum.
+    counts = dict(
+        cast(
+            "list[tuple[bytes, int]]",
+            connection.execute(
+                "SELECT l.author, count(*) FROM grp g JOIN log l ON l.grp = g.n"
+                " JOIN record r ON r.log = l.n WHERE g.id = ? GROUP BY l.author",
+                (group,),
+            ).fetchall(),
+        )
     )
-    if number(connection, sums + " AND l.author = ?2", (group, device)) * writers <= total:
+    if counts.get(device, 0) * len(counts) <= sum(counts.values()):
         return []
     return integers(
         connection,

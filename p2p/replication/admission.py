@@ -19,6 +19,7 @@ the authority anew from disk. Source: docs/specs/sync.md s.7.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +37,7 @@ from p2p.replication.groups import (
 from p2p.replication.hlc import ms_of, too_far_ahead
 from p2p.replication.ops import Kind, Role
 from p2p.replication.quarantine import make_room, quarantine_of
+from p2p.replication.quota import over_headers
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
@@ -351,7 +353,7 @@ class Admission:
         if is_authority(header.kind):
             full = len(group.authority) >= self._config.group_ops_max
             return full and group.role(header.author) != Role.ADMIN
-        if group.headers < self._config.group_headers_max:
+        if not over_headers(group, header.author, self._config, self._groups.own_devices()):
             return False
         self._emit("quota.reached", {"group": group.id, "author": header.author})
         return True
@@ -512,7 +514,7 @@ class Admission:
                 )
             else:
                 outcome.duplicate += 1
-        group.headers += len(outcome.admitted)
+        group.note_stored(Counter(record.author for record in outcome.admitted))
 
     def _dressed(self, group: Group, records: Sequence[Record]) -> list[Record]:
         """Add what the store writes beside the record: state, plain body, owner, relation."""

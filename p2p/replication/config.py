@@ -94,6 +94,14 @@ class ReplicationConfig:
     group_headers_max: int = 1_000_000
     """Records of a group here; what is over waits."""
 
+    author_headers_max: int = 250_000
+    """Records of one author in a group, all its logs together: a log has its limit, and an author
+    may begin new ones. Own devices are exempt."""
+
+    group_headroom_ratio: float = 0.25
+    """The last part of `group_headers_max`: only for authors with less than an equal share of the
+    group's records, so that a few who fill the rest leave room for the others."""
+
     group_ops_max: int = 4096
     """Authority operations of a group here; admins' operations never wait."""
 

@@ -82,7 +82,7 @@ async def found_group(
         raise
     group.authority.add(second.id, second.head, epoch)
     group.epochs[second.id] = secret
-    group.headers = 2
+    group.note_stored({core.me: 2})
     core.keeper.load_sealer(group)
     async with core.keeper.turn(group):
         await core.keeper.after(group, [first, second])

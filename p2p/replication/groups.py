@@ -135,6 +135,8 @@ class Group:
     """Joins a person turned away on this device."""
     headers: int = 0
     """Records here, about."""
+    headers_of: dict[bytes, int] = field(default_factory=dict)
+    """The same by author, all logs of one together."""
 
     @property
     def standing(self) -> Standing:
@@ -145,6 +147,12 @@ class Group:
     def founded(self) -> bool:
         """Whether the genesis is here."""
         return len(self.authority) > 0
+
+    def note_stored(self, counts: Mapping[bytes, int]) -> None:
+        """Records were stored: so many of each author."""
+        for author, count in counts.items():
+            self.headers_of[author] = self.headers_of.get(author, 0) + count
+            self.headers += count
 
     def note_erasure(self, ident: bytes, head: Header, payload: Payload | None) -> None:
         """Remember what an erase record names; other payloads are none of it."""

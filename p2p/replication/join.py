@@ -14,6 +14,7 @@ stall (the caller's time limit). Source: docs/specs/join.md.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from p2p.errors import AuthError, PeerError, ProtocolError, UsageError
@@ -200,7 +201,7 @@ async def _prepare(
         raise
     for record in records:
         core.sealer.observe(record.hlc)
-    group.headers = len(records)
+    group.note_stored(Counter(record.author for record in records))
     core.keeper.load_sealer(group)
     return group
 

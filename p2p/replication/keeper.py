@@ -169,7 +169,7 @@ class Keeper:
         await self._store.admit(group.id, records, local)
         for record, (_, payload) in zip(records, payloads, strict=True):
             group.authority.add(record.id, record.head, payload)
-        group.headers += len(records)
+        group.note_stored({self._groups.me: len(records)})
         return records
 
     async def _begin_control_log(self, group: Group) -> None:

@@ -31,7 +31,7 @@ async def load_group(core: Core, group: Group) -> None:
     wall_ms = core.env.wall_ms()
     marks = await _marks(core, group.id)
     group.incarnations = list(choose_incarnations(core.me, logs, wall_ms, marks))
-    group.headers = sum(log.max_seq for log in logs)
+    group.note_stored(await core.store.counts(group.id))
     for log in logs:
         if not too_far_ahead(log.head_hlc, wall_ms):
             core.sealer.observe(log.head_hlc)

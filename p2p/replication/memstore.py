@@ -6,6 +6,7 @@ restarted node. Calls are atomic because nothing in them awaits. Source: p2p/rep
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -240,6 +241,12 @@ class MemStore:
     async def logs(self, group: bytes) -> Sequence[MemLogState]:
         """All logs of a group, by key."""
         return [self._state(key) for key in sorted(self.disk.logs) if key[0] == group]
+
+    async def counts(self, group: bytes) -> Mapping[bytes, int]:
+        """Records that are here, by author."""
+        return Counter(
+            row.record.author for row in self.disk.rows.values() if row.record.group == group
+        )
 
     async def index(self, group: bytes, lane: int) -> MemIndex:
         """The ids that count in set comparison, by (hlc, id)."""

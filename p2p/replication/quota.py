@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from p2p.replication.config import ReplicationConfig
+    from p2p.replication.groups import Group
     from p2p.replication.store import LogKey
 
 GAP_RETRY_S: Final = 3600.0
@@ -156,3 +159,31 @@ class Quota:
             return frozenset()
         slate.gaps = {log: until for log, until in slate.gaps.items() if until > now}
         return frozenset(slate.gaps)
+
+
+def over_headers(
+    group: Group, author: bytes, config: ReplicationConfig, own: Collection[bytes]
+) -> bool:
+    """Whether a record of the author is more than the group's room here allows.
+
+    Three bounds: the group's, the author's, and in the last part of the group's an equal share: a
+    member that begins new logs without end takes its part and not the others'.
+
+    Args:
+        group: with what is here of it.
+        author: who signed the record.
+        config: the limits.
+        own: devices of the person, which are bounded by the group's limit only.
+    """
+    if group.headers >= config.group_headers_max:
+        return True
+    if author in own:
+        return False
+    here = group.headers_of.get(author, 0)
+    if here >= config.author_headers_max:
+        return True
+    free = config.group_headers_max - group.headers
+    if free > config.group_headers_max * config.group_headroom_ratio:
+        return False
+    members = len(group.standing.members()) if group.founded else 1
+    return here * max(1, members) >= config.group_headers_max

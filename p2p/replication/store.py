@@ -351,6 +351,13 @@ class RecordStore(Protocol):
         """All logs of a group, both lanes."""
         ...
 
+    async def counts(self, group: bytes) -> Mapping[bytes, int]:
+        """Records that are here, by author: all logs and lanes.
+
+        Not what the logs' places say: a log may begin at 2**62.
+        """
+        ...
+
     async def index(self, group: bytes, lane: int) -> IdIndex:
         """The ids that count in set comparison: not below a fork, void ones in lane 0 only."""
         ...

@@ -62,6 +62,7 @@ class StoreConformance:
     async def test_an_empty_store_has_nothing_and_says_so(self, store: RecordStore) -> None:
         assert list(await store.logs(GROUP)) == []
         assert list(await store.control(GROUP)) == []
+        assert dict(await store.counts(GROUP)) == {}
         assert len(await store.index(GROUP, 1)) == 0
         assert dict(await store.known([digest("x")])) == {}
         assert list(await store.fetch([digest("x")], bodies=True)) == []
@@ -119,6 +120,13 @@ class StoreConformance:
         (state,) = await store.logs(GROUP)
         assert (state.contiguous, state.max_seq, state.head_id) == (5, 5, records[4].id)
         assert state.head_hlc == records[4].hlc
+
+    async def test_counts_are_of_records_and_not_of_places(self, store: RecordStore) -> None:
+        records = Chain(GROUP, ALICE).many(5)
+        await store.admit(GROUP, [records[0], records[4]])
+        await store.admit(GROUP, Chain(GROUP, BOB).many(3))
+        await store.admit(OTHER_GROUP, Chain(OTHER_GROUP, BOB).many(1))
+        assert dict(await store.counts(GROUP)) == {ALICE: 2, BOB: 3}
 
     async def test_a_log_without_its_first_record_has_no_head(self, store: RecordStore) -> None:
         records = Chain(GROUP, ALICE).many(2)

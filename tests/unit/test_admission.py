@@ -563,6 +563,43 @@ async def test_a_full_group_waits_but_its_admins_operations_do_not() -> None:
     assert (await b.admit([b.pen().write(Kind.GRANT, payload)])).stored == 1
 
 
+async def test_an_author_has_one_share_whatever_logs_it_begins() -> None:
+    b = await bench(config=replace(ReplicationConfig.test(), author_headers_max=4))
+    carol = Identity.from_seed(b"c" * 32)
+    await b.grant(carol.id, Role.WRITE)
+    for incarnation in range(70, 74):
+        assert (await b.admit([b.pen(incarnation=incarnation).write()])).stored == 1
+    result = await b.admit([b.pen(incarnation=74).write()])
+    assert (result.stored, result.held, result.refused) == (0, 1, 0)
+    assert b.alice.named("quota.reached")[-1].data["author"] == b.bob.id
+    assert (await b.admit([b.pen(carol).write()])).stored == 1
+    # Nor does a restart give it another one.
+    b.alice.build()
+    await b.alice.replication.load()
+    assert (await b.admit([b.pen(incarnation=75).write()])).held == 1
+
+
+async def test_the_last_part_of_a_groups_room_is_for_those_who_wrote_little() -> None:
+    config = replace(ReplicationConfig.test(), group_headers_max=40, group_headroom_ratio=0.25)
+    b = await bench(config=config)
+    carol = Identity.from_seed(b"c" * 32)
+    await b.grant(carol.id, Role.WRITE)
+    pen = b.pen()
+    stored = [(await b.admit([pen.write()])).stored for _ in range(40)]
+    assert sum(stored) < 31
+    assert (await b.admit([b.pen(carol).write()])).stored == 1
+
+
+async def test_a_log_that_begins_far_out_takes_no_more_room_than_it_fills() -> None:
+    b = await bench()
+    far = b.pen().write(seq=2**40, prev=b"x" * 32)
+    assert (await b.admit([far])).stored == 1
+    b.alice.build()
+    await b.alice.replication.load()
+    assert b.group.headers < 10
+    assert (await b.admit([b.pen(incarnation=78).write()])).stored == 1
+
+
 async def test_signatures_are_checked_sixteen_at_a_time() -> None:
     b = await bench()
     steps = 0

@@ -585,6 +585,17 @@ async def test_whoever_fills_a_group_beyond_its_share_has_it_held_against(world:
     assert (await author_of(world, "modest"))[0] == pytest.approx(0.533, abs=0.001)
 
 
+async def test_a_log_that_begins_far_out_hides_nobody_who_fills_a_group(world: World) -> None:
+    greedy, modest = Peer(world.clock, 7), Peer(world.clock, 8)
+    many = [greedy.write(HOME, note_body(f"n{n}", agent="greedy"), "invited") for n in range(9)]
+    one = modest.write(HOME, note_body("one", agent="modest"), "invited")
+    await world.replica.admit(HOME, [*many, one])
+    far = "UPDATE log SET max_seq = 1 << 62 WHERE author <> ?"
+    await world.db.write(lambda c: c.execute(far, (greedy.sealer.device,)).fetchall())
+    await world.desk.quota_reached(HOME, greedy.sealer.device)
+    assert await world.sql("SELECT count(*) FROM evidence") == [(1,)]
+
+
 async def test_where_we_may_only_read_a_verdict_goes_to_our_own_devices(world: World) -> None:
     peer = Peer(world.clock, 7)
     note = peer.write(TEAM, note_body("tea at work"), "invited")
