@@ -25,7 +25,7 @@ from memory.trust.status import restatus
 from memory.trust.subjects import Named, all_subjects, find_subjects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import apsw
 
@@ -216,17 +216,31 @@ def rows(connection: apsw.Connection, wanted: str | None, now_ms: int) -> list[T
     """Everybody, or those named; most trusted first."""
     named = all_subjects(connection) if wanted is None else find_subjects(connection, wanted)
     standings = Standings(connection, now_ms)
-    found = [_row(connection, one, standings.author(one.row)) for one in named]
+    if wanted is None:
+        standings.read_everybody()
+    counts = _memory_counts(connection, named)
+    found = [_row(one, standings.author(one.row), counts) for one in named]
     return sorted(found, key=lambda row: (-row.trust, row.name))
 
 
-def _row(connection: apsw.Connection, named: Named, standing: Standing) -> TrustRow:
-    memories = number(
-        connection,
-        "SELECT count(*) FROM memory m JOIN author a ON a.id = m.author"
-        " WHERE a.device = ? AND a.agent = ?",
-        (named.device, named.agent),
+def _memory_counts(
+    connection: apsw.Connection, named: Sequence[Named]
+) -> dict[tuple[bytes, str], int]:
+    """How many memories of each subject are here; one query for all."""
+    devices = json.dumps(sorted({one.device.hex() for one in named}))
+    rows = connection.execute(
+        "SELECT a.device, a.agent, count(*) FROM json_each(?) j"
+        " CROSS JOIN author a ON a.device = unhex(j.value) JOIN memory m ON m.author = a.id"
+        " GROUP BY a.device, a.agent",
+        (devices,),
     )
+    return {
+        (cast("bytes", device), cast("str", agent)): cast("int", count)
+        for device, agent, count in rows
+    }
+
+
+def _row(named: Named, standing: Standing, counts: Mapping[tuple[bytes, str], int]) -> TrustRow:
     agent, _, device = named.shown.partition("@")
     return TrustRow(
         name=named.shown,
@@ -238,7 +252,7 @@ def _row(connection: apsw.Connection, named: Named, standing: Standing) -> Trust
         trust=round(standing.trust, 3),
         tier=TIERS.get(tier_of(standing.trust), "none"),
         state=standing.state or ("distrusted" if standing.limit == "distrusted" else ""),
-        memories=memories,
+        memories=counts.get(named.subject, 0),
     )
 
 
@@ -248,14 +262,16 @@ def explain(connection: apsw.Connection, wanted: str, now_ms: int) -> list[Trust
     names = {f"{n.agent}@{n.device.hex()}": n.shown for n in all_subjects(connection)}
     owners = _owner_names(connection)
     found = []
-    for one in find_subjects(connection, wanted):
+    named = find_subjects(connection, wanted)
+    counts = _memory_counts(connection, named)
+    for one in named:
         standing = standings.author(one.row)
         own = standings.subject(standings.row(one.row))
         whole = standings.domain(one.owner)
         limiting = whole if whole is not None and standing.limit == "owner" else own
         found.append(
             TrustExplained(
-                row=_row(connection, one, standing),
+                row=_row(one, standing, counts),
                 s=round(own.s, 2),
                 f=round(own.f, 2),
                 start=standings.start_of(one.row),

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from memory.storage.sql import blobs, integers, number
 from memory.storage.txn import TrustEvent
-from memory.trust.rules import ALARM_FALL, DAY_MS, KINDS, EvidenceKind, tier_of
+from memory.trust.rules import (
+    ALARM_FALL,
+    DAY_MS,
+    FAULTS,
+    FAULTS_A_DAY,
+    KINDS,
+    EvidenceKind,
+    tier_of,
+)
 from memory.trust.standing import DEPTH, Standings, weigh_memory
 from memory.trust.status import derived_from, refold_one, restatus_judged
 
@@ -62,6 +70,18 @@ def observe(
         by: owner key of whoever said it, for `confirmed` and `refuted`: their trust is its weight.
     """
     assert kind in KINDS, f"{kind} is no kind of evidence"
+    day_ms = at_ms - at_ms % DAY_MS
+    if (
+        kind in FAULTS
+        and number(
+            txn.connection,
+            "SELECT count(*) FROM evidence WHERE about = ? AND voter IS NULL AND hlc >= ?"
+            " AND hlc < ? AND kind = ?",
+            (author, day_ms << 16, day_ms + DAY_MS << 16, kind),
+        )
+        >= FAULTS_A_DAY
+    ):
+        return  # more of it today would count nothing, and push out what does
     txn.connection.execute(
         "INSERT INTO evidence(about, memory, kind, by, hlc, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
         (author, memory, kind, by, at_ms << 16, at_ms),

@@ -38,6 +38,21 @@ def flow(first: Collection[bytes], edges: Iterable[Edge], targets: Collection[by
     return _maximum(first, among, wanted)
 
 
+def upstream(edges: Iterable[Edge], targets: Collection[bytes]) -> list[bytes]:
+    """The targets and whoever endorses them, directly or through others."""
+    back: dict[bytes, list[bytes]] = {}
+    for src, dst in edges:
+        back.setdefault(dst, []).append(src)
+    seen = dict.fromkeys(sorted(targets))
+    waiting = list(seen)
+    while waiting:
+        for src in back.get(waiting.pop(), ()):
+            if src not in seen:
+                seen[src] = None
+                waiting.append(src)
+    return list(seen)
+
+
 def _reaches(first: Collection[bytes], edges: list[Edge], wanted: frozenset[bytes]) -> bool:
     onward: dict[bytes, list[bytes]] = {}
     for src, dst in edges:

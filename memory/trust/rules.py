@@ -110,7 +110,8 @@ FLOW_CAP: Final = 1.5
 FAULTS_A_DAY: Final = 3
 """Faults of one kind that count a day: a broken client is not a thousand times a liar."""
 
-_FAULTS: Final = frozenset({"quick_erase", "injection", "secret", "quota"})
+FAULTS: Final = frozenset({"quick_erase", "injection", "secret", "quota"})
+"""Kinds of which so many count."""
 
 
 class Evidence(NamedTuple):
@@ -265,7 +266,7 @@ class _Caps:
             return self._voice(piece)
         p, n = _WEIGHTS.get(piece.kind, (0.0, 0.0))
         day = piece.at_ms // DAY_MS
-        if piece.kind in _FAULTS:
+        if piece.kind in FAULTS:
             seen = self._faults.get((piece.kind, day), 0)
             self._faults[piece.kind, day] = seen + 1
             return (p, n, "") if seen < FAULTS_A_DAY else (0.0, 0.0, "enough of that today")

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from memory.storage.sql import blobs, integers
-from memory.trust.flow import flow
+from memory.storage.sql import blobs, integers, number
+from memory.trust.flow import flow, upstream
 from memory.trust.rules import (
     PERSON_TRUST,
+    START_S,
     TRUST_MAX,
     VOICE_MIN,
     VOICES,
@@ -43,6 +44,16 @@ KNOWN_S: Final = 1.5
 
 LINEAGE_MAX: Final = 64
 """Ancestors looked at for whether a confirmation repeats its target."""
+
+SAID_MAX: Final = 500
+"""Pieces of evidence of one voter about one author that are weighed, the newest. As much praise
+makes up for any fault, and a foreign owner's share is used up by far fewer."""
+
+SAID_OF_MEMORY_MAX: Final = 32
+"""The same of one memory."""
+
+SEEN_MAX: Final = 2_000
+"""Pieces seen by this node itself: faults, of which a few a day are noted."""
 
 Subject = tuple[bytes, str]
 """(device, agent), over all groups."""
@@ -96,15 +107,29 @@ class MemoryVoices(NamedTuple):
     person: str
 
 
+# Voters one by one along the index, and of each the newest that count: what one voter says without
+# end costs it a record each, and us no more than this.
 _EVIDENCE: Final = """
+WITH RECURSIVE voters(v) AS (
+  SELECT min(voter) FROM evidence WHERE {which} = ?1
+  UNION ALL SELECT (SELECT min(voter) FROM evidence WHERE {which} = ?1 AND voter > v)
+    FROM voters WHERE v IS NOT NULL),
+picked(id) AS (
+  SELECT p.id FROM voters JOIN evidence p ON p.id IN (
+      SELECT x.id FROM evidence x LEFT JOIN record xr ON xr.n = x.rec
+      WHERE x.{which} = ?1 AND x.voter = voters.v AND (x.rec IS NULL OR (xr.state = 'live'
+        AND NOT EXISTS (SELECT 1 FROM muted y WHERE y.n = x.rec)))
+      ORDER BY x.hlc DESC, x.id DESC LIMIT ?2)
+    WHERE v IS NOT NULL
+  UNION ALL SELECT * FROM (SELECT id FROM evidence WHERE {which} = ?1 AND voter IS NULL
+    ORDER BY hlc DESC, id DESC LIMIT ?3))
 SELECT e.id, e.hlc, e.kind, e.at_ms, e.memory, m.cluster, e.by, e.voter, e.proof, e.seen, e.rec,
   e.target, e.about, r.id, e.persons
-FROM evidence e LEFT JOIN memory m ON m.id = e.memory LEFT JOIN record r ON r.n = e.rec
-WHERE {which} AND (e.rec IS NULL OR (r.state = 'live'
-  AND NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = e.rec)))
+FROM picked p CROSS JOIN evidence e ON e.id = p.id
+LEFT JOIN memory m ON m.id = e.memory LEFT JOIN record r ON r.n = e.rec
 """
-_ABOUT: Final = _EVIDENCE.format(which="e.about = ?")
-_OF_MEMORY: Final = _EVIDENCE.format(which="e.memory = ?")
+_ABOUT: Final = _EVIDENCE.format(which="about")
+_OF_MEMORY: Final = _EVIDENCE.format(which="memory")
 
 # Of each voter's owner the newest endorsement that counts here, if its time is not over.
 _ENDORSEMENTS: Final = """
@@ -113,6 +138,18 @@ JOIN record r ON r.n = e.rec AND r.state = 'live' JOIN author v ON v.id = e.vote
 WHERE NOT EXISTS (SELECT 1 FROM muted x WHERE x.n = e.rec)
 ORDER BY e.hlc, r.id
 """
+
+
+_AUTHOR: Final = "SELECT id, device, agent, owner, class FROM author WHERE "
+# The planner would walk every owner to have them in order.
+_OUR_OWNERS: Final = (
+    "SELECT DISTINCT owner FROM author INDEXED BY author_ours WHERE class IN ('own', 'own_device')"
+)
+_HAS_RELATION: Final = "SELECT EXISTS (SELECT 1 FROM author WHERE owner = ? AND class = ?)"
+_HAS_FORKED: Final = (
+    "SELECT EXISTS (SELECT 1 FROM fork f JOIN log l ON l.n = f.log"
+    " JOIN author a ON a.device = l.author WHERE a.owner = ?)"
+)
 
 
 class _Endorsement(NamedTuple):
@@ -160,56 +197,75 @@ class Standings:
         self.now_ms = now_ms
         self._authors: dict[int, Author] = {}
         self._by_subject: dict[Subject, list[Author]] = {}
-        self._by_owner: dict[bytes, list[Author]] = {}
-        self._our_owners: set[bytes] = set()
-        for row in connection.execute("SELECT id, device, agent, owner, class FROM author"):
-            author = Author(*row)
-            self._authors[author.id] = author
-            self._by_subject.setdefault((author.device, author.agent), []).append(author)
-            self._by_owner.setdefault(author.owner, []).append(author)
-            if is_ours(author.relation):
-                self._our_owners.add(author.owner)
+        self._our_owners = frozenset(blobs(connection, _OUR_OWNERS))
         self._forked = frozenset(
             blobs(connection, "SELECT DISTINCT l.author FROM fork f JOIN log l ON l.n = f.log")
         )
         self._subjects: dict[tuple[int, int], Standing] = {}
         self._domains: dict[tuple[bytes, int], Standing] = {}
         self._endorsed: dict[bytes, list[_Endorsement]] | None = None
+        self._edges: list[tuple[bytes, bytes]] | None = None
         self._pieces: dict[int, list[_Row]] = {}
-        self._first: frozenset[bytes] | None = None
+        self._first: dict[bytes, bool] = {}
 
     # ---- who is who
 
     def subject_of(self, author: int) -> Subject:
         """The subject that an author row is about."""
-        row = self._authors[author]
+        row = self.row(author)
         return row.device, row.agent
 
     def row(self, author: int) -> Author:
         """An author row."""
-        return self._authors[author]
+        known = self._authors.get(author)
+        if known is None:
+            for found in self.connection.execute(_AUTHOR + "id = ?", (author,)):
+                self._authors[author] = Author(*found)
+            known = self._authors[author]
+        return known
 
     def start_of(self, author: int) -> float:
         """S that an author's relation gives it."""
-        return start_s(self._authors[author].relation)
+        return start_s(self.row(author).relation)
 
     def owner_of(self, author: int) -> bytes:
         """Owner key of an author row."""
-        return self._authors[author].owner
+        return self.row(author).owner
 
     def rows_of(self, subject: Subject) -> list[int]:
         """The subject's rows, one a group it writes in."""
-        return [author.id for author in self._by_subject.get(subject, [])]
+        return [author.id for author in self._rows_of(subject)]
 
-    def authors_of(self, owner: bytes) -> list[Author]:
-        """Everybody of one owner."""
-        return self._by_owner.get(owner, [])
+    def _rows_of(self, subject: Subject) -> list[Author]:
+        known = self._by_subject.get(subject)
+        if known is None:
+            found = self.connection.execute(
+                _AUTHOR + "device = ? AND agent = ? ORDER BY id", subject
+            )
+            known = self._by_subject[subject] = [Author(*row) for row in found]
+            self._authors.update((author.id, author) for author in known)
+        return known
+
+    def read_everybody(self) -> None:
+        """Read all authors at once: for whoever asks about each of them."""
+        for row in self.connection.execute(_AUTHOR + "1 ORDER BY id"):
+            author = Author(*row)
+            self._authors[author.id] = author
+            self._by_subject.setdefault((author.device, author.agent), []).append(author)
+
+    def _relations_of(self, owner: bytes) -> list[str]:
+        """Relations that the owner's authors have."""
+        return [
+            relation
+            for relation in START_S
+            if number(self.connection, _HAS_RELATION, (owner, relation))
+        ]
 
     # ---- standings
 
     def author(self, author: int, depth: int = DEPTH) -> Standing:
         """An author's standing: its own, limited by its owner's."""
-        row = self._authors[author]
+        row = self.row(author)
         found = self.subject(row, depth)
         if found.state or is_ours(row.relation):
             return found
@@ -232,7 +288,6 @@ class Standings:
             return None
         known = self._domains.get((owner, depth))
         if known is None:
-            authors = self._by_owner.get(owner, [])
             # A member may make up thousands of agents: only those of whom something is known.
             known_of = integers(
                 self.connection,
@@ -240,9 +295,9 @@ class Standings:
                 " (SELECT 1 FROM evidence e WHERE e.about = a.id) ORDER BY a.id",
                 (owner,),
             )
-            pieces = [p for a in known_of for p in self._about(self._authors[a], depth)]
+            pieces = [p for a in known_of for p in self._about(self.row(a), depth)]
             pieces += self._endorsements_of(owner, depth)
-            start = max((start_s(author.relation) for author in authors), default=0.0)
+            start = max(map(start_s, self._relations_of(owner)), default=0.0)
             known = self._standing(start, owner, pieces, depth)
             self._domains[owner, depth] = known
         return known
@@ -250,7 +305,7 @@ class Standings:
     def _fold_subject(self, author: Author, depth: int) -> Standing:
         if author.relation == "own" and not author.agent:
             return Standing(0, 0, PERSON_TRUST, "", 0, "evidence", ())
-        rows = self._by_subject[author.device, author.agent]
+        rows = self._rows_of((author.device, author.agent))
         pieces = [piece for row in rows for piece in self._about(row, depth)]
         ours = is_ours(author.relation)
         if not ours:
@@ -285,7 +340,7 @@ class Standings:
     def _about(self, author: Author, depth: int) -> list[Evidence]:
         rows = self._pieces.get(author.id)
         if rows is None:
-            found = self.connection.execute(_ABOUT, (author.id,))
+            found = self.connection.execute(_ABOUT, (author.id, SAID_MAX, SEEN_MAX))
             rows = self._pieces[author.id] = [_Row(*row) for row in found]
         pieces = [self._piece(author, row, depth) for row in rows]
         return [piece for piece in pieces if piece is not None]
@@ -294,7 +349,7 @@ class Standings:
         """A row as evidence about an author; None if it is a voice and voices do not count."""
         if row.voter is None:
             return self._seen(author, row, depth)
-        voter = self._authors[row.voter]
+        voter = self.row(row.voter)
         kind, weight, note = self._signed(author, voter, row)
         if kind in VOICES and weight is not None and not note:
             if is_ours(voter.relation):
@@ -412,7 +467,7 @@ class Standings:
         return self._endorsed
 
     def _ours(self, author: int) -> bool:
-        return is_ours(self._authors[author].relation)
+        return is_ours(self.row(author).relation)
 
     def _endorsements_of(self, owner: bytes, depth: int) -> list[Evidence]:
         pieces = []
@@ -449,31 +504,31 @@ class Standings:
         foreign = owners - ours
         if not foreign:
             return min(1, len(ours))
-        edges = [
-            (one.owner, one.subject)
-            for said in self._endorsements().values()
-            for one in said
-            if one.level >= ENDORSED_LEVEL and not self._ours(one.voter)
-        ]
-        return min(1, len(ours)) + flow(self._first_edges(), edges, foreign)
+        if self._edges is None:
+            self._edges = [
+                (one.owner, one.subject)
+                for said in self._endorsements().values()
+                for one in said
+                if one.level >= ENDORSED_LEVEL and not self._ours(one.voter)
+            ]
+        # Only of those from whom something could reach the targets it matters where they stand.
+        first = {owner for owner in upstream(self._edges, foreign) if self._is_first(owner)}
+        return min(1, len(ours)) + flow(first, self._edges, foreign)
 
-    def _first_edges(self) -> frozenset[bytes]:
-        """Owners that the person endorsed, invited, or knows well enough from own evidence."""
-        if self._first is None:
-            self._first = frozenset(
-                owner
-                for owner, authors in self._by_owner.items()
-                if owner not in self._our_owners and self._is_first(owner, authors)
-            )
-        return self._first
+    def _is_first(self, owner: bytes) -> bool:
+        """Whether the person endorsed or invited the owner, or knows it from own evidence."""
+        known = self._first.get(owner)
+        if known is None:
+            known = self._first[owner] = owner not in self._our_owners and self._starts(owner)
+        return known
 
-    def _is_first(self, owner: bytes, authors: list[Author]) -> bool:
+    def _starts(self, owner: bytes) -> bool:
         said = [e.level for e in self._endorsements().get(owner, []) if self._ours(e.voter)]
         if said:
             return said[-1] >= ENDORSED_LEVEL
-        if any(author.device in self._forked for author in authors):
+        if number(self.connection, _HAS_FORKED, (owner,)):
             return False
-        if any(author.relation == "invited" for author in authors):
+        if number(self.connection, _HAS_RELATION, (owner, "invited")):
             return True
         found = self.domain(owner, 0)
         return found is not None and found.s >= KNOWN_S
@@ -482,11 +537,11 @@ class Standings:
 
     def voices(self, memory: int, author: int) -> MemoryVoices:
         """What is said of a memory by the person and by independent owners."""
-        about = self._authors[author]
+        about = self.row(author)
         owners: set[bytes] = set()
         refuters: set[bytes] = set()
         person, newest = "", (0, b"")
-        for raw in self.connection.execute(_OF_MEMORY, (memory,)):
+        for raw in self.connection.execute(_OF_MEMORY, (memory, SAID_OF_MEMORY_MAX, SEEN_MAX)):
             row = _Row(*raw)
             piece = self._piece(about, row, DEPTH)
             if piece is None or piece.note:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory.bodies import VerdictBody
-from memory.trust.flow import flow
+from memory.trust.flow import flow, upstream
 from memory.trust.rules import KINDS, TRUST_MAX, Evidence, fold
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
 
@@ -85,6 +85,19 @@ def test_flow_is_bounded_by_both_ends_and_grows_with_endorsements(
     assert 0 <= found <= min(len(first), len(targets)) or found <= len(targets & first)
     assert flow(first, edges[:-1], targets) <= found
     assert found <= flow(first | {b"x"}, [*edges, (b"x", b"y")], targets | {b"y"})
+
+
+@given(
+    st.sets(owners, max_size=4),
+    st.lists(st.tuples(owners, owners), max_size=20),
+    st.sets(owners, min_size=1, max_size=6),
+)
+def test_only_owners_upstream_of_the_targets_carry_flow_to_them(
+    first: set[bytes], edges: list[tuple[bytes, bytes]], targets: set[bytes]
+) -> None:
+    assert flow(first & set(upstream(edges, targets)), edges, targets) == flow(
+        first, edges, targets
+    )
 
 
 @settings(max_examples=12)
