@@ -177,6 +177,7 @@ class Neighbours:
         if not known.news.take(now):
             self.counters["lan_news_dropped"] += 1
             return None
+        self.counters["lan_found"] += 1
         known.told_s = now
         known.addrs.update(dict.fromkeys(fresh))
         while len(known.addrs) > ADDRS_MAX:

@@ -134,7 +134,7 @@ class LanDriver:
         )
 
     def counters(self) -> dict[str, int]:
-        """What was dropped since the start, by reason."""
+        """Since the start: peers passed on (`lan_found`), and what was dropped, by reason."""
         return dict(self._neighbours.counters)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

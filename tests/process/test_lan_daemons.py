@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from p2p.replication.ticket import decode_ticket_untrusted, encode_ticket
 from tests.helpers.daemons import Home, wait_until
 
 if TYPE_CHECKING:
@@ -13,6 +15,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LAN = {"COVEY_P2P_LAN__DISCOVERY": "true", "COVEY_P2P_LAN__ANNOUNCE": "true"}
+
+
+def heard(home: Home) -> bool:
+    status = home.json("rpc", "net.status")
+    assert isinstance(status, dict)
+    counters = status["counters"]
+    assert isinstance(counters, dict)
+    return "lan_found" in counters
+
+
+def without_addresses(ticket: str) -> str:
+    """The same ticket, as if the inviter knew none of its own addresses."""
+    return encode_ticket(msgspec.structs.replace(decode_ticket_untrusted(ticket), addrs=()))
+
+
+def test_a_ticket_without_an_address_is_enough_in_one_network(tmp_path: Path) -> None:
+    laptop, desk = Home(tmp_path / "a", "laptop"), Home(tmp_path / "b", "desk")
+    try:
+        for home in (laptop, desk):
+            home.up(**LAN)
+        made = laptop.json("invite")
+        assert isinstance(made, dict)
+        wait_until("the desk heard of the laptop", lambda: heard(desk))
+        joined = desk.json("join", without_addresses(str(made["ticket"])), "--yes")
+        assert isinstance(joined, dict)
+        assert joined["state"] == "member"
+    finally:
+        laptop.stop()
+        desk.stop()
 
 
 @pytest.fixture
