@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import ipaddress
+import random
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -22,6 +24,8 @@ from memory.errors import DecodeError as MemoryDecodeError
 from memory.errors import RefusedError
 from p2p.errors import AuthError, DecodeError, PeerError
 from p2p.identity import KeyFileError
+from p2p.nat.lan import MDNS_PORT, LanLink, Neighbours
+from p2p.nat.mdns import name_of
 from p2p.nat.upnp import HttpUrl
 from p2p.replication.messages import FrameReader
 from p2p.rpc_frames import FrameBuffer
@@ -292,7 +296,22 @@ def _session(data: bytes) -> None:
         session.to_send(4096)
 
 
+def _lan_link(data: bytes) -> None:
+    near = ipaddress.ip_interface("192.168.1.5/24")
+    service = name_of("_p2p-97bdd6f3c8c2ebbd._udp.local")  # the one of the vectors
+    link = LanLink(
+        service, [near], ["/ip4/192.168.1.5/tcp/15001"], Neighbours(IDENTITY.id),
+        random.Random(1), 0.0,
+    )  # fmt: skip
+    # A datagram is no stream: it comes whole, and again.
+    for now in (0.0, 0.5, 2.0):
+        link.receive(data, near.ip, MDNS_PORT, now)
+        link.on_timer(now)
+        link.to_send()
+
+
 MACHINES: Final[Mapping[str, Callable[[bytes], None]]] = {
+    "lan-link": _lan_link,
     "replication-frames": _replication_frames,
     "rpc-frames": _rpc_frames,
     "multistream-lines": _lines,
