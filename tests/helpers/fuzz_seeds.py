@@ -15,7 +15,18 @@ import msgspec
 from daemon.manifest import DATABASE, FORMAT, KEYS, FileEntry, Head
 from daemon.manifest import Manifest as BackupManifest
 from p2p.blobs.manifest import Manifest, encode_bitmap
-from p2p.identity import Identity, encode_public_key, peer_multihash
+from p2p.identity import Identity, encode_public_key, peer_multihash, peer_text
+from p2p.nat.punch_messages import PunchMessage, PunchType, encode_punch
+from p2p.nat.relay_messages import (
+    HopMessage,
+    HopType,
+    Reservation,
+    Status,
+    StopMessage,
+    StopType,
+    encode_hop,
+    encode_stop,
+)
 from p2p.replication import messages
 from p2p.replication.record import RecordWire
 from p2p.wire.envelope import seal_peer_record
@@ -135,6 +146,22 @@ def _neighbours_bytes() -> list[bytes]:
     ]
 
 
+def _circuit_bytes() -> list[bytes]:
+    """What relays, their clients and those who punch holes say to each other."""
+    peer, addr = IDENTITY.id, "/ip4/192.0.2.7/tcp/15001"
+    place = Reservation(1_700_000_000, (addr,), b"voucher")
+    return [
+        encode_hop(HopMessage(type=HopType.RESERVE)),
+        encode_hop(HopMessage(type=HopType.CONNECT, peer=peer)),
+        encode_hop(HopMessage(type=HopType.STATUS, reservation=place, status=Status.OK)),
+        encode_stop(StopMessage(type=StopType.CONNECT, peer=peer)),
+        encode_stop(StopMessage(type=StopType.STATUS, status=Status.OK)),
+        encode_punch(PunchMessage(PunchType.CONNECT, (addr,))),
+        encode_punch(PunchMessage(PunchType.SYNC)),
+        f"{addr}/p2p/{peer_text(peer)}/p2p-circuit".encode(),
+    ]
+
+
 def _own_bytes() -> list[bytes]:
     """Bytes of our own making: keys, record parts, frames."""
     encode = msgspec.msgpack.encode
@@ -149,6 +176,7 @@ def _own_bytes() -> list[bytes]:
         *_record_parts(),
         *_bodies(),
         *_neighbours_bytes(),
+        *_circuit_bytes(),
         Manifest(300_000, bytes(64)).encode(),
         encode_bitmap(0xF00FF, 20),
         encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),
