@@ -28,6 +28,7 @@ from daemon.config_decode import (
 from daemon.errors import ConfigError
 from memory.config import MemoryConfig
 from p2p.config import P2pConfig
+from p2p.dht.config import DhtConfig
 from p2p.nat.lan_config import LanConfig
 from p2p.nat.portmap_config import MapConfig
 from p2p.replication.config import ReplicationConfig
@@ -214,6 +215,7 @@ class Config:
 SECTIONS: Final[Mapping[str, type]] = {
     "node": NodeConfig,
     "p2p": P2pConfig,
+    "p2p.dht": DhtConfig,
     "p2p.lan": LanConfig,
     "p2p.mapping": MapConfig,
     "p2p.replication": ReplicationConfig,
@@ -227,6 +229,7 @@ SECTIONS: Final[Mapping[str, type]] = {
 }
 _FIELDS_OF: Final[Mapping[str, Sequence[str]]] = {
     **{name: (name,) for name in SECTIONS},
+    "p2p.dht": ("p2p", "dht"),
     "p2p.lan": ("p2p", "local_net"),
     "p2p.mapping": ("p2p", "mapping"),
     "p2p.replication": ("replication",),
@@ -239,8 +242,6 @@ PRESETS: Final[Mapping[str, Callable[[], P2pConfig]]] = {
 }
 # `[p2p] preset` chooses where the other values of the section start, so it is no field itself.
 PRESET_KEY: Final = "preset"
-UNUSED_P2P: Final = ("bootstrap", "network")
-"""Names kept for the discovery of peers, a later part."""
 _ENV: Final = re.compile(r"COVEY_([A-Z0-9_]+?)__([A-Z0-9_]+)")
 _DATACLASS = TypeVar("_DATACLASS")
 
@@ -336,21 +337,6 @@ def _replace(base: object, values: Mapping[str, object]) -> object:
     return dataclasses.replace(base, **values)
 
 
-def _refuse_unused(given: Mapping[tuple[str, str], Given]) -> None:
-    """A setting that does nothing yet would be found out too late.
-
-    Raises:
-        ConfigError: one is given.
-    """
-    for key in UNUSED_P2P:
-        item = given.get(("p2p", key))
-        if item is not None:
-            raise ConfigError(
-                f"{item.where}: [p2p] {key} does nothing in this version: machines find each other"
-                " by tickets; leave it out"
-            )
-
-
 def decode(
     text: str,
     *,
@@ -370,13 +356,13 @@ def decode(
         ConfigError: an unknown key or a value that does not fit; it names the place.
     """
     given = _from_file(text, name) | _from_env(environ or {}) | _from_flags(flags)
-    _refuse_unused(given)
     preset = given.get(("p2p", PRESET_KEY))
     if preset is not None and preset.value not in PRESETS:
         raise ConfigError(f"{preset.where}: [p2p] preset must be one of {', '.join(PRESETS)}")
     start = PRESETS[str(preset.value) if preset else "wan"]()
     start = dataclasses.replace(
         start,
+        dht=_build(start.dht, "p2p.dht", given),
         local_net=_build(start.local_net, "p2p.lan", given),
         mapping=_build(start.mapping, "p2p.mapping", given),
     )

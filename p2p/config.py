@@ -9,18 +9,41 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from p2p.errors import UsageError
+from p2p.dht.config import DhtConfig
+from p2p.errors import DecodeError, UsageError
 from p2p.nat.lan_config import LanConfig
 from p2p.nat.portmap_config import MapConfig
 from p2p.nat.punch_config import PunchConfig
 from p2p.nat.reachability_config import ReachabilityConfig
 from p2p.nat.relay_config import RelayConfig
+from p2p.wire.multiaddr import split_peer_untrusted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from p2p.identity import PeerId
     from p2p.net.seam import Addr
 
 KIB = 1024
 MIB = 1024 * KIB
+
+
+def bootstrap_peers(addrs: Iterable[Addr]) -> dict[PeerId, list[Addr]]:
+    """Peers of `bootstrap` with their addresses.
+
+    Raises:
+        UsageError: an entry is no address, or does not end in `/p2p/<peer>`.
+    """
+    found: dict[PeerId, list[Addr]] = {}
+    for text in addrs:
+        try:
+            addr, peer = split_peer_untrusted(text)
+        except DecodeError as error:
+            raise UsageError(f"bootstrap: {text}: {error}") from error
+        if peer is None:
+            raise UsageError(f"bootstrap: {text} does not end in /p2p/<peer>: add the node's id")
+        found.setdefault(peer, []).append(addr)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +55,10 @@ class P2pConfig:
     listen: tuple[Addr, ...] = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
     """Addresses to listen at. Port 0 is drawn once (`draw_port`) and kept in the book."""
     network: str = "main"
-    """Nodes of different networks do not look for each other. Kept for a later part: refused."""
+    """Nodes of different networks do not look for each other."""
     bootstrap: tuple[Addr, ...] = ()
-    """Addresses ending in `/p2p/<peer>` to know from the start. Kept for a later part: refused."""
+    """Addresses ending in `/p2p/<peer>` of nodes through which this one joins the DHT, besides all
+    that it remembers."""
     draw_port: bool = True
     """Draw port 0 from 10,000-32,767 and keep it, so that addresses others hold stay true. False:
     any free port, anew at each start."""
@@ -168,6 +192,10 @@ class P2pConfig:
     relay: RelayConfig = field(default_factory=RelayConfig)
     """What we give as a relay, and how many we use."""
 
+    # --- finding peers that moved (p2p.dht) ---
+    dht: DhtConfig = field(default_factory=DhtConfig)
+    """The distributed hash table."""
+
     # --- peer RPC (p2p.rpc) ---
     rpc_calls_per_peer_max: int = 64
     """Calls served at once for one peer."""
@@ -183,6 +211,9 @@ class P2pConfig:
             value: object = getattr(self, each.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
                 raise UsageError(f"{each.name} is {value}: it must not be negative")
+        bootstrap_peers(self.bootstrap)
+        if not self.network.isascii() or not self.network.isalnum():
+            raise UsageError("network must be a word of letters and digits")
         if self.connections_for_members > self.connections_max:
             raise UsageError("connections_for_members is larger than connections_max: lower it")
         for shorter, longer in (
@@ -238,4 +269,5 @@ class P2pConfig:
             network_check_s=0,
             local_net=LanConfig(discovery=False, announce=False),
             mapping=MapConfig(enabled=False),
+            dht=DhtConfig.test(),
         )

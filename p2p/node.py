@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import trio
 
+from p2p.discovery import Discovery, make_dht
 from p2p.errors import UsageError
 from p2p.identity import verify as verify_signature
+from p2p.nat.reachability import Reach
 from p2p.net.seam import Fabric
 from p2p.rpc import Rpc
 from p2p.rpc_mesh import MeshMethods
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from p2p.blobs.config import BlobConfig
     from p2p.blobs.service import Blobs
     from p2p.config import P2pConfig
+    from p2p.dht.service import Dht, DhtReport
     from p2p.env import Env, Offload
     from p2p.identity import Identity, PeerId, Signer
     from p2p.nat.surroundings import Surroundings, SurroundingsReport
@@ -54,6 +57,8 @@ class NetReport:
     """How others reach us; None on a fabric that has no such question."""
     surroundings: SurroundingsReport | None
     """What the network around us is like; None likewise."""
+    dht: DhtReport | None
+    """The distributed hash table; None if it is off."""
 
 
 class ManagedFabric(Fabric, Protocol):
@@ -73,6 +78,10 @@ class ManagedFabric(Fabric, Protocol):
 
     def known_addrs(self, peer: PeerId) -> list[Addr]:
         """Remembered addresses, best first."""
+        ...
+
+    def known_peers(self) -> list[PeerId]:
+        """Remembered peers, the last seen first."""
         ...
 
     def pinned(self) -> list[PeerId]:
@@ -113,6 +122,10 @@ class Node:
     """How others reach us; None on a fabric that has no such question."""
     surroundings: Surroundings | None
     """What looks at the network around us, likewise."""
+    dht: Dht | None
+    """Finds peers that moved; None if it is off, or on a fabric made without an `Env`."""
+    discovery: Discovery | None
+    """Looks missing peers up; there is one if there is a DHT."""
 
     def __init__(
         self,
@@ -131,19 +144,38 @@ class Node:
 
         book = None if book_path is None else Book(book_path)
         fabric = WireFabric(identity, config, env, transports, book)
-        self._join(identity, fabric, config)
+        self._join(identity, fabric, config, env)
         self.traversal = Traversal(identity, fabric, self.rpc, config, env)
         self.surroundings = Surroundings(fabric, config, env)
         self.surroundings.on_change(self.traversal.network_changed)
+        self.traversal.on_state = self._reach_changed
+
+    def _reach_changed(self, state: Reach) -> None:
+        """Only who can be dialled by everybody may hold what others look for."""
+        if self.dht is not None:
+            self.dht.set_server(self._always_serves or state is Reach.PUBLIC)
 
     @classmethod
-    def over(cls, fabric: ManagedFabric, identity: Signer, config: P2pConfig | None = None) -> Self:
-        """A node over a fabric that exists already."""
+    def over(
+        cls,
+        fabric: ManagedFabric,
+        identity: Signer,
+        config: P2pConfig | None = None,
+        *,
+        env: Env | None = None,
+    ) -> Self:
+        """A node over a fabric that exists already; with an `env` it takes part in the DHT."""
         node = cls.__new__(cls)
-        node._join(identity, fabric, config)  # noqa: SLF001 - a second constructor
+        node._join(identity, fabric, config, env)  # noqa: SLF001 - a second constructor
         return node
 
-    def _join(self, identity: Signer, fabric: ManagedFabric, config: P2pConfig | None) -> None:
+    def _join(
+        self,
+        identity: Signer,
+        fabric: ManagedFabric,
+        config: P2pConfig | None,
+        env: Env | None,
+    ) -> None:
         if identity.id != fabric.id:
             raise UsageError("the fabric speaks for another identity")
         self.id: PeerId = identity.id
@@ -154,6 +186,11 @@ class Node:
         self._identity = identity
         self._introduces: Callable[[PeerId, PeerId], bool] | None = None
         self.blobs: Blobs | None = None
+        self.dht = self.discovery = None
+        self._always_serves = config is not None and config.dht.server
+        if config is not None and env is not None and config.dht.enabled:
+            self.dht = make_dht(identity, fabric, config, env, is_member=self.rpc.is_member)
+            self.discovery = Discovery(self.dht, fabric, env)
         MeshMethods(
             self.rpc,
             version=_software(),
@@ -181,11 +218,14 @@ class Node:
             config: limits.
         """
         # Here, because a node without a disk needs nothing of it.
+        from p2p.blobs.directory import DhtDirectory
         from p2p.blobs.service import Blobs
 
         if self.blobs is not None:
             raise UsageError("this node keeps blobs already")
         self.blobs = Blobs(self.rpc, self.fabric, folder, env, offload, config)
+        if self.dht is not None:
+            self.blobs.set_providers(DhtDirectory(self.dht))
         return self.blobs
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -199,6 +239,9 @@ class Node:
                 await nursery.start(self.surroundings.run)
             if self.blobs is not None:
                 nursery.start_soon(self.blobs.run)
+            if self.dht is not None and self.discovery is not None:
+                await nursery.start(self.dht.run)
+                await nursery.start(self.discovery.run)
             task_status.started()
 
     def pin(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
@@ -248,6 +291,7 @@ class Node:
             },
             traversal=traversal.report() if traversal is not None else None,
             surroundings=self.surroundings.report() if self.surroundings is not None else None,
+            dht=self.dht.report() if self.dht is not None else None,
         )
 
     def set_members(

@@ -1,1 +1,1 @@
-"""Kademlia discovery (later; the door is Node.find, see docs/decisions)."""
+"""The distributed hash table: finding peers and small signed values with no server of ours."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
@@ -183,6 +184,23 @@ class MemFabric:
         if protocol in self._handlers:
             raise UsageError(f"{protocol} already has a handler")
         self._handlers[protocol] = (fn, per_peer_max)
+        self._tell_protocols()
+
+    def unhandle(self, protocol: str) -> None:
+        """Serve `protocol` no more; see `p2p.net.seam.Fabric.unhandle`."""
+        if self._handlers.pop(protocol, None) is not None:
+            self._tell_protocols()
+
+    def _tell_protocols(self) -> None:
+        """What we serve changed: those connected hear of it, as by identify's push."""
+        for side in list(self.sides.values()):
+            remote, stamp = side.remote, self._net.direction(self.ip, side.remote.ip).stamp(0)
+            remote.later(self, stamp, "identified", partial(remote.identified, self.id))
+
+    def identified(self, peer: PeerId) -> None:
+        """What a connected peer serves changed."""
+        if peer in self.sides:
+            self._emit(PeerIdentified(peer))
 
     async def connect(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
         """Have a live connection; see `p2p.net.seam.Fabric.connect`."""
@@ -223,6 +241,11 @@ class MemFabric:
     def peers(self) -> Mapping[PeerId, PeerInfo]:
         """Connected peers, a snapshot."""
         return {peer: self._info(side) for peer, side in self.sides.items()}
+
+    def info(self, peer: PeerId) -> PeerInfo | None:
+        """One connected peer."""
+        side = self.sides.get(peer)
+        return None if side is None else self._info(side)
 
     def protocols(self, peer: PeerId) -> frozenset[str]:
         """What a connected peer serves."""
@@ -277,8 +300,14 @@ class MemFabric:
     def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
         """Remember addresses of `peer`, newest first."""
         if addrs:
-            known = self._book.get(peer, [])
+            known = self._book.pop(peer, [])
             self._book[peer] = list(dict.fromkeys([*addrs, *known]))[:32]
+            if self._book[peer] != known and peer in self._pins:
+                self._changed.unpark_all()
+
+    def known_peers(self) -> list[PeerId]:
+        """Peers that we remember, the last met first."""
+        return list(self._book)[::-1]
 
     def known_addrs(self, peer: PeerId) -> list[Addr]:
         """Remembered addresses of `peer`, best first."""

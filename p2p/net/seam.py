@@ -139,6 +139,10 @@ class Fabric(Protocol):
         """
         ...
 
+    def unhandle(self, protocol: str) -> None:
+        """Serve `protocol` no more; streams being served go on. Peers are told."""
+        ...
+
     async def connect(self, peer: PeerId, addrs: Sequence[Addr] = ()) -> None:
         """Have a live connection to `peer`, dialling `addrs` and remembered addresses if needed.
 
@@ -163,6 +167,10 @@ class Fabric(Protocol):
 
     def peers(self) -> Mapping[PeerId, PeerInfo]:
         """Connected peers, a snapshot."""
+        ...
+
+    def info(self, peer: PeerId) -> PeerInfo | None:
+        """What `peers` would show of one peer; None if it is not connected."""
         ...
 
     def protocols(self, peer: PeerId) -> frozenset[str]:

@@ -173,7 +173,7 @@ class WireFabric:
         self._changed.set()
 
     def unhandle(self, protocol: str) -> None:
-        """Serve `protocol` no more; what is under way goes on."""
+        """Serve `protocol` no more; see `p2p.net.seam.Fabric.unhandle`."""
         if self._services.pop(protocol, None) is not None:
             self._changed.set()
 
@@ -214,6 +214,10 @@ class WireFabric:
     def peers(self) -> Mapping[PeerId, PeerInfo]:
         """Connected peers, a snapshot."""
         return {peer: self._info(peer) for peer in self._manager.table.peers()}
+
+    def info(self, peer: PeerId) -> PeerInfo | None:
+        """One connected peer."""
+        return None if self._manager.table.entry(peer) is None else self._info(peer)
 
     def protocols(self, peer: PeerId) -> frozenset[str]:
         """What a connected peer said that it serves; empty until it did."""
@@ -301,6 +305,10 @@ class WireFabric:
     def wants(self, peer: PeerId) -> bool:
         """Whether we keep `peer` connected or share a group with it."""
         return self._book.keeps(peer)
+
+    def known_peers(self) -> list[PeerId]:
+        """Peers that we remember, the last seen first."""
+        return self._book.peers()[::-1]
 
     def known_addrs(self, peer: PeerId) -> list[Addr]:
         """Remembered addresses, best first."""

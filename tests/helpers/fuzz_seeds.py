@@ -15,6 +15,17 @@ import msgspec
 from daemon.manifest import DATABASE, FORMAT, KEYS, FileEntry, Head
 from daemon.manifest import Manifest as BackupManifest
 from p2p.blobs.manifest import Manifest, encode_bitmap
+from p2p.dht.keys import peer_record_key, value_key
+from p2p.dht.messages import (
+    DhtMessage,
+    DhtPeer,
+    DhtRecord,
+    MessageType,
+    encode_dht_message,
+    encode_peer,
+    frame,
+)
+from p2p.dht.records import seal_claim, seal_value
 from p2p.identity import Identity, encode_public_key, peer_multihash, peer_text
 from p2p.nat.punch_messages import PunchMessage, PunchType, encode_punch
 from p2p.nat.relay_messages import (
@@ -146,6 +157,32 @@ def _neighbours_bytes() -> list[bytes]:
     ]
 
 
+def _dht_bytes() -> list[bytes]:
+    """A message of the DHT with all its fields, and the parts of it that have a decoder."""
+    claim = seal_claim(IDENTITY, b"key", 1_700_000_000)
+    record = seal_peer_record(IDENTITY, 7, ["/ip4/192.0.2.7/tcp/15001"])
+    signed = DhtPeer(IDENTITY.id, (), record, claim)
+    plain = DhtPeer(IDENTITY.id, ("/ip4/192.0.2.7/tcp/15001",))
+    key = value_key(IDENTITY.id, b"name")
+    message = DhtMessage(
+        kind=MessageType.GET_PROVIDERS,
+        key=key,
+        record=DhtRecord(key, seal_value(IDENTITY, b"name", 7, 1_700_000_000, b"body")),
+        closer=(plain,),
+        providers=(signed,),
+    )
+    encode = msgspec.msgpack.encode
+    return [
+        encode_dht_message(message),
+        encode_peer(signed),
+        frame(message),
+        key,
+        peer_record_key(IDENTITY.id),
+        encode([1, key, 7, 1_700_000_000, b"body"]),
+        encode([1, b"key", 1_700_000_000]),
+    ]
+
+
 def _circuit_bytes() -> list[bytes]:
     """What relays, their clients and those who punch holes say to each other."""
     peer, addr = IDENTITY.id, "/ip4/192.0.2.7/tcp/15001"
@@ -173,6 +210,7 @@ def _own_bytes() -> list[bytes]:
         IDENTITY.key_file_bytes(),
         seal_peer_record(IDENTITY, 7, ["/ip4/192.0.2.7/tcp/15001"]),
         *_messages(),
+        *_dht_bytes(),
         *_record_parts(),
         *_bodies(),
         *_neighbours_bytes(),

@@ -22,6 +22,7 @@ from daemon.errors import RpcError
 from daemon.mcp.lines import BadLineError
 from memory.errors import DecodeError as MemoryDecodeError
 from memory.errors import RefusedError
+from p2p.dht.messages import MessageReader
 from p2p.errors import AuthError, DecodeError, PeerError
 from p2p.identity import KeyFileError
 from p2p.nat.lan import MDNS_PORT, LanLink, Neighbours
@@ -199,6 +200,7 @@ def _what_it_takes(function: Untrusted) -> str:
 # --- state machines -------------------------------------------------------------------------------
 
 METHODS: Final[Mapping[str, str]] = {
+    "p2p.dht.messages:MessageReader.next_message_untrusted": "machine:dht-messages",
     "p2p.replication.messages:FrameReader.next_message_untrusted": "machine:replication-frames",
 }
 """Methods named `*_untrusted`, and the machine below that drives each."""
@@ -209,6 +211,14 @@ def _in_pieces(data: bytes) -> Iterator[bytes]:
     size = 1 + sum(data[:4]) % 97
     for start in range(0, len(data), size):
         yield data[start : start + size]
+
+
+def _dht_messages(data: bytes) -> None:
+    reader = MessageReader()
+    for piece in _in_pieces(data):
+        reader.feed(piece)
+        while reader.next_message_untrusted() is not None:
+            pass
 
 
 def _replication_frames(data: bytes) -> None:
@@ -312,6 +322,7 @@ def _lan_link(data: bytes) -> None:
 
 MACHINES: Final[Mapping[str, Callable[[bytes], None]]] = {
     "lan-link": _lan_link,
+    "dht-messages": _dht_messages,
     "replication-frames": _replication_frames,
     "rpc-frames": _rpc_frames,
     "multistream-lines": _lines,

@@ -119,7 +119,6 @@ ENTRY_POINTS = {
     "federated.jobs": "a room that comes later",
     "federated.rounds": "a room that comes later",
     "daemon.web": "a room that comes later",
-    "p2p.dht": "a room that comes later",
     "p2p.nat": "a room that comes later",
     "memory.storage.migrations": "files that are read by name",
     "memory.storage.behaviour_migrations": "files that are read by name",

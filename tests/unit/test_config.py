@@ -204,7 +204,14 @@ def test_the_guide_lists_every_setting_as_it_is() -> None:
     assert found[1].strip() == config_text.markdown().strip()
 
 
-@pytest.mark.parametrize("line", ['network = "lab"', 'bootstrap = ["/ip4/192.0.2.1/tcp/1"]'])
-def test_a_setting_that_does_nothing_yet_is_refused(line: str) -> None:
-    with pytest.raises(ConfigError, match=r"config\.toml:2: .* does nothing in this version"):
+@pytest.mark.parametrize(
+    "line", ['network = "my/lab"', 'bootstrap = ["/ip4/192.0.2.1/tcp/4001"]', 'bootstrap = ["x"]']
+)
+def test_a_network_or_bootstrap_that_cannot_be_meant_is_refused(line: str) -> None:
+    with pytest.raises(ConfigError, match=r"config\.toml:2: \[p2p\] (network|bootstrap)"):
         decode(f"[p2p]\n{line}\n")
+
+
+def test_the_dht_has_a_section_of_its_own() -> None:
+    config = decode('[p2p]\npreset = "test"\n[p2p.dht]\nenabled = true\nk = 8\n')
+    assert (config.p2p.dht.enabled, config.p2p.dht.k, config.p2p.dht.server) == (True, 8, True)
