@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from functools import partial
@@ -88,6 +89,37 @@ HINT: Final = (
 )
 
 
+class _QueryVectors:
+    """The vectors of the last questions. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._flushes = 0
+
+    def find(self, text: str) -> tuple[NDArray[np.float32] | None, int]:
+        """(the vector kept, how often all were forgotten so far)."""
+        with self._lock:
+            found = self._kept.get(text)
+            if found is not None:
+                self._kept.move_to_end(text)
+            return found, self._flushes
+
+    def keep(self, text: str, vector: NDArray[np.float32], flushes: int) -> None:
+        """Keep one, unless all were forgotten since it was begun; the oldest makes room."""
+        with self._lock:
+            if flushes == self._flushes:
+                self._kept[text] = vector
+                if len(self._kept) > QUERIES_MAX:
+                    self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._flushes += 1
+            self._kept.clear()
+
+
 class Embeddings:
     """Keeps the vectors of a database, and those of recent queries.
 
@@ -124,7 +156,7 @@ class Embeddings:
         self._problem = ""
         self.index: VectorIndex | None = None
         """None until the embedder is loaded, and for ever without one."""
-        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._queries = _QueryVectors()
         self._fresh: set[int] = set()
         self._sweep_below: int | None = None
         """The sweep has seen all chunks from here on; 0 when it is done, None before it begins."""
@@ -148,26 +180,26 @@ class Embeddings:
 
     # ---- for recall
 
-    async def query_vector(self, text: str) -> NDArray[np.float32] | None:
-        """float32[dim] of a question; None while there is no embedder, or if it fails."""
+    def query_vector(self, text: str) -> NDArray[np.float32] | None:
+        """float32[dim] of a question; None while there is no embedder, or if it fails.
+
+        Any thread; it computes in the caller's, for milliseconds.
+        """
         embedder, asked = self._embedder, text.strip()
         if embedder is None or not asked:
             return None
-        known = self._queries.get(asked)
+        known, flushes = self._queries.find(asked)
         if known is not None:
-            self._queries.move_to_end(asked)
             return known
         try:
-            found: NDArray[np.float32] = await self._offload.run(
-                lambda: checked(embedder.encode([asked], query=True), 1, embedder.dim)[0]
-            )
+            found: NDArray[np.float32] = checked(
+                embedder.encode([asked], query=True), 1, embedder.dim
+            )[0]
         except Exception as error:  # noqa: BLE001 - a foreign library; recall goes on by words
             self._report(error)
             return None
         self._problem = ""
-        self._queries[asked] = found
-        if len(self._queries) > QUERIES_MAX:
-            self._queries.popitem(last=False)
+        self._queries.keep(asked, found, flushes)
         return found
 
     @contextmanager

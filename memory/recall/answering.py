@@ -3,6 +3,8 @@
 The embedder takes milliseconds, so it runs before the transaction that ranks, and not inside one:
 an open reader blocks checkpoints and erasure. What it is given depends on the names known in the
 scopes, so a question to be embedded opens a first, tiny transaction for those and for the cache.
+All three run on one visit to a reader's thread: on a busy machine each way to another thread and
+back takes longer than the first transaction.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from memory.model import Caller, Query
     from memory.recall.cache import Key, Kind
     from memory.seams import Env
-    from memory.storage.db import Db
+    from memory.storage.db import Db, Reader
     from memory.storage.txn import MemoryEvent
 
 
@@ -77,7 +79,8 @@ class Recaller:
             answered = await self._db.read(lambda c: self._answer(c, asked, None, None, None))
         else:
             with embeddings.recalling():
-                answered = await self._answer_by_meaning(who, query, embeddings, embeddings.index)
+                asked = self._question(who, query, embeddings.index.model)
+                answered = await self._db.visit(lambda r: self._visit(r, asked, embeddings))
         answered.hits.ms = round((self._env.now() - started) * 1000, 3)
         return answered
 
@@ -85,16 +88,6 @@ class Recaller:
         """Forget all answers when a text is erased."""
         if event.name == "erased":
             self.cache.clear()
-
-    async def _answer_by_meaning(
-        self, who: Caller, query: Query, embeddings: Embeddings, index: VectorIndex
-    ) -> Answered:
-        asked = self._question(who, query, index.model)
-        found = await self._db.read(lambda c: self._look_up(c, asked, index))
-        if isinstance(found, Answered):
-            return found
-        vector = await embeddings.query_vector(dense_text(query.query, found.all))
-        return await self._db.read(lambda c: self._answer(c, asked, found, index, vector))
 
     def _question(self, who: Caller, query: Query, embedder: str) -> _Question:
         return _Question(
@@ -105,6 +98,16 @@ class Recaller:
             self._env.wall_ms(),
             self.cache.flushes,
         )
+
+    def _visit(self, reader: Reader, asked: _Question, embeddings: Embeddings) -> Answered:
+        """Answer by meaning, on a reader's thread."""
+        index = embeddings.index
+        assert index is not None, "asked for where there is one"
+        found = reader.read(lambda c: self._look_up(c, asked, index))
+        if isinstance(found, Answered):
+            return found
+        vector = embeddings.query_vector(dense_text(asked.query.query, found.all))
+        return reader.read(lambda c: self._answer(c, asked, found, index, vector))
 
     def _look_up(
         self, connection: apsw.Connection, asked: _Question, index: VectorIndex

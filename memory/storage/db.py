@@ -122,6 +122,25 @@ class _Unit(Generic[T]):
             self.committed(cast("T", self.value))  # set whenever error is None
 
 
+class Reader:
+    """A reading connection, on its own thread."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+
+    def read(self, fn: Callable[[apsw.Connection], T]) -> T:
+        """Run `fn` in one read transaction."""
+        connection = self._connection
+        connection.execute("BEGIN")
+        try:
+            return fn(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
 class Db:
     """A database file. Inert until `run` is started.
 
@@ -204,6 +223,17 @@ class Db:
         Raises:
             StoreError: the database cannot serve, or an erasure waited too long for this read.
         """
+        return await self.visit(lambda reader: reader.read(fn))
+
+    async def visit(self, fn: Callable[[Reader], T]) -> T:
+        """Run `fn` on a reader's thread and return its result.
+
+        It opens its transactions itself, one after another, and may compute between them: one way
+        to the thread and back for all of it.
+
+        Raises:
+            StoreError: the database cannot serve, or an erasure waited too long for this read.
+        """
         self._check_open()
         async with self._readers_free:
             link = self._idle.pop()
@@ -211,7 +241,7 @@ class Db:
             self._reads.add(scope)
             try:
                 with scope:
-                    return await link.run(lambda: _read_unit(link.connection, fn))
+                    return await link.run(lambda: fn(Reader(link.connection)))
             except apsw.Error as exc:
                 raise translate(exc, self.path) from exc
             finally:
@@ -464,15 +494,6 @@ class Db:
 def _rolled_back(error: BaseException | None) -> apsw.Error:
     """What undid the transaction from inside a unit."""
     return error if isinstance(error, apsw.Error) else apsw.AbortError("transaction rolled back")
-
-
-def _read_unit(connection: apsw.Connection, fn: Callable[[apsw.Connection], T]) -> T:
-    connection.execute("BEGIN")
-    try:
-        return fn(connection)
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
 
 
 def _last_checkpoint(connection: apsw.Connection) -> None:

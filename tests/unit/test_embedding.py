@@ -76,7 +76,7 @@ async def embedded(world: World) -> None:
 
 async def nearest(world: World, text: str, tier: int = MAIN) -> list[int]:
     """Memory rows by closeness to a question."""
-    index, vector = world.embeddings.index, await world.embeddings.query_vector(text)
+    index, vector = world.embeddings.index, world.embeddings.query_vector(text)
     assert index is not None
     assert vector is not None
     found = await world.db.read(
@@ -132,7 +132,7 @@ async def test_without_an_embedder_all_goes_on_and_the_status_says_what_is_missi
         assert len((await world.find("staging")).hits) == 1
         status = await world.embeddings.status()
         assert (status.state, status.backlog, status.problem) == ("off", 0, False)
-        assert await world.embeddings.query_vector("staging") is None
+        assert world.embeddings.query_vector("staging") is None
         assert world.embeddings.index is None
         with pytest.raises(RefusedError):
             await world.embeddings.reembed()
@@ -154,7 +154,7 @@ async def test_an_embedder_that_cannot_be_loaded_is_a_problem_and_nothing_else(
         status = await broken.status()
         assert (status.state, status.problem) == ("failed", True)
         assert "not the published model" in status.message
-        assert await broken.query_vector("staging") is None
+        assert broken.query_vector("staging") is None
 
 
 async def test_work_that_a_crash_left_is_done_by_the_next_start(tmp_path: Path) -> None:
@@ -221,12 +221,12 @@ async def test_an_embedder_that_dies_is_tried_again_and_words_go_on(
         assert "RuntimeError" in status.message
         assert 0 < status.backlog < 200
         assert "number3" in str((await world.find("number3")).hits[0].text)
-        assert await world.embeddings.query_vector("number3") is None
+        assert world.embeddings.query_vector("number3") is None
         embedder.mended.set()
         await trio.sleep(61)
         status = await world.embeddings.status()
         assert (status.backlog, status.problem) == (0, False)
-        assert await world.embeddings.query_vector("number3") is not None
+        assert world.embeddings.query_vector("number3") is not None
 
 
 @pytest.mark.parametrize("wrong", ["raise", "nan", "zero", "shape"])
@@ -430,23 +430,23 @@ async def test_a_question_is_embedded_once(tmp_path: Path) -> None:
     embedder = WordEmbedder()
     async with open_world(tmp_path, embedder=embedder) as world:
         await embedded(world)
-        first = await world.embeddings.query_vector("which port")
-        again = await world.embeddings.query_vector("  which port \n")
+        first = world.embeddings.query_vector("which port")
+        again = world.embeddings.query_vector("  which port \n")
         assert first is again
         assert embedder.queries == ["which port"]
-        assert await world.embeddings.query_vector("  ") is None
+        assert world.embeddings.query_vector("  ") is None
         for n in range(QUERIES_MAX):
-            await world.embeddings.query_vector(f"question {n}")
-        await world.embeddings.query_vector("which port")
+            world.embeddings.query_vector(f"question {n}")
+        world.embeddings.query_vector("which port")
         assert embedder.queries.count("which port") == 2
 
 
 async def test_a_question_that_no_vector_comes_of_is_answered_by_words(tmp_path: Path) -> None:
     async with open_world(tmp_path, embedder=PickyEmbedder("poison", "nan")) as world:
         await embedded(world)
-        assert await world.embeddings.query_vector("a poison question") is None
+        assert world.embeddings.query_vector("a poison question") is None
         assert (await world.embeddings.status()).problem
-        assert await world.embeddings.query_vector("a good question") is not None
+        assert world.embeddings.query_vector("a good question") is not None
         assert not (await world.embeddings.status()).problem
 
 
