@@ -72,9 +72,9 @@ class Member:
 
 
 @pytest.fixture
-def network(request: pytest.FixtureRequest) -> str:
+def network() -> str:
     """Tests that run at the same time on one machine do not meet."""
-    return f"{request.node.nodeid} {SystemEnv().rng.random()}"
+    return f"n{SystemEnv().rng.getrandbits(64):x}"
 
 
 async def test_two_on_one_machine_find_each_other(network: str) -> None:
