@@ -1,12 +1,12 @@
 """Putting a backup in the place of the state, so that a kill at any moment leaves one of the two.
 
 Theory of operation. Everything is prepared in a folder of its own inside the state folder: the copy
-gets its keys back, what was erased since the backup loses its bodies, the rest is projected anew,
-judgements made on this machine stand again, and SQLite checks the result. Until then the state is
-as it was. A small file, `restore.json`, then names what is to be swapped; from its sync on the swap
-only goes forward: old files are renamed into `before-restore-<date>` and new ones into their place,
-the database last, each step recognisable by what lies where. Whoever takes the state's lock next, a
-start or another restore, finishes it.
+gets its keys back, what was erased since the backup loses its bodies, every signature is checked,
+the rest is projected anew, judgements made on this machine stand again, and SQLite checks the
+result. Until then the state is as it was. A small file, `restore.json`, then names what is to be
+swapped; from its sync on the swap only goes forward: old files are renamed into
+`before-restore-<date>` and new ones into their place, the database last, each step recognisable by
+what lies where. Whoever takes the state's lock next, a start or another restore, finishes it.
 
 The old logs are never continued: this device may have signed more than the backup knows, and a
 place signed twice is a fork. `high.mark` says so to the next start, which opens new incarnations.
@@ -40,6 +40,7 @@ from daemon.manifest import (
 )
 from daemon.paths import make_private
 from daemon.shred import ASIDE
+from daemon.verify import StoreCheck
 from memory.errors import StoreError
 from memory.records.replica import Replica
 from memory.storage.behaviour import erase_in_copy
@@ -53,11 +54,12 @@ from memory.transfer.portable import (
     keyless,
     put_judgements_back,
     refuse_strange_schema,
+    shred_database,
     stash_judgements,
     take_keys_back,
     unprojected,
 )
-from p2p.identity import load_or_create
+from p2p.identity import load_or_create, verify
 from p2p.replication.record import BodyError, Envelope
 from p2p.replication.sealing import aead_context, open_body
 
@@ -291,11 +293,21 @@ def _stage_database(
     try:
         connection.execute("PRAGMA secure_delete=ON").fetchall()
         refuse_strange_schema(connection, path)
+    finally:
+        connection.close()
+    if not (stage / KEYS).exists():
+        # A whole database: the text of what was erased since must not come into place with it.
+        shred_database(path, erased)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+    try:
+        connection.execute("PRAGMA secure_delete=ON").fetchall()
         if (stage / KEYS).exists():
             take_keys_back(connection, stage / KEYS)
         # A body that lost its key was erased while the copy lay there.
         gone = [*erased, *keyless(connection)]
         again = erase_again(connection, gone)
+        tell(0, None, "checking signatures")
+        _refuse_forged(connection)
         give_authors_their_device(connection)
         stash_judgements(connection)
     finally:
@@ -326,6 +338,22 @@ def _stage_database(
         backup="", created_ms=0, records=records, memories=memories, erased_again=again,
         sealed=sealed, aside="", key=False,
     )  # fmt: skip
+
+
+def _refuse_forged(connection: apsw.Connection) -> None:
+    """A copy that lay elsewhere: what it says others signed, they signed, or nothing is restored.
+
+    Raises:
+        RpcError: `storage_corrupt`.
+    """
+    found = StoreCheck([], verify).forged(connection)
+    if found:
+        counts = "; ".join(f"{finding.count} {finding.message}" for finding in found)
+        _fail(
+            "storage_corrupt",
+            f"the backup cannot be used: it holds {counts}",
+            "Take another one: `covey backup list`.",
+        )
 
 
 def read_erased_ids(state: Path) -> list[bytes]:

@@ -74,6 +74,9 @@ REMEDIES: Final[dict[str, str]] = {
     "counter": REINDEX,
     "erased": "Restart the daemon: it erases again what erased.ids names; then verify again.",
 }
+FORGED: Final = frozenset({"structure", "signature", "header", "row", "body"})
+"""Checks of which a copy with a finding is not restored."""
+
 _MEANS: Final[dict[str, str]] = {
     "structure": "SQLite finds the file damaged",
     "signature": "records that their author did not sign",
@@ -221,6 +224,17 @@ class StoreCheck:
             yield from self._rows()
         except (apsw.CorruptError, apsw.NotADBError) as error:
             self._note("structure", type(error).__name__)
+
+    def forged(self, connection: apsw.Connection) -> list[Finding]:
+        """What of the signed records no honest copy has, and nothing else; in one go."""
+        walk = self._records()
+        next(walk)
+        try:
+            while step(walk, connection) is not None:
+                pass
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            self._note("structure", type(error).__name__)
+        return [finding for finding in self.report().findings if finding.check in FORGED]
 
     def _note(self, check: str, example: bytes | str = "") -> None:
         shown = example.hex()[:16] if isinstance(example, bytes) else example

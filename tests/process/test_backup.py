@@ -276,6 +276,56 @@ def test_erased_text_stays_gone_in_backup_and_restore(home: Home) -> None:
     assert home.texts("xylophone") == []
 
 
+def test_a_whole_database_comes_back_without_what_was_erased_since(home: Home) -> None:
+    home.up()
+    fill(home)
+    record = bytes.fromhex(_id(home.json("remember", "the xylophone is hidden in locker ninety")))
+    home.stop()
+    state = home.folder / "state"
+    keep = home.folder / "elsewhere.db"
+    for end in ("", "-wal"):
+        if (state / f"covey.db{end}").exists():
+            shutil.copyfile(state / f"covey.db{end}", f"{keep}{end}")
+    assert b"xylophone" in keep.read_bytes()
+    with (state / "erased.ids").open("ab") as file:
+        file.write(record)
+    home.ok("restore", str(keep))
+    left = [n for n in plain_bytes(state, b"xylophone") if not n.startswith("before-restore-")]
+    assert left == []
+    home.up()
+    assert home.texts("xylophone") == []
+    assert home.texts("zebrafish") != []
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("UPDATE record SET sig = zeroblob(64) WHERE kind = 32", "did not sign"),
+        ("UPDATE record SET hlc = hlc + 1 WHERE kind = 32", "differ from their header"),
+        ("UPDATE body SET ct = zeroblob(length(ct))", "are not the ones"),
+        ("UPDATE log SET author = zeroblob(32)", "differ from their header"),
+    ],
+)
+def test_a_copy_with_records_that_nobody_signed_is_not_restored(
+    home: Home, sql: str, said: str
+) -> None:
+    home.up()
+    fill(home)
+    made = backup(home)
+    home.stop()
+    before = dump(home)
+    connection = apsw.Connection(str(made / "covey.db"))
+    connection.execute(sql)
+    connection.close()
+    _restate(made, "covey.db")
+    done = home.run("restore", made.name)
+    assert done.returncode != 0, done.stderr
+    assert "cannot be used" in done.stderr
+    assert said in done.stderr
+    assert dump(home) == before
+    assert not list((home.folder / "state").glob(".restoring-*"))
+
+
 @pytest.mark.slow
 def test_the_key_travels_under_its_passphrase_only(home: Home, tmp_path: Path) -> None:
     home.up()
