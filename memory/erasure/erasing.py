@@ -350,7 +350,8 @@ class Eraser:
         clean, report.backups = await self.clean_up()
         self._env.fault("erase.cleaned")
         await self._verify(report, needles, doomed)
-        report.state = DONE if clean and not report.residue_bytes else PARTIAL
+        # What could not be searched is not known to be gone.
+        report.state = DONE if clean and report.residue_bytes == 0 else PARTIAL
         report.items = [msgspec.structs.replace(item, title="") for item in report.items]
         _explain(report, clean=clean)
         log.info(

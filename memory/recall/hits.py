@@ -174,7 +174,7 @@ def make_hit(
         origin=peer_text(row.device),
         verified=True,
         created=iso(row.at_ms),
-        age_days=round((now_ms - row.at_ms) / MS_PER_DAY, 2),
+        age_days=round(max(0, now_ms - row.at_ms) / MS_PER_DAY, 2),
         score=round(score, 4),
         scope=row.scope,
         kind=cast("Kind", row.kind),

@@ -145,13 +145,15 @@ def replaced_by(connection: apsw.Connection, record_id: bytes) -> list[bytes]:
 def retier(txn: Txn, memory: int) -> bool:
     """Put a memory into the index it belongs to; whether it moved."""
     row = txn.connection.execute(
-        "SELECT m.scope, m.tier, m.status, m.eff_trust, r.state, a.state FROM memory m"
+        "SELECT m.scope, m.tier, m.status, m.eff_trust, r.state, a.state, m.expires_ms FROM memory m"
         " JOIN record r ON r.n = m.id JOIN author a ON a.id = m.author WHERE m.id = ?",
         (memory,),
     ).fetchone()
     assert row is not None, "only a projected memory has a tier"
-    scope, old, status, trust, record_state, author_state = row
+    scope, old, status, trust, record_state, author_state, expires_ms = row
     new = wanted_tier(trust, old, status, record_state, author_state)
+    if expires_ms is not None and expires_ms <= txn.now_ms:
+        new = NONE
     if new == old:
         return False
     move_to_tier(txn.connection, memory, scope, old, new)

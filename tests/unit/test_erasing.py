@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from memory.bodies import LinkBody, VerdictBody
+from memory.erasure import erasing
 from memory.erasure.erasing import Eraser, EraseReport, EraseWhat, Outlets
 from memory.errors import RefusedError
 from memory.model import Claim
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
     from typing import TypeVar
+
+    from memory.erasure.residue import Needle
 
     T = TypeVar("T")
 
@@ -86,6 +89,21 @@ async def cleaned(world: World) -> None:
 
 def statuses(report: EraseReport) -> list[str]:
     return [item.status for item in report.items]
+
+
+async def test_what_could_not_be_searched_is_not_called_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(_folder: Path, _needles: Sequence[Needle]) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(erasing, "search", failing)
+    async with desk(tmp_path) as (world, eraser, _):
+        ident = await world.say("the zirconium valve of pump 7 leaks")
+        report = await eraser.erase(world.person, EraseWhat(ids=(ident,)))
+        assert (report.state, report.residue_bytes) == ("partial", None)
+        assert any("could not be searched" in note for note in report.notes)
+        assert statuses(report) == ["erased"]
 
 
 async def test_an_erased_memory_leaves_a_header_and_no_byte_of_text(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import trio
 from memory.errors import RefusedError, StoreError
 from memory.model import Caller, Claim, Forgotten, NoteIn, Remembered, Source
 from memory.store import Filter
+from memory.tiers import NONE
 from tests.helpers.memories import HOME, PRIVATE, TEAM, Peer, World, note_body, open_world
 from tests.helpers.plain_sealer import PlainEnvelope, PlainRecord, open_body
 
@@ -364,6 +365,24 @@ async def test_forgetting_twice_is_the_same_as_once(world: World) -> None:
     (done,) = await world.memory.forget(world.agent(), [note])
     assert done.status == "forgotten"
     assert len(await world.sql("SELECT 1 FROM record")) == count
+
+
+async def test_what_has_expired_comes_into_no_index_again(world: World) -> None:
+    note = await world.say("the tea is hot", world.agent("codex"), ttl_s=60)
+    world.clock.ms += 61_000
+    assert await world.memory.expire() == 1
+    for outcome in ("wrong", "useful", "wrong", "useful"):
+        world.clock.ms += 86_400_000
+        await world.desk.feedback(world.agent(), note, outcome)
+    await world.desk.feedback(world.person, note, "useful")
+    assert await world.sql("SELECT tier FROM memory") == [(NONE,)]
+    await world.check_index()
+
+
+async def test_a_date_in_the_future_has_no_negative_age(world: World) -> None:
+    await world.say("the tea is served", at="2099-01-01T00:00:00Z")
+    (hit,) = (await world.find("tea")).hits
+    assert hit.age_days == 0
 
 
 async def test_a_note_expires(world: World) -> None:
