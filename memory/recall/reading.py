@@ -25,7 +25,7 @@ from memory.recall.hits import (
     successors,
 )
 from memory.records.writing import Target, check_id
-from memory.scopes import allows, readable, write_scope
+from memory.scopes import allows, readable, unreadable_sql, write_scope
 from memory.storage.sql import blobs, integers, number
 
 if TYPE_CHECKING:
@@ -269,8 +269,11 @@ def history(connection: apsw.Connection, who: Caller, written: str, now_ms: int)
     }
     texts = load_texts(connection, _with_text(connection, who, rows, now_ms))
     steps = [(row.hlc, _note_version(row, texts.get(memory))) for memory, row in rows.items()]
+    scopes = json.dumps([scope.id for scope in readable(connection, who.read, None)])
     for row in rows.values():
-        steps += [(signed.hlc, _signed_version(signed)) for signed in _signed(connection, row.id)]
+        steps += [
+            (signed.hlc, _signed_version(signed)) for signed in _signed(connection, row.id, scopes)
+        ]
     unique = {version.id: (hlc, version) for hlc, version in steps}
     ordered = sorted(unique.values(), key=lambda step: (step[0], step[1].id))
     status = "void" if target.state == "void" else rows[target.memory].status
@@ -321,15 +324,17 @@ def _versions(connection: apsw.Connection, record_id: bytes) -> list[int]:
     return found
 
 
-def _signed(connection: apsw.Connection, record_id: bytes) -> list[_Signed]:
+def _signed(connection: apsw.Connection, record_id: bytes, scopes: str) -> list[_Signed]:
+    """What is signed about a memory, but for links with what the caller must not know of."""
     rows = connection.execute(
         "SELECT r.id, l.hlc, a.agent, a.device, a.class, d.name, l.type, l.note FROM link l"
         " JOIN record r ON r.n = l.n JOIN author a ON a.id = l.author"
-        " LEFT JOIN device d ON d.key = a.device WHERE l.src = ?1 OR l.dst = ?1"
-        " UNION ALL SELECT r.id, f.hlc, a.agent, a.device, a.class, d.name, 'forget', f.reason"
+        " LEFT JOIN device d ON d.key = a.device WHERE (l.src = ?1 OR l.dst = ?1) AND NOT "
+        + unreadable_sql("iif(l.src = ?1, l.dst, l.src)", "?2")
+        + " UNION ALL SELECT r.id, f.hlc, a.agent, a.device, a.class, d.name, 'forget', f.reason"
         " FROM forgetting f JOIN record r ON r.n = f.n JOIN author a ON a.id = f.author"
         " LEFT JOIN device d ON d.key = a.device WHERE f.target = ?1",
-        (record_id,),
+        (record_id, scopes),
     )
     return [_Signed(*row) for row in rows]
 

@@ -7,6 +7,9 @@ docs/specs/memory.md, *Export*.
 
 # SQL is put together from this file's own constants; every value is bound.
 
+# SQL is put together from our own constants; every value is bound.
+# ruff: noqa: S608
+
 from __future__ import annotations
 
 import json
@@ -18,7 +21,7 @@ import msgspec
 from memory.errors import RefusedError
 from memory.model import Claim, Source
 from memory.provenance import author_of, hlc_ms, peer_text
-from memory.scopes import readable
+from memory.scopes import readable, unreadable_sql
 from memory.storage.sql import number
 
 if TYPE_CHECKING:
@@ -181,13 +184,14 @@ def export_page(
     if not 0 <= cursor < 2**63:
         raise RefusedError("invalid", "cursor: the one of the page before, or none")
     scopes = {row.id: row.written for row in readable(connection, who.read, scope)}
+    every = json.dumps([row.id for row in readable(connection, who.read, None)])
     bound = (cursor, json.dumps(sorted(scopes)), now_ms)
     found = cast("list[_Cells]", connection.execute(_PAGE, (*bound, limit)).fetchall())
     rows = [_Row(*row) for row in found]
     memories: list[Exported] = []
     size = 0
     for row in rows:
-        memories.append(_exported(connection, row, scopes[row.scope]))
+        memories.append(_exported(connection, row, scopes[row.scope], every))
         size += sum(len(chunk.encode("utf-8", "replace")) for chunk in memories[-1].chunks)
         if size > PAGE_BYTES_MAX:
             break
@@ -199,7 +203,8 @@ def export_page(
     )
 
 
-def _exported(connection: apsw.Connection, row: _Row, scope: str) -> Exported:
+def _exported(connection: apsw.Connection, row: _Row, scope: str, every: str) -> Exported:
+    """A memory in full; `every` are the scopes whose memories it may name."""
     author = author_of(row.device, row.agent, row.device_name, row.relation, row.role)
     claim = None
     if row.subject is not None and row.attribute is not None:
@@ -228,11 +233,14 @@ def _exported(connection: apsw.Connection, row: _Row, scope: str) -> Exported:
         expires=None if row.expires_ms is None else iso_ms(row.expires_ms),
         claim=claim,
         source=None if row.source is None else msgspec.json.decode(row.source, type=Source),
-        links=_links(connection, row.id),
+        links=_links(connection, row.id, every),
         derived_from=[
             cast("bytes", found[0]).hex()
             for found in connection.execute(
-                "SELECT parent_id FROM parent WHERE memory = ? ORDER BY parent_id", (row.memory,)
+                "SELECT parent_id FROM parent WHERE memory = ? AND NOT "
+                + unreadable_sql("parent_id", "?")
+                + " ORDER BY parent_id",
+                (row.memory, every),
             )
         ],
     )
@@ -242,11 +250,11 @@ def _texts(connection: apsw.Connection, sql: str, memory: int) -> list[str]:
     return [cast("str", row[0]) for row in connection.execute(sql, (memory,))]
 
 
-def _links(connection: apsw.Connection, record_id: bytes) -> list[ExportedLink]:
+def _links(connection: apsw.Connection, record_id: bytes, every: str) -> list[ExportedLink]:
     found = connection.execute(
         "SELECT l.type, l.dst, l.note FROM link l JOIN record r ON r.n = l.n AND r.state = 'live'"
-        " WHERE l.src = ? ORDER BY l.n",
-        (record_id,),
+        " WHERE l.src = ? AND NOT " + unreadable_sql("l.dst", "?") + " ORDER BY l.n",
+        (record_id, every),
     )
     return [
         ExportedLink(type=cast("str", kind), dst=cast("bytes", dst).hex(), note=cast("str", note))

@@ -145,7 +145,8 @@ def replaced_by(connection: apsw.Connection, record_id: bytes) -> list[bytes]:
 def retier(txn: Txn, memory: int) -> bool:
     """Put a memory into the index it belongs to; whether it moved."""
     row = txn.connection.execute(
-        "SELECT m.scope, m.tier, m.status, m.eff_trust, r.state, a.state, m.expires_ms FROM memory m"
+        "SELECT m.scope, m.tier, m.status, m.eff_trust, r.state, a.state, m.expires_ms"
+        " FROM memory m"
         " JOIN record r ON r.n = m.id JOIN author a ON a.id = m.author WHERE m.id = ?",
         (memory,),
     ).fetchone()

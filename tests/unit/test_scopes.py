@@ -10,6 +10,7 @@ from memory.errors import RefusedError
 from memory.model import ScopeSet
 from memory.scopes import allows, parse_scope, write_scope
 from memory.store import Filter
+from memory.transfer.export import export_page
 from tests.helpers.memories import HOME, TEAM, Peer, World, note_body, open_world
 
 if TYPE_CHECKING:
@@ -106,6 +107,29 @@ async def test_history_does_not_show_versions_outside_the_scopes(world: World) -
     reader = world.agent(read=["open"])
     history = await world.memory.history(reader, old)
     assert [v.text for v in history.versions if v.what == "note"] == ["old and open"]
+
+
+@pytest.mark.attack
+async def test_links_and_parents_name_nothing_outside_the_scopes(world: World) -> None:
+    old = await world.say("old and open", scope="open")
+    secret = await world.say("new and closed", scope="closed", supersedes=[old])
+    child = await world.say("concluded", scope="open", derived_from=[secret], supersedes=[secret])
+    reader = world.agent(read=["open"])
+    for note in (old, child):
+        history = await world.memory.history(reader, note)
+        assert {v.what for v in history.versions} == {"note"}
+        assert secret not in {v.id for v in history.versions}
+    everything = await world.memory.history(world.person, old)
+    assert [v.what for v in everything.versions].count("supersedes") == 2
+
+    for who, links, parents in ((reader, 0, 0), (world.person, 1, 1)):
+        found = await world.db.read(
+            lambda c, who=who: export_page(
+                c, who, "open", cursor=0, limit=10, now_ms=world.clock.wall_ms()
+            )
+        )
+        (one,) = [m for m in found.memories if m.id == child]
+        assert (len(one.links), len(one.derived_from)) == (links, parents)
 
 
 async def test_writing_needs_the_scope_too(world: World) -> None:
