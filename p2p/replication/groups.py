@@ -7,7 +7,7 @@ author is to us. Source: docs/specs/sync.md s.7.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -394,7 +394,7 @@ def _was_ahead(newest: LogState, marks: Mapping[LogKey, int]) -> bool:
 
 
 def trim_waiting(group: Group, config: ReplicationConfig, now: float) -> None:
-    """Let go of records that waited too long, and of the oldest over a limit.
+    """Let go of records that waited too long, and of what is over a limit.
 
     Peers that are no members have a small share of their own: whoever knows the group's id can
     send as one, under any number of keys, and must not push out what members brought.
@@ -413,12 +413,28 @@ def trim_waiting(group: Group, config: ReplicationConfig, now: float) -> None:
     ]
     for ident in of_strangers[: max(0, len(of_strangers) - config.pending_stranger_records_max)]:
         del group.waiting[ident]
-    size = sum(wire_bytes(waiting.wire) for waiting in group.waiting.values())
     while group.waiting:
-        oldest = next(iter(group.waiting))
-        waiting = group.waiting[oldest]
-        over = len(group.waiting) > config.pending_records_max or size > config.pending_bytes_max
-        if not over and waiting.until_s > now:
-            return
-        size -= wire_bytes(waiting.wire)
+        oldest, waiting = next(iter(group.waiting.items()))
+        if waiting.until_s > now:
+            break
         del group.waiting[oldest]
+    _trim_shares(group, config)
+
+
+def _trim_shares(group: Group, config: ReplicationConfig) -> None:
+    """Over a limit the oldest of whoever brought most goes: one flood pushes out itself only."""
+    size = 0
+    shares: dict[bytes | None, int] = {}
+    brought: dict[bytes | None, deque[bytes]] = {}
+    for ident, waiting in group.waiting.items():
+        taken = wire_bytes(waiting.wire)
+        size += taken
+        shares[waiting.peer] = shares.get(waiting.peer, 0) + taken
+        brought.setdefault(waiting.peer, deque()).append(ident)
+    while len(group.waiting) > config.pending_records_max or size > config.pending_bytes_max:
+        most = max(shares, key=lambda peer: (shares[peer], peer or b""))
+        gone = wire_bytes(group.waiting.pop(brought[most].popleft()).wire)
+        size -= gone
+        shares[most] -= gone
+        if not brought[most]:
+            del shares[most]

@@ -245,6 +245,19 @@ async def test_strangers_share_a_few_waiting_places_and_push_no_member_out() -> 
     assert first.id in b.group.waiting
 
 
+async def test_a_member_that_floods_what_waits_pushes_out_its_own() -> None:
+    config = replace(ReplicationConfig.test(), pending_records_max=10)
+    b = await bench(config=config)
+    carol = Identity.from_seed(b"c" * 32)
+    await b.grant(carol.id, Role.WRITE)
+    first = b.pen(carol, incarnation=1).write(auth=(b"m" * 32,))
+    await b.admit([first], peer=carol.id)
+    for n in range(2, 40):
+        await b.admit([b.pen(incarnation=n).write(auth=(bytes([n]) * 32,))], peer=b.bob.id)
+    assert len(b.group.waiting) == 10
+    assert first.id in b.group.waiting
+
+
 async def test_what_waits_is_bounded_in_bytes() -> None:
     config = replace(ReplicationConfig.test(), pending_bytes_max=100_000)
     b = await bench(config=config)
