@@ -270,7 +270,8 @@ def _restore_one(
     if target is None:
         return Forgotten(id=check_id(written), status="not_found")
     mine = target.relation in ("own", "own_device") and target.agent == clean_line(who.agent)
-    if not (who.is_owner or mine) or not allows(who.write, target.scope):
+    may = who.is_owner or (mine and not _withdrawn_by_others(txn.connection, who, target))
+    if not may or not allows(who.write, target.scope):
         return Forgotten(id=target.id.hex(), status="not_yours")
     if target.status == "hidden":
         _unhide(txn, target)
@@ -281,6 +282,28 @@ def _restore_one(
     return Forgotten(
         id=target.id.hex(),
         status="forgotten" if status in ("forgotten", "hidden", "quarantined") else "restored",
+    )
+
+
+def _withdrawn_by_others(connection: apsw.Connection, who: Caller, target: Target) -> bool:
+    """Whether somebody but the agent took its note out: the person, by a review or a rollback too.
+
+    An agent brings back what a rule forgot, or it itself: else it could undo that it was judged.
+    """
+    if target.status == "hidden":
+        return not number(
+            connection,
+            "SELECT EXISTS (SELECT 1 FROM faded WHERE memory = ?1)"
+            " AND NOT EXISTS (SELECT 1 FROM muted WHERE n = ?1)",
+            (target.memory,),
+        )
+    return bool(
+        number(
+            connection,
+            "SELECT EXISTS (SELECT 1 FROM forgetting f JOIN author a ON a.id = f.author"
+            " WHERE f.target = ? AND a.agent <> ?)",
+            (target.id, clean_line(who.agent)),
+        )
     )
 
 

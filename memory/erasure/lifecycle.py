@@ -3,8 +3,9 @@
 Forgetting takes a memory out of the indexes; its record stays, and a person brings it back. A
 memory is forgotten when its time to live is over (`status.expire`), when it is somebody else's and
 in 90 days nobody confirmed it and no answer showed it, or when its scope holds more than its cap:
-then those go that were used least for their age. What the person wrote, policies and decisions are
-never forgotten by a rule. Nothing here looks at what a text says, and nothing decays in ranking.
+then those go that were used least for their age, others' unbacked ones first. What the person
+wrote, and policies and decisions of the own side or backed by it, are never forgotten by a rule.
+Nothing here looks at what a text says, and nothing decays in ranking.
 Source: docs/specs/memory.md, *Forgetting*.
 """
 
@@ -49,8 +50,14 @@ class Standing(NamedTuple):
 
 
 def never(one: Standing) -> bool:
-    """Whether no rule may forget it. A stranger's word that it is the owner's does not count."""
-    return one.kind in KEPT_KINDS or (one.role == "owner" and one.relation in OWN)
+    """Whether no rule may forget it.
+
+    What others call a policy, a decision or the owner's word is so once somebody here backs it:
+    else whoever names its spam so keeps it for ever, and crowds out everything else.
+    """
+    if one.relation not in OWN:
+        return one.confirmed and one.kind in KEPT_KINDS
+    return one.kind in KEPT_KINDS or one.role == "owner"
 
 
 def unverified(one: Standing, now_ms: int, days: int) -> bool:
@@ -62,13 +69,18 @@ def unverified(one: Standing, now_ms: int, days: int) -> bool:
 def crowded_out(standings: Sequence[Standing], over: int, now_ms: int) -> list[int]:
     """The `over` memories of a scope with the fewest uses for their age, as rows.
 
-    A memory of a day counts as a day old: what was just written is not the first to go. Of equals
-    the oldest goes.
+    Others' that nobody backs go first, however fresh: a peer adds, and crowds nothing out. A memory
+    of a day counts as a day old: what was just written is not the first to go. Of equals the oldest
+    goes.
     """
     if over <= 0:
         return []
     forgettable = [one for one in standings if not never(one)]
-    forgettable.sort(key=lambda one: (_use_rate(one, now_ms), one.born_ms, one.memory))
+    forgettable.sort(
+        key=lambda one: (
+            one.relation in OWN or one.confirmed, _use_rate(one, now_ms), one.born_ms, one.memory,
+        )
+    )  # fmt: skip
     return [one.memory for one in forgettable[:over]]
 
 

@@ -42,10 +42,27 @@ def test_a_foreign_note_is_forgotten_after_its_days_and_not_before() -> None:
 
 @pytest.mark.parametrize("kind", ["policy", "decision"])
 def test_policies_decisions_and_the_persons_words_are_never_forgotten(kind: str) -> None:
-    assert never(standing(kind=kind))
+    assert never(standing(kind=kind, relation="own"))
+    assert never(standing(kind=kind, confirmed=True))
     assert never(standing(role="owner", relation="own_device"))
-    # Anybody can sign a note with the role owner: of a stranger it means nothing.
+    # Anybody can sign a note with the role owner, or call it a decision: of a stranger it means
+    # nothing.
     assert not never(standing(role="owner", relation="invited"))
+    assert not never(standing(kind=kind))
+    assert unverified(standing(kind=kind), NOW, 90)
+
+
+@pytest.mark.attack
+def test_a_peers_flood_crowds_out_no_own_note() -> None:
+    own = [
+        standing(memory=n, relation="own", born_ms=NOW - 400 * DAY_MS, used_ms=0) for n in range(50)
+    ]
+    flood = [
+        standing(memory=100 + n, born_ms=NOW, uses=5, kind=("note", "decision")[n % 2])
+        for n in range(200)
+    ]
+    gone = crowded_out([*own, *flood], 200, NOW)
+    assert set(gone) == {one.memory for one in flood}
 
 
 standings = st.builds(
@@ -67,9 +84,10 @@ def test_over_the_cap_the_least_used_for_their_age_go(rows: list[Standing], over
     gone = crowded_out(rows, over, NOW)
     assert len(gone) == min(over, sum(not never(row) for row in rows))
     rate = {row.memory: (row.uses + 1) / ((NOW - row.born_ms) / DAY_MS + 1) for row in rows}
+    rank = {row.memory: (row.relation == "own" or row.confirmed, rate[row.memory]) for row in rows}
     stay = [row.memory for row in rows if row.memory not in gone and not never(row)]
     assert not any(never(rows[memory]) for memory in gone)
-    assert max((rate[m] for m in gone), default=0) <= min((rate[m] for m in stay), default=9e9)
+    assert all(rank[went] <= rank[left] for went in gone for left in stay)
 
 
 # ---- the memory
@@ -111,6 +129,7 @@ async def test_unused_foreign_notes_go_after_90_days_here_whatever_their_date(
     desk = Desk(world)
     old = await foreign(world, "an old foreign apple", at_ms=0)
     kept = await foreign(world, "a foreign apple decision", kind="decision")
+    await world.desk.feedback(world.person, kept, "useful")
     mine = await world.say("my own apple")
     assert await desk.forgetting.apply_rules() == 0
     world.clock.ms += 89 * DAY_MS
@@ -207,6 +226,33 @@ async def test_who_may_bring_back(world: World) -> None:
     (done,) = await desk.forgetting.restore(world.person, [peers])
     assert done.status == "restored"
     assert await desk.found("fig") == [peers]
+
+
+@pytest.mark.attack
+async def test_an_agent_does_not_undo_what_the_person_took_out(world: World) -> None:
+    desk = Desk(world)
+    rolled, forgotten, faded = [await world.say(f"fig number{n}") for n in range(3)]
+    await world.memory.forget(world.person, [forgotten])
+    await desk.forgetting._forget("crowded", [await row_of(world, faded)], world.clock.wall_ms())
+    await world.desk.rollback("claude", 0, dry_run=False)
+    done = await desk.forgetting.restore(world.agent(), [rolled, forgotten, faded])
+    assert [one.status for one in done] == ["not_yours"] * 3
+    assert await desk.found("fig") == []
+    (plan,) = await world.desk.rollbacks()
+    await world.desk.rollback_undo(plan.token)
+    assert [o.status for o in await desk.forgetting.restore(world.agent(), [forgotten, faded])] == [
+        "not_yours",
+        "restored",
+    ]
+    (back,) = await desk.forgetting.restore(world.person, [forgotten])
+    assert back.status == "restored"
+    assert len(await desk.found("fig")) == 3
+
+
+async def row_of(world: World, ident: str) -> int:
+    ((row,),) = await world.sql("SELECT n FROM record WHERE id = ?", bytes.fromhex(ident))
+    assert isinstance(row, int)
+    return row
 
 
 async def test_a_crash_loses_a_statistic_and_nothing_else(world: World) -> None:
