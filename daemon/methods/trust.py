@@ -168,7 +168,7 @@ async def show(call: Call, p: ShowParams) -> list[TrustRow]:
 @method("trust.explain", scope="read")
 async def explain(call: Call, p: SubjectParams) -> list[TrustExplained]:
     """Explain an author's trust: the evidence with its dates, and what limits it."""
-    return await call.services.trust.explain(p.subject)
+    return await call.services.trust.explain(call.context.caller(), p.subject)
 
 
 @method("trust.endorse", scope="", mutates=True)

@@ -316,14 +316,14 @@ class TrustDesk:
         now_ms = self._env.wall_ms()
         return await self._db.read(lambda c: views.rows(c, wanted, now_ms))
 
-    async def explain(self, wanted: str) -> builtins.list[TrustExplained]:
+    async def explain(self, who: Caller, wanted: str) -> builtins.list[TrustExplained]:
         """Why somebody is trusted as it is: evidence with dates, and what limits it.
 
         Raises:
             RefusedError: `not_found`, with the nearest names.
         """
         now_ms = self._env.wall_ms()
-        return await self._db.read(lambda c: views.explain(c, wanted, now_ms))
+        return await self._db.read(lambda c: views.explain(c, who, wanted, now_ms))
 
     async def endorse(
         self,

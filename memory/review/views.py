@@ -256,8 +256,11 @@ def _row(named: Named, standing: Standing, counts: Mapping[tuple[bytes, str], in
     )
 
 
-def explain(connection: apsw.Connection, wanted: str, now_ms: int) -> list[TrustExplained]:
-    """The evidence about those named."""
+def explain(
+    connection: apsw.Connection, who: Caller, wanted: str, now_ms: int
+) -> list[TrustExplained]:
+    """The evidence about those named; it names memories only that the caller may read."""
+    scopes = json.dumps([row.id for row in readable(connection, who.read, None)])
     standings = Standings(connection, now_ms)
     names = {f"{n.agent}@{n.device.hex()}": n.shown for n in all_subjects(connection)}
     owners = _owner_names(connection)
@@ -280,7 +283,7 @@ def explain(connection: apsw.Connection, wanted: str, now_ms: int) -> list[Trust
                 flow=own.flow,
                 pieces=len(limiting.weighed),
                 evidence=[
-                    _evidence(connection, weighed, names, owners)
+                    _evidence(connection, weighed, names, owners, scopes)
                     for weighed in limiting.weighed[-EVIDENCE_SHOWN:]
                 ],
             )
@@ -297,11 +300,16 @@ def _evidence(
     weighed: Weighed,
     names: dict[str, str],
     owners: dict[bytes, str],
+    scopes: str,
 ) -> EvidenceRow:
     piece = weighed.piece
     memory = None
     if piece.memory is not None:
-        found = connection.execute("SELECT id FROM record WHERE n = ?", (piece.memory,)).get
+        found = connection.execute(
+            "SELECT r.id FROM record r JOIN memory m ON m.id = r.n WHERE r.n = ?"
+            " AND m.scope IN (SELECT value FROM json_each(?))",
+            (piece.memory, scopes),
+        ).get
         memory = None if found is None else cast("bytes", found).hex()
     by = names.get(piece.voter, "") or (owners.get(piece.owner, "somebody") if piece.owner else "")
     return EvidenceRow(

@@ -490,7 +490,7 @@ async def test_an_endorsement_ends_with_its_time(world: World) -> None:
 async def test_whom_nobody_knows_is_refused_with_the_nearest_name(world: World) -> None:
     await foreign(world, 7)
     with pytest.raises(RefusedError, match="bob7"):
-        await world.desk.explain("bobb7")
+        await world.desk.explain(world.person, "bobb7")
     await world.say("x")
     with pytest.raises(RefusedError, match="your own"):
         await world.desk.distrust(world.person, "claude")
@@ -500,7 +500,7 @@ async def test_an_explanation_names_each_piece_and_what_held_it_down(world: Worl
     _, record = await foreign(world, 7)
     await world.desk.feedback(world.agent(), record.id.hex(), "useful")
     await world.desk.feedback(world.agent(), record.id.hex(), "useful")
-    (found,) = await world.desk.explain("bob7")
+    (found,) = await world.desk.explain(world.person, "bob7")
     assert [(row.kind, row.p, row.why) for row in found.evidence] == [
         ("agent_useful", 1.5, ""),
         ("agent_useful", 0.0, "said that already today"),

@@ -132,6 +132,15 @@ async def test_links_and_parents_name_nothing_outside_the_scopes(world: World) -
         assert (len(one.links), len(one.derived_from)) == (links, parents)
 
 
+@pytest.mark.attack
+async def test_an_explanation_of_trust_names_nothing_outside_the_scopes(world: World) -> None:
+    secret = await world.say("closed words", world.agent("codex"), scope="closed")
+    await world.desk.feedback(world.person, secret, "wrong")
+    for who, named in ((world.agent(read=["open"]), None), (world.person, secret)):
+        (row,) = await world.desk.explain(who, "codex")
+        assert [piece.memory for piece in row.evidence] == [named]
+
+
 async def test_writing_needs_the_scope_too(world: World) -> None:
     writer = world.agent(write=["open", "team/*"])
     await world.say("fine", writer, scope="open")
