@@ -31,6 +31,9 @@ from p2p.config import P2pConfig
 from p2p.dht.config import DhtConfig
 from p2p.nat.lan_config import LanConfig
 from p2p.nat.portmap_config import MapConfig
+from p2p.nat.punch_config import PunchConfig
+from p2p.nat.reachability_config import ReachabilityConfig
+from p2p.nat.relay_config import RelayConfig
 from p2p.replication.config import ReplicationConfig
 
 if TYPE_CHECKING:
@@ -218,6 +221,9 @@ SECTIONS: Final[Mapping[str, type]] = {
     "p2p.dht": DhtConfig,
     "p2p.lan": LanConfig,
     "p2p.mapping": MapConfig,
+    "p2p.punch": PunchConfig,
+    "p2p.reach": ReachabilityConfig,
+    "p2p.relay": RelayConfig,
     "p2p.replication": ReplicationConfig,
     "memory": MemoryConfig,
     "security": SecurityConfig,
@@ -232,6 +238,9 @@ _FIELDS_OF: Final[Mapping[str, Sequence[str]]] = {
     "p2p.dht": ("p2p", "dht"),
     "p2p.lan": ("p2p", "local_net"),
     "p2p.mapping": ("p2p", "mapping"),
+    "p2p.punch": ("p2p", "punch"),
+    "p2p.reach": ("p2p", "reach"),
+    "p2p.relay": ("p2p", "relay"),
     "p2p.replication": ("replication",),
 }
 """From `Config` to a section's dataclass."""
@@ -365,6 +374,9 @@ def decode(
         dht=_build(start.dht, "p2p.dht", given),
         local_net=_build(start.local_net, "p2p.lan", given),
         mapping=_build(start.mapping, "p2p.mapping", given),
+        punch=_build(start.punch, "p2p.punch", given),
+        reach=_build(start.reach, "p2p.reach", given),
+        relay=_build(start.relay, "p2p.relay", given),
     )
     return Config(
         node=_build(NodeConfig(), "node", given),

@@ -200,6 +200,7 @@ def _ask_daemon(paths: Paths, socket_path: str | None) -> tuple[list[Check], boo
             found.append(_ok("daemon", f"running, process {int(number(status.get('pid')))}"))
         found.append(check_agents(rows(client.call("agents.list"))))
         found += _peers(rows(status.get("peers")))
+        found += [_from_health(row) for row in rows(client.call("net.report"))]
     except NotRunning:
         pid = read_lock(paths.state_lock).get("pid")
         return [_warn("daemon", f"not running (last process {pid or 'none'})", "covey up")], False
@@ -255,8 +256,10 @@ def examine(
         lambda: check_embedder(paths),
         lambda: check_last_run(paths, running=running),
     ]
-    named = {check.name: check for check in [*asked, *(make() for make in local)]}
-    checks = [*named.values(), *check_modes(paths)]
+    # What the daemon and the files both tell is said once; a name may stand for several rows.
+    seen = {check.name for check in asked}
+    checks = [*asked, *(c for c in (make() for make in local) if c.name not in seen)]
+    checks += check_modes(paths)
     if part in {None, "clients"}:
         from daemon.connect.inspect import check_clients
 
@@ -265,6 +268,11 @@ def examine(
     if part is not None:
         prefix = {"net": ("mesh", "sync", "peers"), "store": ("store", "modes", "last_run"),
                   "clients": ("clients", "daemon")}[part]  # fmt: skip
-        checks = [check for check in checks if check.name.startswith(prefix)]
+        # A daemon that does not answer is why the rest of the part is missing.
+        checks = [
+            check
+            for check in checks
+            if check.name.startswith(prefix) or (check.name == "daemon" and check.status != "ok")
+        ]
     order = {"failed": 0, "degraded": 1, "ok": 2}
     return sorted(checks, key=lambda check: (order[check.status], check.name))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from daemon.health import Check
+from daemon.methods.peers import device_names, shown_name
+from daemon.net_checks import net_checks
 from daemon.rpc.registry import Call, Empty, method
 
 
@@ -44,6 +47,15 @@ async def status(call: Call, p: Empty) -> NetStatus:
     """Show addresses, connections and counters of the network."""
     del p
     return _status(call)
+
+
+@method("net.report", scope="read")
+async def report(call: Call, p: Empty) -> list[Check]:
+    """Say how other machines are reached and reach this one, and what to do about it."""
+    del p
+    services = call.services
+    names = await device_names(services)
+    return net_checks(services.node.report(), lambda peer: shown_name(names, peer, services))
 
 
 @method("net.pause", scope="admin")
