@@ -5,6 +5,7 @@ The exit codes are those of docs/specs/local-rpc.md s.1; a service manager resta
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -73,7 +74,25 @@ def run_foreground(paths: Paths, flags: Sequence[str] = ()) -> int:
         lock.release()
 
 
+M_ARENA_MAX: Final = -8
+"""Of glibc's malloc.h."""
+
+
+def _share_one_heap() -> None:
+    """Have all threads allocate from one heap, where the C library can; before any is started.
+
+    glibc gives each thread a heap of its own, and what one of them has freed serves no other: 13 MB
+    of a daemon with the embedder. SQLite and the embedder allocate little and seldom at once.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
+
+
 def _run_locked(config: Config, paths: Paths, env: Env, flags: Sequence[str]) -> int:
+    _share_one_heap()
     setup(config.log, paths.logs, env.now)
     try:
         finished = finish_restore(Path(paths.state))
