@@ -87,6 +87,14 @@ def test_flow_is_bounded_by_both_ends_and_grows_with_endorsements(
     assert found <= flow(first | {b"x"}, [*edges, (b"x", b"y")], targets | {b"y"})
 
 
+def test_an_owner_passes_on_one_unit_however_many_endorse_it() -> None:
+    first = {b"a", b"b", b"c"}
+    sybils = {b"sybil%d" % n for n in range(100)}
+    ring = [(owner, b"m") for owner in first] + [(b"m", one) for one in sorted(sybils)]
+    assert flow(first, ring, sybils) == 1
+    assert flow(first, [*ring, *((b"a", one) for one in sorted(sybils))], sybils) == 2
+
+
 @given(
     st.sets(owners, max_size=4),
     st.lists(st.tuples(owners, owners), max_size=20),

@@ -11,6 +11,8 @@ from memory.bodies import LinkBody, VerdictBody
 from memory.errors import RefusedError
 from memory.model import Claim, NoteIn
 from memory.records.writing import entry_draft
+from memory.relations.dedupe import content_words
+from memory.relations.lineage import Recalled, parents
 from memory.review.resolving import ConflictDesk
 from memory.text.fts import move_to_tier
 from tests.helpers.memories import HOME, Peer, World, note_body, open_world
@@ -231,6 +233,33 @@ async def test_a_signed_contradiction_counts_from_who_wrote_one_side(tmp_path: P
         assert await disputes(world) == {frozenset((mine, theirs.id))}
         await world.memory.forget(world.person, [mine.hex()])
         assert await disputes(world) == set()
+
+
+@pytest.mark.attack
+async def test_a_contradiction_reaches_into_no_other_scope(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        secret = bytes.fromhex(await world.say("we deploy on mondays", scope="closed"))
+        peer = Peer(world.clock, 9)
+        theirs = peer.write(HOME, note_body("you deploy on fridays", scope="open"), "invited")
+        link = peer.write(HOME, LinkBody("bob", theirs.id, secret, "contradicts", None), "invited")
+        await world.replica.admit(HOME, [theirs, link])
+        assert await disputes(world) == set()
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "derived"),
+    [
+        ("sardine", "the sardine tin in the cellar is empty since monday", False),
+        ("sardine tin", "the sardine tin in the cellar is empty since monday", False),
+        ("sardine tin cellar", "the sardine tin in the cellar is empty since monday", True),
+        ("sardine", "sardine", True),
+    ],
+)
+def test_a_note_of_a_word_or_two_is_no_source_of_whatever_uses_them(
+    seen: str, said: str, derived: bool
+) -> None:
+    source = Recalled(b"s" * 32, content_words(seen))
+    assert parents(said, [source]) == ((source.id,) if derived else ())
 
 
 async def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
