@@ -98,6 +98,7 @@ class ReachabilityDriver:
         self._observations = observations
         self._forced = _FORCED.get(config.reachability)
         self._told: Reach | None = None
+        self._networks = 0  # how often the network changed
         self._kick = trio.Event()
         self._asked_s: dict[PeerId, float] = {}
         self._counters: Counter[str] = Counter()
@@ -161,6 +162,7 @@ class ReachabilityDriver:
 
     def network_changed(self) -> None:
         """What was seen was seen on another network."""
+        self._networks += 1
         self._client.nonces.clear()
         self.machine.network_changed(self._env.now())
         self._tell()
@@ -213,10 +215,12 @@ class ReachabilityDriver:
         if not servers:
             self.machine.no_server(addr)
             return
-        reached = failed = 0
+        network, reached, failed = self._networks, 0, 0
         for server in servers[: self._config.reach.servers_max]:
             self._asked_s[server] = self._env.now()
             answer = await self._client.ask(server, addr, helped=self._rpc.is_member(server))
+            if network != self._networks:
+                return  # what came of it says nothing of where we are now
             reached += answer is Answer.REACHED
             if answer is Answer.FAILED:
                 failed += 1

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from p2p.identity import PeerId
     from p2p.nat.reachability import Reach
     from p2p.nat.reachability_driver import ReachabilityReport
+    from p2p.net.memnat import NatConfig
+    from p2p.net.memory_route import Gateway
 
 
 class ReachWorld:
@@ -33,6 +35,7 @@ class ReachWorld:
         self.nursery = nursery
         self.net = MemNet(SeededEnv(1, "net", trio.current_time), latency_s=0.01)
         self.strangers: set[PeerId] = set()
+        self.gateways: dict[int, Gateway] = {}
 
     async def node(
         self,
@@ -41,9 +44,14 @@ class ReachWorld:
         *,
         config: P2pConfig | None = None,
         ip: str = "",
+        nat: NatConfig | None = None,
     ) -> Node:
-        """A running node."""
+        """A running node; with `nat`, behind one of these at its usual address."""
         ip = ip or f"45.77.{number}.1"
+        gateway = None
+        if nat is not None:
+            gateway = self.gateways[number] = self.net.nat(ip, nat)
+            ip = f"10.0.{number}.2"
         config = replace(
             config or P2pConfig.test(),
             listen=(f"/ip4/{ip}/tcp/0",),
@@ -51,7 +59,7 @@ class ReachWorld:
             private_is_public=False,
         )
         env = SeededEnv(1, f"node {number}", trio.current_time)
-        node = Node(identity(number), config, env, [self.net.host(ip)])
+        node = Node(identity(number), config, env, [self.net.host(ip, gateway)])
         node.set_members(lambda peer: peer not in self.strangers)
         node.fabric.handle(ECHO, echo, per_peer_max=64)
         await self.nursery.start(node.run)
@@ -74,6 +82,11 @@ def report_of(node: Node) -> ReachabilityReport:
 def state_of(node: Node) -> Reach:
     """Whether a node believes that it can be dialled."""
     return report_of(node).state
+
+
+def circuits_of(node: Node) -> list[str]:
+    """Where a node is reached through relays."""
+    return [addr for addr in node.fabric.addrs() if addr.endswith("/p2p-circuit")]
 
 
 def count(node: Node, name: str) -> int:
