@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
+from typing_extensions import override
 
 from p2p.config import P2pConfig
 from p2p.env import SeededEnv
 from p2p.net.memory import MemNet
+from p2p.net.memory_host import Kind
 from p2p.node import Node
 from tests.helpers.det import run_seeded
 from tests.helpers.fabrics import ECHO, echo, identity
@@ -18,11 +20,32 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Literal
 
+    from p2p.env import Env
     from p2p.identity import PeerId
     from p2p.nat.reachability import Reach
     from p2p.nat.reachability_driver import ReachabilityReport
-    from p2p.net.memnat import NatConfig
+    from p2p.net.memnat import Endpoint, NatConfig
+    from p2p.net.memory_host import MemTransport, Packet
     from p2p.net.memory_route import Gateway
+
+
+class WatchedNet(MemNet):
+    """A network that remembers who knocked where."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env, latency_s=0.01)
+        self.knocks: list[tuple[str, Endpoint]] = []
+        """(host that sent it, target) of each SYN, repetitions too."""
+
+    @override
+    def transmit(self, sender: MemTransport, packet: Packet) -> None:
+        if packet.kind is Kind.SYN:
+            self.knocks.append((sender.ip, packet.target))
+        super().transmit(sender, packet)
+
+    def knocked(self, source: str, target: str) -> int:
+        """How many SYNs `source` sent to `target`."""
+        return sum(1 for ip, at in self.knocks if (ip, at.ip) == (source, target))
 
 
 class ReachWorld:
@@ -33,7 +56,7 @@ class ReachWorld:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
-        self.net = MemNet(SeededEnv(1, "net", trio.current_time), latency_s=0.01)
+        self.net = WatchedNet(SeededEnv(1, "net", trio.current_time))
         self.strangers: set[PeerId] = set()
         self.gateways: dict[int, Gateway] = {}
 
@@ -50,8 +73,9 @@ class ReachWorld:
         ip = ip or f"45.77.{number}.1"
         gateway = None
         if nat is not None:
-            gateway = self.gateways[number] = self.net.nat(ip, nat)
-            ip = f"10.0.{number}.2"
+            gateway = self.net.nat(ip if nat.translates else None, nat)
+            self.gateways[number] = gateway
+            ip = f"10.0.{number}.2" if nat.translates else ip
         config = replace(
             config or P2pConfig.test(),
             listen=(f"/ip4/{ip}/tcp/0",),

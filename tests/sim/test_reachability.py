@@ -201,8 +201,8 @@ def test_the_same_seed_gives_the_same_run() -> None:
         async def scenario(world: ReachWorld) -> None:
             node, _, _ = await behind(world, RESTRICTED)
             await trio.sleep(4000)
-            for row in report_of(node).addrs:
-                seen.append((row.checked_s or 0.0, row.addr, str(row.proved_by)))
+            rows = report_of(node).addrs
+            seen.extend((row.checked_s or 0.0, row.addr, str(row.proved_by)) for row in rows)
             seen.extend((float(value), key, "") for key, value in node.report().counters.items())
 
         play(scenario, seed=7)
