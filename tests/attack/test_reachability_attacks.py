@@ -447,30 +447,3 @@ def test_who_is_not_public_does_not_help() -> None:
         assert world.net.knocked(SERVER_IP, "45.77.3.1") == 0
 
     play(scenario)
-
-
-def test_a_server_aims_at_who_holds_its_peer_to_be_none() -> None:
-    """The nonce goes to the client's key alone, whoever answers at its address."""
-
-    async def scenario(world: ReachWorld) -> None:
-        server = await world.node(1, "public")
-        attacker = await world.node(2, "private")
-        await meet(attacker, server)
-        heard: list[bytes] = []
-
-        async def pretend(stream: trio.abc.Stream, remote: str) -> None:  # noqa: ARG001 - `Accept`
-            async with stream:
-                while data := await stream.receive_some():
-                    heard.append(bytes(data))
-
-        await world.nursery.start(
-            world.net.host("45.77.2.1").listen, "/ip4/45.77.2.1/tcp/16000", pretend
-        )
-        answer = await request(
-            attacker, server, "/ip4/45.77.2.1/tcp/16000", nonce=0x4142434445464748
-        )
-        assert answer.dial_status is DialStatus.DIAL_ERROR
-        assert heard
-        assert b"HGFEDCBA" not in b"".join(heard)
-
-    play(scenario)
