@@ -133,6 +133,7 @@ class Traversal:
         """Our addresses are others, or we slept: what was agreed before may hold no more."""
         if change.moved:
             self._observations.clear()
+            self._fabric.ask_everybody()
             self._reach.network_changed()
             self._tell_observed()
         else:

@@ -172,6 +172,12 @@ class WireFabric:
         self._serve(protocol, fn, per_peer_max)
         self._changed.set()
 
+    def ask_everybody(self) -> None:
+        """Identify every connected peer anew: above all, where it sees us now."""
+        for connection in self._manager.table:
+            if connection.opened.is_set():
+                connection.start_soon(self._identify.ask)
+
     def unhandle(self, protocol: str) -> None:
         """Serve `protocol` no more; see `p2p.net.seam.Fabric.unhandle`."""
         if self._services.pop(protocol, None) is not None:

@@ -165,6 +165,19 @@ def test_a_change_of_network_begins_anew() -> None:
     play(scenario)
 
 
+def test_after_a_change_of_network_peers_are_asked_again_where_they_see_us() -> None:
+    async def scenario(world: ReachWorld) -> None:
+        node, _, _ = await behind(world, FULL_CONE)
+        assert node.traversal is not None
+        node.traversal.network_changed(NetworkChange((), woke=False, moved=True))
+        assert report_of(node).symmetric is None
+        await trio.sleep(600)
+        assert [row.source for row in report_of(node).addrs] == ["observed"]
+        assert state_of(node) in {Reach.LIKELY, Reach.PUBLIC}
+
+    play(scenario)
+
+
 def test_a_public_node_that_is_cut_off_notices() -> None:
     async def scenario(world: ReachWorld) -> None:
         node, server, helper = await behind(world, FULL_CONE)
