@@ -52,6 +52,8 @@ JOIN_S_MAX: Final = 300.0
 at its remembered peers every five minutes."""
 CONTACTS_FEW: Final = 3
 """With fewer nodes than look-ups have paths the table is as good as empty: join again."""
+UNPROVEN_MAX: Final = 256
+"""Nodes that answered and have not said what they serve, kept until they do."""
 SETTLE_S: Final = 60.0
 """The first refresh: whoever started together with us is there by then."""
 REFRESH_BITS_MAX: Final = 12
@@ -141,6 +143,7 @@ class Dht:
         self._nursery: trio.Nursery | None = None
         self._probes = trio.CapacityLimiter(config.probes_max)
         self._probing: set[PeerId] = set()
+        self._unproven: dict[PeerId, Contact] = {}
         self._joined = trio.Event()
         self._seed_next = 0
         self._server = False
@@ -445,8 +448,13 @@ class Dht:
 
     def _identified(self, peer: PeerId) -> None:
         if self._protocol in self._fabric.protocols(peer):
-            # Whom we dialled for a request is judged by its answer to that.
-            if peer not in self._asker.used_s:
+            answered = self._unproven.pop(peer, None)
+            if answered is not None:
+                self._take(answered)
+                return
+            # Whom we dialled for a request just now is judged by its answer to that.
+            dialled_s = self._asker.used_s.get(peer, -math.inf)
+            if dialled_s < self._env.now() - self._config.request_s:
                 self._met(self.table.get(peer) or Contact.of(peer))
         elif self._fabric.protocols(peer):
             self.table.remove(peer)  # it serves no more
@@ -476,6 +484,15 @@ class Dht:
 
     def _take(self, contact: Contact) -> None:
         """A node answered: take it into the table if it may."""
+        protocols = self._fabric.protocols(contact.peer)
+        if not protocols:
+            # It answered before it said what it serves: identify will tell.
+            self._unproven[contact.peer] = contact
+            while len(self._unproven) > UNPROVEN_MAX:
+                del self._unproven[next(iter(self._unproven))]
+            return
+        if self._protocol not in protocols:
+            return  # an answer to a request from before it stopped
         now = self._env.now()
         if self.table.is_full(contact):
             oldest = self._oldest_beside(contact)
