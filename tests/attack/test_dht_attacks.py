@@ -479,3 +479,30 @@ def test_private_addresses_in_a_record_are_not_dialled() -> None:
         "/ip4/8.8.8.8/tcp/4001",
     ]
     assert usable_addrs(OWNER.id, named, P2pConfig.wan()) == ["/ip4/8.8.8.8/tcp/4001"]
+
+
+def test_nobody_is_dialled_on_an_unsigned_word() -> None:
+    """A liar names a peer that never asked for visitors, without that peer's record."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            net = DhtNet(nursery)
+            decoy = Liar(net, 60, frame)
+            signed = Liar(net, 61, frame)
+            named = (
+                DhtPeer(decoy.identity.id, (decoy.fabric.addr,)),
+                DhtPeer(signed.identity.id, (), signed.record),
+            )
+            liar = Liar(net, 50, lambda request: frame(replace(request, closer=named)))
+            for each in (decoy, signed, liar):
+                await nursery.start(each.fabric.run)
+            node = await net.start(1)
+            await node.node.fabric.connect(liar.identity.id, [liar.fabric.addr])
+            await until(lambda: liar.identity.id in node.dht.table)
+            await node.dht.get(value_key(OWNER.id, b"name"))
+            assert signed.asked > 0, "who signed where it is, is asked"
+            assert decoy.asked == 0
+            assert decoy.identity.id not in node.node.fabric.peers()
+            nursery.cancel_scope.cancel()
+
+    run_seeded(main, seed=1)
