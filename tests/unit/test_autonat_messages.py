@@ -33,6 +33,7 @@ from p2p.nat.autonat_messages import (
 ADDR: Final = "/ip4/45.77.1.1/tcp/15001"
 NONCE: Final = 0x0102030405060708
 
+# js's @libp2p/autonat-v2 2.0.15 writes the first one alike and reads them all, field 64 skipped.
 # By hand from the schema: field 1 of the outer message is the request; field 1 of that the address,
 # field 2 the nonce as fixed64, which is little-endian.
 VECTORS: Final[list[tuple[DialMessage, str]]] = [
