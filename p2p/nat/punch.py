@@ -56,6 +56,12 @@ _PEERS_REMEMBERED_MAX: Final = 4096
 """Peers whose rounds are counted: as many as the gate remembers."""
 
 
+def may_aim_at(addr: Addr, is_public: Callable[[Addr], bool]) -> bool:
+    """Whether a punch may be aimed at `addr` on a peer's word: a public TCP port of no service."""
+    ports = [int(value) for name, value in parse_addr_untrusted(addr) if name == "tcp"]
+    return bool(ports) and min(ports) >= _PORT_MIN and not is_relayed(addr) and is_public(addr)
+
+
 class PunchingFabric(Fabric, Protocol):
     """A fabric that can dial beside a connection it has."""
 
@@ -265,11 +271,9 @@ class Puncher:
         for text in addrs:
             try:
                 addr, _ = split_peer_untrusted(text)
-                ports = [int(value) for name, value in parse_addr_untrusted(addr) if name == "tcp"]
             except DecodeError:
                 continue
-            good = not is_relayed(addr) and self._is_public(addr)
-            if good and ports and min(ports) >= _PORT_MIN:
+            if may_aim_at(addr, self._is_public):
                 found.append(addr)
         return list(dict.fromkeys(found))[:PUNCH_ADDRS_MAX]
 

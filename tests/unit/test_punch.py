@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 
 from p2p.nat.punch_messages import DCUTR
 from tests.helpers.fabrics import ECHO, ask
-from tests.unit.test_relay import World, circuits_of, play
+from tests.helpers.relays import circuits_of, play
+
+if TYPE_CHECKING:
+    from tests.helpers.relays import RelayWorld
 
 
 def test_a_relayed_connection_to_one_who_can_be_dialled_becomes_direct() -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(world: RelayWorld) -> None:
         _, hidden, seeker = await world.trio_of_nodes()
         world.net.heal()
         await seeker.fabric.connect(hidden.id, circuits_of(hidden))
@@ -27,7 +32,7 @@ def test_a_relayed_connection_to_one_who_can_be_dialled_becomes_direct() -> None
 
 
 def test_two_that_are_cut_off_stay_relayed_and_stop_trying() -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(world: RelayWorld) -> None:
         _, hidden, seeker = await world.trio_of_nodes()
         await seeker.fabric.connect(hidden.id, circuits_of(hidden))
         await trio.sleep(600)
@@ -40,7 +45,7 @@ def test_two_that_are_cut_off_stay_relayed_and_stop_trying() -> None:
 
 
 def test_a_pair_that_failed_tries_again_within_an_hour_or_so() -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(world: RelayWorld) -> None:
         _, hidden, seeker = await world.trio_of_nodes()
         await seeker.fabric.connect(hidden.id, circuits_of(hidden))
         await trio.sleep(600)
@@ -52,7 +57,7 @@ def test_a_pair_that_failed_tries_again_within_an_hour_or_so() -> None:
 
 
 def test_nobody_is_punched_at_without_a_relayed_connection() -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(world: RelayWorld) -> None:
         middle, hidden, _ = await world.trio_of_nodes()
         stream = await hidden.fabric.open(middle.id, DCUTR)
         await stream.send_all(b"\x02\x08\x64")
