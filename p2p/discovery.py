@@ -47,6 +47,8 @@ RECORD_S_MAX: Final = 3600.0
 """Our record is signed again when it is older, so that a fresh one beats a recording."""
 FELLOWS_MAX: Final = 20
 """Providers of a group's key asked for at once."""
+MEETINGS_MAX: Final = 128
+"""Meeting points of a node: half of what one sender may store at another."""
 
 # What a stranger names for a peer is dialled only if everybody can reach it: as if seen from there.
 _EVERYWHERE: Final = "/ip4/1.1.1.1/tcp/4001"
@@ -174,20 +176,20 @@ class Discovery:
         self._meeting: dict[bytes, None] = {}
         self._limiter = trio.CapacityLimiter(LOOKUPS_MAX)
 
-    def meet(self, name: bytes) -> None:
-        """Be found by, and find, whoever meets under `name`; it tells nothing of what it names.
+    def meet(self, names: Iterable[bytes]) -> None:
+        """Be found by, and find, whoever meets under one of `names`; replaces the former ones.
 
-        The DHT holds a hash of `name` only: who does not know it cannot ask for it.
+        The DHT holds hashes of the names: who does not know a name cannot ask for it. At most 128
+        count, so that a node in many groups does not spend its whole share of other nodes' stores.
         """
-        key = provider_key(name)
-        self._meeting[key] = None
-        self._dht.keep_provided(key)
-
-    def part(self, name: bytes) -> None:
-        """End `meet`."""
-        key = provider_key(name)
-        self._meeting.pop(key, None)
-        self._dht.unprovide(key)
+        keys = {provider_key(name): None for name in sorted(names)[:MEETINGS_MAX]}
+        for key in self._meeting:
+            if key not in keys:
+                self._dht.unprovide(key)
+        for key in keys:
+            if key not in self._meeting:
+                self._dht.keep_provided(key)
+        self._meeting = keys
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look until cancelled."""

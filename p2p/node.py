@@ -24,7 +24,7 @@ from p2p.rpc import Rpc
 from p2p.rpc_mesh import MeshMethods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from p2p.blobs.config import BlobConfig
@@ -261,6 +261,11 @@ class Node:
     def known_addrs(self, peer: PeerId) -> list[Addr]:
         """Remembered addresses of `peer`, best first."""
         return self.fabric.known_addrs(peer)
+
+    def meet(self, names: Iterable[bytes]) -> None:
+        """Be found by, and find, whoever meets under one of `names`, through the DHT."""
+        if self.discovery is not None:
+            self.discovery.meet(names)
 
     def pause(self) -> None:
         """Work offline: end every connection, refuse new ones both ways."""

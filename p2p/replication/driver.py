@@ -42,6 +42,8 @@ log = logging.getLogger("covey.p2p.replication")
 SESSIONS_MAX: Final = 8
 """Outgoing sessions at a time."""
 
+MEETING: Final = b"covey group "
+"""Before a group's id: the name under which its members find each other in the DHT."""
 FALLBACK_S: Final = 3.0
 """The higher peer id waits so long for the lower one to open the session on connect."""
 
@@ -165,6 +167,8 @@ class Driver:
         for peer in sorted(self._pinned - wanted):
             self._node.unpin(PeerId(peer))
         self._pinned = wanted
+        groups = self._core.groups.all()
+        self._node.meet(MEETING + g.id for g in groups if g.founded and g.state == STATE_MEMBER)
 
     async def _learn_addrs(self, peer: bytes) -> None:
         """Ask a member where the members are that we do not reach."""

@@ -214,3 +214,28 @@ async def check_republished() -> None:
 
 def test_what_is_kept_is_published_again_and_what_is_left_ends() -> None:
     run_seeded(check_republished, seed=1)
+
+
+async def check_meeting() -> None:
+    async with trio.open_nursery() as nursery:
+        net = DhtNet(nursery)
+        nodes = await three_nodes(net)
+        for node in nodes[1:]:
+            node.node.meet([b"group", b"other"])
+        await trio.sleep(20)
+        key = provider_key(b"group")
+        found = dict(await nodes[0].dht.providers(key, 10))
+        assert found == {node.id: node.node.fabric.addrs() for node in nodes[1:]}
+        discovery = nodes[1].node.discovery
+        assert discovery is not None
+        assert await discovery._ask_meetings(nodes[2].id) == nodes[2].node.fabric.addrs()
+        assert await discovery._ask_meetings(nodes[0].id) == []
+        # Who left a group does not renew its word there.
+        assert nodes[1].dht.report().published == 3
+        nodes[1].node.meet([b"other"])
+        assert nodes[1].dht.report().published == 2
+        nursery.cancel_scope.cancel()
+
+
+def test_members_of_a_group_find_each_other_at_its_meeting_point() -> None:
+    run_seeded(check_meeting, seed=1)
