@@ -415,9 +415,17 @@ class Manager:
         if not usable:
             raise Unreachable("no address known")
         self.counters["dials"] += 1
+        # A peer that is at relays may drop our SYN. Had that left from our listen port, our NAT
+        # would keep half a connection between the two ports, and refuse the answer of our listener
+        # when the peer knocks from there later: its sequence number is not the one the NAT saw
+        # (Linux, for two minutes). Only a punch, where both knock at once, may leave from it.
+        hidden = not remembered or any(is_relayed(addr) for addr in usable)
 
         async def attempt(addr: Addr) -> Connection:
-            return await self._dial_one(peer, addr)
+            stream, path = await self._dial_raw(
+                peer, addr, reuse_port=is_public(addr) and not hidden
+            )
+            return await self._prove_dialled(stream, peer, addr, path, initiator=True)
 
         race = Race(attempt, Connection.discard)
         with trio.move_on_after(config.dial_all_s):
@@ -428,14 +436,12 @@ class Manager:
             )
         raise Unreachable(f"no answer in {config.dial_all_s:g} s")
 
-    async def _dial_one(self, peer: PeerId, addr: Addr) -> Connection:
-        stream, path = await self._dial_raw(peer, addr)
-        return await self._prove_dialled(stream, peer, addr, path, initiator=True)
-
-    async def _dial_raw(self, peer: PeerId, addr: Addr) -> tuple[trio.abc.Stream, Path]:
+    async def _dial_raw(
+        self, peer: PeerId, addr: Addr, *, reuse_port: bool
+    ) -> tuple[trio.abc.Stream, Path]:
         transport = self._transport(addr)
         # From the port we listen at, so that the NATs between give us one address for all of them.
-        stream = await transport.dial(addr, peer=peer, reuse_port=is_public(addr))
+        stream = await transport.dial(addr, peer=peer, reuse_port=reuse_port)
         return stream, transport.path
 
     def _transport(self, addr: Addr) -> Transport:
@@ -522,7 +528,7 @@ class Manager:
         while True:
             try:
                 with trio.fail_after(CONNECT_S):
-                    stream, path = await self._dial_raw(peer, addr)
+                    stream, path = await self._dial_raw(peer, addr, reuse_port=True)
                 connection = await self._prove_dialled(
                     stream, peer, addr, path, initiator=initiator
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 import trio
@@ -34,7 +34,9 @@ from tests.helpers.fabrics import ECHO, ask, echo, identity
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from p2p.identity import PeerId
     from p2p.net.memory import MemTransport
+    from p2p.net.seam import Addr
 
 KINDS: Final = {
     "open": OPEN,
@@ -50,6 +52,33 @@ UPGRADE_S: Final = 10.0
 """A relayed connection is direct by then."""
 
 
+class Dial(NamedTuple):
+    """One dial of a node."""
+
+    number: int
+    addr: Addr
+    from_listen_port: bool
+    at_s: float
+
+
+class Noted:
+    """A host's transport that notes each dial: number, address, from the listen port, when."""
+
+    def __init__(self, host: MemTransport, number: int, dials: list[Dial]) -> None:
+        self._host = host
+        self._number = number
+        self._dials = dials
+        self.path = host.path
+        self.dials = host.dials
+        self.listen = host.listen
+
+    async def dial(
+        self, addr: Addr, *, peer: PeerId | None = None, reuse_port: bool = False
+    ) -> trio.abc.Stream:
+        self._dials.append(Dial(self._number, addr, reuse_port, trio.current_time()))
+        return await self._host.dial(addr, peer=peer, reuse_port=reuse_port)
+
+
 class World:
     """Two public nodes, and whoever is put behind a NAT."""
 
@@ -61,6 +90,7 @@ class World:
         )
         self.public: list[Node] = []
         self.seen: list[str] = []
+        self.dials: list[Dial] = []
 
     async def start(self, *, six: bool) -> None:
         for number, ip in enumerate(
@@ -78,7 +108,7 @@ class World:
             network_check_s=0,
         )
         env = SeededEnv(self.seed, f"node {number}", trio.current_time)
-        node = Node(identity(number), config, env, [host])
+        node = Node(identity(number), config, env, [Noted(host, number, self.dials)])
         node.set_members(lambda peer: True)  # noqa: ARG005 - everybody
         node.fabric.handle(ECHO, echo, per_peer_max=64)
         await self.nursery.start(node.run)
@@ -147,6 +177,27 @@ def test_every_pair_of_firewalls_is_direct(a: str, b: str) -> None:
 
     async def scenario(world: World) -> None:
         await meet(world, kinds[a], kinds[b], six=True, direct=True)
+
+    play(scenario)
+
+
+def test_only_a_punch_knocks_at_a_hidden_peer_from_the_listen_port() -> None:
+    """Linux's NAT remembers the sequence number of a SYN that was dropped behind it.
+
+    For two minutes it then refuses what our listener answers to that same endpoint: seen between
+    real kernels, where most pairs stayed relayed for it.
+    """
+
+    async def scenario(world: World) -> None:
+        await meet(world, PORT_RESTRICTED, PORT_RESTRICTED, six=False, direct=True)
+        observed = "/ip4/45.77.4.1/tcp/4001"
+        first, *_, last = (d for d in world.dials if d.number == 1 and d.addr == observed)
+        assert not first.from_listen_port
+        assert last.from_listen_port
+        assert last.at_s > first.at_s + 1
+        to_relays = [d for d in world.dials if d.number == 1 and d.addr.endswith(".10/tcp/4001")]
+        assert to_relays
+        assert all(d.from_listen_port for d in to_relays), "else nobody could say how it is seen"
 
     play(scenario)
 
