@@ -195,6 +195,11 @@ class Daemon:
                         hub.publish("peer.up", {"peer": _peer_of(event)})
                     case "PeerDown":
                         hub.publish("peer.down", {"peer": _peer_of(event)})
+                    case "PathChanged":
+                        path = getattr(event, "path", "")
+                        hub.publish("peer.path", {"peer": _peer_of(event), "path": path})
+                    case "AddrsChanged":
+                        hub.publish("peer.own_addrs", {"addrs": len(getattr(event, "addrs", ()))})
                     case _:
                         continue
 

@@ -9,6 +9,9 @@ from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 from daemon.cli.status import peer_line
 
+PING_EVERY_S = 0.2
+"""Between two pings: enough for a person to see a change, not a load."""
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
@@ -34,6 +37,37 @@ def configure_peers(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n  covey peers\n  covey peers rename …7R3pq desk\n  covey peers ping desk"
     )
+
+
+def configure_ping(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `covey ping`."""
+    parser.add_argument("peer", help="name, id or its ending")
+    parser.add_argument(
+        "-c", "--count", type=int, default=4, metavar="N", help="how often (default 4)"
+    )
+    parser.epilog = "examples:\n  covey ping desk\n  covey ping desk -c 1 --json"
+
+
+def run_ping(args: argparse.Namespace) -> int:
+    """Measure the way to a machine and say how it is reached."""
+    client = connect(args)
+    pongs: list[dict[str, Json]] = []
+    for number in range(max(1, args.count)):
+        if number:
+            time.sleep(PING_EVERY_S)
+        pong = out.mapping(client.call("peers.ping", {"peer": args.peer}))
+        pongs.append(pong)
+        if not args.json and not args.quiet:
+            ms, path = out.number(pong.get("ms")), out.text(pong.get("path"))
+            out.say(f"{out.text(pong.get('name'))} answered in {ms:.1f} ms ({path})")
+    times = [out.number(pong.get("ms")) for pong in pongs]
+    if args.json:
+        listed: list[Json] = list(pongs)
+        out.say_json({"pongs": listed, "min_ms": min(times), "max_ms": max(times)})
+    elif len(times) > 1 or args.quiet:
+        mean = sum(times) / len(times)
+        out.say(f"min {min(times):.1f} ms, mean {mean:.1f} ms, max {max(times):.1f} ms")
+    return 0
 
 
 def run_peers(args: argparse.Namespace) -> int:

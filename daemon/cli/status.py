@@ -93,6 +93,10 @@ def peer_line(peer: dict[str, Json], now_ms: float) -> str:
     rtt = peer.get("rtt_ms")
     way = out.text(peer.get("path")) + (f" {out.number(rtt):.0f} ms" if rtt is not None else "")
     state = way if live else "offline"
+    if live:
+        moved = out.number(peer.get("bytes_in")), out.number(peer.get("bytes_out"))
+        since = out.span((now_ms - out.number(peer.get("since_ms"))) / 1000)
+        state += f", {since}, ↓{out.size(moved[0])} ↑{out.size(moved[1])}"
     shared = out.mapping(peer.get("groups")).items()
     groups = ", ".join(f"{out.text(group)} ({out.text(role)})" for group, role in shared)
     synced = f"synced {out.ago(out.number(peer.get('synced_ms')), now_ms)}"
@@ -100,7 +104,7 @@ def peer_line(peer: dict[str, Json], now_ms: float) -> str:
     tail = out.paint(f"  {out.one_line(problem, 60)}", out.YELLOW) if problem else ""
     name = out.one_line(out.text(peer.get("name")), 20)
     ending = out.text(peer.get("peer_id"))[-8:]
-    return f"{mark} {name:<20} …{ending}  {state:<14} {synced:<18} {groups}{tail}"
+    return f"{mark} {name:<20} …{ending}  {state:<36} {synced:<18} {groups}{tail}"
 
 
 def _memory(memory: dict[str, Json]) -> None:

@@ -30,6 +30,10 @@ class PeerRow(msgspec.Struct, kw_only=True):
         path: direct, lan, relay or empty.
         addr: where it is connected from or to.
         rtt_ms: round trip, None if unknown.
+        since_ms: when the present connection began, Unix milliseconds, 0 if there is none.
+        bytes_in: bytes received over the present connections.
+        bytes_out: bytes sent over them.
+        software: what the other daemon calls itself; a claim, not a proof.
         groups: groups you share, with its role in each.
         synced_ms: when you last agreed on everything, Unix milliseconds, 0 if never.
         missing: records known to be missing here or there.
@@ -43,6 +47,10 @@ class PeerRow(msgspec.Struct, kw_only=True):
     path: str
     addr: str
     rtt_ms: float | None
+    since_ms: int
+    bytes_in: int
+    bytes_out: int
+    software: str
     groups: dict[str, str]
     synced_ms: int
     missing: int
@@ -131,6 +139,7 @@ def shown_name(names: dict[bytes, str], peer: bytes, services: Services) -> str:
 async def peer_rows(services: Services) -> list[PeerRow]:
     """All other members of our groups, connected ones first."""
     names = await device_names(services)
+    now_s, now_ms = services.env.now(), services.env.wall_ms()
     live = services.node.report().peers
     groups: dict[bytes, dict[str, str]] = {}
     for view in services.replication.groups():
@@ -155,6 +164,10 @@ async def peer_rows(services: Services) -> list[PeerRow]:
                 path=info.path if info else "",
                 addr=info.addr if info else "",
                 rtt_ms=None if info is None or info.rtt_s is None else info.rtt_s * 1000,
+                since_ms=now_ms - int((now_s - info.since_s) * 1000) if info else 0,
+                bytes_in=info.bytes_in if info else 0,
+                bytes_out=info.bytes_out if info else 0,
+                software=info.agent if info else "",
                 groups=shared,
                 synced_ms=last,
                 missing=missing,

@@ -10,6 +10,7 @@ import daemon
 from daemon.health import Check, HealthReport
 from daemon.methods.group import GroupInfo, group_infos
 from daemon.methods.peers import PeerRow, peer_rows
+from daemon.metrics import collect
 from daemon.rpc.registry import Call, Empty, method
 from memory.model import Stats
 from p2p.identity import peer_text
@@ -52,6 +53,12 @@ class DaemonStatus(msgspec.Struct, kw_only=True):
     peers: list[PeerRow]
     memory: Stats
     agents: int
+
+
+class MetricsText(msgspec.Struct, kw_only=True):
+    """Figures in Prometheus' text format."""
+
+    text: str
 
 
 class PathsInfo(msgspec.Struct, kw_only=True):
@@ -119,6 +126,13 @@ async def health(call: Call, p: Empty) -> HealthReport:
     """Ask every part how it is."""
     del p
     return await call.services.health.report()
+
+
+@method("daemon.metrics", scope="read")
+async def metrics(call: Call, p: Empty) -> MetricsText:
+    """Show figures for monitoring, in Prometheus' text format."""
+    del p
+    return MetricsText(text=await collect(call.services, call.context.caller()))
 
 
 @method("daemon.paths", scope="", unmetered=True)

@@ -201,3 +201,26 @@ def test_machines_agree_again_after_one_was_away(pair: tuple[Home, Home]) -> Non
     wait_until("laptop has it", lambda: laptop.texts("alone at the desk") != [])
     digest = ("rpc", "sync.digest", '{"group":"home"}')
     wait_until("equal sets", lambda: laptop.ok(*digest) == desk.ok(*digest))
+
+
+def test_the_way_to_a_machine_is_shown_measured_and_told(pair: tuple[Home, Home]) -> None:
+    laptop, desk = pair
+    desk.ok("join", ticket_of(laptop), "--yes")
+    wait_until("they are connected", lambda: bool(peer_of(laptop)["connected"]))
+    peer = peer_of(laptop)
+    assert peer["path"] == "direct"
+    assert cast("int", peer["since_ms"]) > 1_700_000_000_000
+    assert cast("int", peer["bytes_in"]) > 0
+    assert cast("int", peer["bytes_out"]) > 0
+    wait_until("it says its software", lambda: str(peer_of(laptop)["software"]) != "")
+    assert re.search(r"● .* direct \d+ ms, .*↓.*iB ↑.*iB", laptop.ok("peers"))
+    pinged = laptop.json("ping", str(peer["peer_id"]), "-c", "2")
+    assert isinstance(pinged, dict)
+    assert len(cast("list[Json]", pinged["pongs"])) == 2
+    assert 0 < cast("float", pinged["min_ms"]) <= cast("float", pinged["max_ms"])
+    figures = laptop.ok("metrics")
+    assert 'covey_peers{path="direct"} 1' in figures
+    assert "# TYPE covey_net_events_total counter" in figures
+    target = laptop.work / "covey.prom"
+    laptop.ok("metrics", "--textfile", str(target))
+    assert target.read_text().startswith("# HELP covey_loop_lag_seconds")
