@@ -6,7 +6,7 @@ Pure: it reads a snapshot of the mesh and returns rows for `covey doctor net`.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from daemon.health import Check
 from p2p.nat.reachability import Reach
@@ -53,6 +53,16 @@ def _paths(report: NetReport) -> Check:
     return _ok("mesh.paths", "connected: " + (", ".join(parts) or "to nobody now"))
 
 
+def _is_lost(report: NetReport) -> bool:
+    """Whether nobody outside can reach us, not even over a relay."""
+    traversal = report.traversal
+    return (
+        traversal is not None
+        and traversal.reachability.state is Reach.PRIVATE
+        and not traversal.relay.relays
+    )
+
+
 def _port(report: NetReport) -> int | None:
     for addr in report.listen:
         tcp = tcp_addr_untrusted(addr)
@@ -84,7 +94,7 @@ def _reach(report: NetReport) -> list[Check]:
             return [_ok("mesh.reach", f"not known yet whether others can dial us{why}"), *each]
         case Reach.PRIVATE:
             pass
-    if report.traversal.relay.relays:
+    if not _is_lost(report):
         return [_ok("mesh.reach", f"behind a NAT, reached over relays{why}"), *each]
     port = _port(report)
     where = f"TCP port {port}" if port else "the TCP port of `[p2p] listen`"
@@ -134,10 +144,14 @@ def _router(report: NetReport) -> list[Check]:
     around = report.surroundings
     if around.mapping_note:
         return [_ok("mesh.router", around.mapping_note)]
+    # Many routers forward nothing by themselves; that matters where nothing else helps.
+    status: Literal["ok", "degraded"] = "degraded" if _is_lost(report) else "ok"
     rows = []
     for row in around.mapping:
         if row.problem:
-            rows.append(_warn("mesh.router", row.problem, row.remedy))
+            rows.append(
+                Check(name="mesh.router", status=status, message=row.problem, remedy=row.remedy)
+            )
         elif row.external:
             rows.append(
                 _ok("mesh.router", f"port {row.internal_port} is {row.external} ({row.kind})")
