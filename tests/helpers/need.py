@@ -34,7 +34,7 @@ class Requirement:
     remedy: str
     """How to get it: a sentence with the command."""
     optional_in_ci: bool = False
-    """Evaluation data only: missing is a skip even where everything is required."""
+    """Evaluation data, or a second witness: missing is a skip even where everything is required."""
 
 
 def _command(name: str) -> str | None:
@@ -76,6 +76,15 @@ def _netns() -> str | None:
     return None if probe.returncode == 0 else "network namespaces are not allowed here"
 
 
+def _miniupnpd() -> str | None:
+    found = shutil.which("miniupnpd") or "/usr/sbin/miniupnpd"
+    try:
+        uses_nftables = b"libnftnl" in Path(found).read_bytes()
+    except OSError:
+        return "no `miniupnpd`"
+    return None if uses_nftables else "this `miniupnpd` is not the one for nftables"
+
+
 def _ipv6() -> str | None:
     try:
         loopback = Path("/proc/net/if_inet6").read_text("ascii")
@@ -100,6 +109,12 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "root": Requirement(_root, "run the tests as root"),
     "netns": Requirement(
         _netns, "run as root, or allow user namespaces: `sysctl kernel.unprivileged_userns_clone=1`"
+    ),
+    "miniupnpd": Requirement(
+        _miniupnpd,
+        "install a router's port mapping, for example `apt-get install miniupnpd-nftables"
+        " miniupnpd`; it need not run",
+        optional_in_ci=True,
     ),
     "ipv6": Requirement(_ipv6, "enable IPv6: `sysctl net.ipv6.conf.lo.disable_ipv6=0`"),
 }
