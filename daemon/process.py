@@ -229,6 +229,7 @@ class Daemon:
         core.start_soon(self._preload_mcp)
         core.start_soon(services.embeddings.run)
         core.start_soon(services.backups.run)
+        core.start_soon(services.uploads.run)
         services.health.add("backup.age", services.backups.check)
         services.health.add("store.disk", self._check_disk)
         services.health.add("store.writer", self._check_writer)

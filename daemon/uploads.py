@@ -8,13 +8,16 @@ thrown away.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
 from daemon.errors import RpcError
+from p2p.errors import TransientError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from p2p.blobs.pins import Group
     from p2p.blobs.service import Blobs, Upload
     from p2p.env import Env
@@ -22,8 +25,13 @@ if TYPE_CHECKING:
 UPLOADS_MAX: Final = 16
 """Uploads at once: each holds an open file."""
 
-IDLE_S_MAX: Final = 600.0
-"""An upload that nobody continues in this time is thrown away. Guess: a laptop's short sleep."""
+IDLE_S_MAX: Final = 120.0
+"""An upload that nobody continues in this time is thrown away. Guess: a slow disk, a slow person
+with a debugger, no longer: its bytes take room."""
+
+SWEEP_S: Final = 30.0
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -71,7 +79,7 @@ class Uploads:
 
         Raises:
             RpcError: not_found, or conflict when a piece is missing before this one.
-            DiskFull: no room.
+            DiskFull: no room; the upload is over, and takes none any more.
         """
         found = self._find(name, agent)
         async with found.lock:
@@ -81,7 +89,7 @@ class Uploads:
                     "conflict", f"the next piece begins at {size}", data={"offset": size}
                 )
             if offset == size and data and not found.blob:
-                await found.upload.write(data)
+                await self._or_end(name, found, found.upload.write(data))
             found.touched_s = self._env.now()
             return found.upload.size
 
@@ -95,8 +103,18 @@ class Uploads:
         found = self._find(name, agent)
         async with found.lock:
             if not found.blob:
-                found.blob = (await self._blobs.finish(found.upload, group, tag=tag)).hex()
+                finishing = self._blobs.finish(found.upload, group, tag=tag)
+                found.blob = (await self._or_end(name, found, finishing)).hex()
             return found.blob
+
+    async def _or_end(self, name: str, found: _Open, step: Awaitable[T]) -> T:
+        """A step of an upload; if it fails, the upload is over at once: its bytes fill the disk."""
+        try:
+            return await step
+        except TransientError:
+            self._open.pop(name, None)
+            await found.upload.abort()
+            raise
 
     def _find(self, name: str, agent: str) -> _Open:
         found = self._open.get(name)
@@ -106,9 +124,15 @@ class Uploads:
             )
         return found
 
+    async def run(self) -> None:
+        """Throw away what nobody continues, until cancelled."""
+        while True:
+            await trio.sleep(SWEEP_S)
+            await self._sweep()
+
     async def _sweep(self) -> None:
         before = self._env.now() - IDLE_S_MAX
         for name, found in list(self._open.items()):
-            if (found.blob or found.touched_s < before) and not found.lock.locked():
+            if found.touched_s < before and not found.lock.locked():
                 del self._open[name]
                 await found.upload.abort()

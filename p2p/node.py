@@ -291,6 +291,7 @@ class Node:
             counters={
                 **self.fabric.counters(),
                 **self.rpc.counters(),
+                **({} if self.blobs is None else self.blobs.counters()),
                 **(traversal.counters() if traversal is not None else {}),
                 **(self.surroundings.counters() if self.surroundings is not None else {}),
             },

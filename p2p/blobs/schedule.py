@@ -11,10 +11,11 @@ and to give up. It knows no bytes: the driver hashes and stores chunks and says 
 
 - Each source starts at a place drawn for it and goes on in order, over what nobody else was asked
   for. So several fetchers of one blob soon have different parts, and can serve each other.
-- Each source has a *window*: chunks it may be asked for at once, twice what fits between it and us
-  (rate times round trip), at least two. The rate is what was delivered while a request was under
-  way, so that a window of two grows until the path is full (as BBR's start does:
-  draft-ietf-ccwg-bbr s.4.1).
+- Each source has a *window*: chunks it may be asked for at once, twice what fits between it and us:
+  its rate times the shortest time in which a chunk of it came, at least two. The rate is what was
+  delivered while a request was under way, so that a window of two grows until the path is full (as
+  BBR's start does: draft-ietf-ccwg-bbr s.4.1). A ping's round trip instead of a chunk's time left a
+  path of 4 MB/s and 100 ms at 2.9 MB/s: a chunk is a little longer than a fresh stream's window.
 - A request has a *limit*: four times what it should take, at least two seconds. Past it the chunk
   is free for others. A source that only ever lets us wait goes when there is another; the last one
   is given twice the time instead, for it may be a slow line.
@@ -98,6 +99,8 @@ class _Source:
     window: int = WINDOW_MIN
     flights: dict[int, _Flight] = field(default_factory=dict)
     bytes_per_s: float | None = None
+    shortest_s: float = math.inf
+    """In which a chunk came: the round trips that one takes, and its own time on the wire."""
     delivered_bytes: int = 0
     failures: int = 0
     patience: float = 1.0
@@ -384,7 +387,8 @@ class Schedule:
         known = source.bytes_per_s
         # A slower sample counts a quarter: one late chunk is not a slower path.
         source.bytes_per_s = rate if known is None else max(rate, 0.75 * known + 0.25 * rate)
-        in_path = source.bytes_per_s * source.round_trip_s / self._manifest.chunk_bytes
+        source.shortest_s = min(source.shortest_s, took_s)
+        in_path = source.bytes_per_s * source.shortest_s / self._manifest.chunk_bytes
         source.window = min(max(WINDOW_MIN, math.ceil(2 * in_path)), self._config.window_max)
         source.failures = 0
         source.patience = 1.0

@@ -156,7 +156,6 @@ class Blobs:
         )
         self._turns: dict[BlobId, _Turn] = {}
         self._fetching = trio.CapacityLimiter(self._config.fetches_max)
-        self._bytes_in = 0
 
     def set_readers(self, fn: Callable[[bytes | None, PeerId], bool]) -> None:
         """Tell who is who. Before that nobody is in any group, and no device is ours.
@@ -278,7 +277,6 @@ class Blobs:
 
     async def _fetch(self, blob: BlobId, group: Group, turn: _Turn) -> Entry:
         entry = await Fetch(self._parties, blob, group, turn.tell).run()
-        self._bytes_in += entry.size
         await self._store.collect(keep=blob)
         if isinstance(group, Public):
             await self._provide(entry)
@@ -396,11 +394,21 @@ class Blobs:
             bytes_used=sum(entry.bytes_used for entry in entries),
             bytes_pinned=sum(entry.bytes_used for entry in entries if entry.pinned),
             fetches=sum(entry.fetching for entry in entries),
-            bytes_in=self._bytes_in,
+            bytes_in=self._store.bytes_in,
             bytes_out=self._server.bytes_out,
             collected=self._store.collected,
             damaged=self._store.damaged,
         )
+
+    def counters(self) -> dict[str, int]:
+        """Counts since the start."""
+        report = self.report()
+        return {
+            "blob_bytes_in": report.bytes_in,
+            "blob_bytes_out": report.bytes_out,
+            "blobs_collected": report.collected,
+            "blobs_damaged": report.damaged,
+        }
 
     async def _entry(self, blob: BlobId) -> Entry:
         await self._store.load()

@@ -91,7 +91,11 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+def _write_all(
+    descriptor: int, data: bytes | bytearray | memoryview, offset: int, env: Env
+) -> None:
+    if env.fault("blobs.disk_full"):
+        raise OSError(errno.ENOSPC, "simulated")
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -125,7 +129,7 @@ class Incoming:
             DiskFull: no room.
         """
         with _disk("storing a blob"):
-            _write_all(self._descriptor, data, self.size)
+            _write_all(self._descriptor, data, self.size, self._env)
         self._env.fault("blobs.put.wrote")
         self.size += len(data)
         view = memoryview(data)
@@ -206,7 +210,7 @@ class Part:
             DiskFull: no room.
         """
         with _disk("storing a blob"):
-            _write_all(self._descriptor, data, self._manifest.span(index).offset)
+            _write_all(self._descriptor, data, self._manifest.span(index).offset, self._files.env)
         self._files.env.fault("blobs.part.wrote")
 
     def read(self, index: int) -> bytes:
@@ -396,7 +400,7 @@ class BlobFiles:
         descriptor = os.open(temporary, flags, 0o600)
         try:
             try:
-                _write_all(descriptor, data, 0)
+                _write_all(descriptor, data, 0, self.env)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -50,6 +50,7 @@ class Store:
 
     def __init__(self, files: BlobFiles, env: Env, offload: Offload, config: BlobConfig) -> None:
         self.entries: dict[BlobId, Entry] = {}
+        self.bytes_in = 0
         self.collected = 0
         self.damaged = 0
         self._files = files
@@ -258,6 +259,7 @@ class Store:
                 pins=Pins(),
             )
         entry.fetching = True
+        part: Part | None = None
         try:
             async with entry.lock:
                 # Here, because whoever had the lock may have dropped it.
@@ -271,6 +273,8 @@ class Store:
             await self._resume(entry, part, manifest)
         except BaseException:
             entry.fetching = False
+            if part is not None:
+                part.close()
             raise
         return entry, part
 
@@ -304,6 +308,7 @@ class Store:
 
         right = await self._offload.run(check_and_write)
         if right:
+            self.bytes_in += len(data)
             entry.right |= 1 << index
         return right
 
