@@ -69,6 +69,8 @@ class Driven:
                 return list(fabric.addrs())
             case "paths":
                 return {peer_text(each): info.path for each, info in fabric.peers().items()}
+            case "via":
+                return fabric.peers()[peer].addr
             case "meet":
                 addrs = [str(addr) for addr in cast("list[Json]", message["addrs"])]
                 await fabric.connect(peer, addrs)

@@ -31,7 +31,7 @@ def world() -> Iterator[World]:
         yield World(stack, "4")
 
 
-def joined(world: World, kinds: tuple[str, str]) -> tuple[Peer, Peer]:
+def joined(world: World, kinds: tuple[str, str], *, direct: bool = True) -> tuple[Peer, Peer]:
     """Two members that keep each other connected, after their first exchange."""
     laptop, desk = world.node(LAPTOP, kinds[0]), world.node(DESK, kinds[1])
     wait_found(world, [laptop, desk])
@@ -41,7 +41,7 @@ def joined(world: World, kinds: tuple[str, str]) -> tuple[Peer, Peer]:
         "tuple[str, float | None]",
         laptop.act("meet", peer=desk.id, addrs=list(desk.addrs()), limit_s=RETURN_S * 2),
     )
-    assert direct_s is not None, first
+    assert (direct_s is not None) == direct, first
     return laptop, desk
 
 
@@ -75,3 +75,12 @@ def test_traffic_flows_soon_after_a_change_of_address(world: World, kinds: tuple
         "route add default via 10.0.1.1",
     )
     check_traffic(laptop, desk)
+
+
+def test_traffic_takes_the_other_relay_when_one_dies(world: World) -> None:
+    laptop, desk = joined(world, ("symmetric", "symmetric"), direct=False)
+    used = str(laptop.act("via", peer=desk.id))
+    (carrier,) = (peer for peer in world.public if f"/p2p/{peer.id}/p2p-circuit" in used)
+    carrier.kill()
+    check_traffic(laptop, desk)
+    assert laptop.path_to(desk) == "relay"
