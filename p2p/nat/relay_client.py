@@ -65,6 +65,14 @@ class Place:
     network: str
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """A relay gave us no place."""
+
+    until_s: float
+    wait_s: float
+
+
 def choose_relays(
     peers: Mapping[PeerId, PeerInfo],
     *,
@@ -128,7 +136,7 @@ class RelayClient:
         self._is_member = is_member
         self._accept = accept
         self._wanted = False
-        self._refused: dict[PeerId, float] = {}
+        self._refused: dict[PeerId, _Refusal] = {}
         self._offers: dict[PeerId, deque[float]] = {}
         self._kick = trio.Event()
         fabric.handle(STOP, self._stop, per_peer_max=_STOP_STREAMS_MAX)
@@ -156,6 +164,7 @@ class RelayClient:
                     log.info("relay_lost", extra={"f": {"relay": peer_text(peer)}})
                     self._tell()
                 self._offers.pop(peer, None)
+                self._refused.pop(peer, None)
                 self._kick.set()
             case PeerUp() | PeerIdentified() | PathChanged():
                 self._kick.set()
@@ -186,12 +195,11 @@ class RelayClient:
         if not self._wanted:
             return float("inf")
         times = [place.renew_s for place in self.places.values()]
-        times += [until for until in self._refused.values() if until > now]
+        times += [r.until_s for r in self._refused.values() if r.until_s > now]
         return max(0.0, min(times) - now) if times else float("inf")
 
     async def _fill(self) -> None:
         now = self._env.now()
-        self._refused = {peer: until for peer, until in self._refused.items() if until > now}
         for place in list(self.places.values()):
             if now >= place.renew_s and not await self._reserve(place.relay):
                 self.places.pop(place.relay, None)
@@ -209,7 +217,9 @@ class RelayClient:
             is_member=self._is_member,
             taken={place.network for place in self.places.values()},
         )
-        return next((p for p in found if p not in self._refused and p not in self.places), None)
+        now = self._env.now()
+        resting = {peer for peer, refusal in self._refused.items() if refusal.until_s > now}
+        return next((p for p in found if p not in resting and p not in self.places), None)
 
     async def _reserve(self, relay: PeerId) -> bool:
         """Ask a relay for a place, or to renew it; whether it was given."""
@@ -232,9 +242,10 @@ class RelayClient:
                 stream.reset()
         reservation = None if answer is None else answer.reservation
         if answer is None or answer.status != Status.OK or reservation is None:
-            self._refused[relay] = self._env.now() + self._config.retry_s
+            self._rest(relay)
             self.counters["relay_places_refused"] += 1
             return False
+        self._refused.pop(relay, None)
         left_s = reservation.expire_s - self._env.wall_ms() / 1000
         self.places[relay] = Place(
             relay,
@@ -245,6 +256,13 @@ class RelayClient:
         self.counters["relay_places"] += 1
         log.info("relay_place", extra={"f": {"relay": peer_text(relay), "seconds": int(left_s)}})
         return True
+
+    def _rest(self, relay: PeerId) -> None:
+        """Leave a relay that refused us alone for a while; a new member's admission may be near."""
+        last = self._refused.get(relay)
+        wait_s = self._config.retry_min_s if last is None else last.wait_s * 2
+        wait_s = min(wait_s, self._config.retry_s)
+        self._refused[relay] = _Refusal(self._env.now() + wait_s, wait_s)
 
     def _tell(self) -> None:
         addrs = [addr for place in self.places.values() for addr in place.addrs]

@@ -89,8 +89,11 @@ class RelayConfig:
     """Time for the other side to answer one message (circuit-v2.md leaves it open; js: 30)."""
     stops_per_min: int = 10
     """Circuits to us that one relay may offer in a minute."""
+    retry_min_s: float = 1.0
+    """How long a relay that refused us is left alone at first: it may not know yet that we joined
+    its group. Doubles up to `retry_s`."""
     retry_s: float = 60.0
-    """How long a relay that refused us is left alone."""
+    """Longest such wait."""
     member: RelayQuota = field(default_factory=member_quota)
     """For peers of our groups."""
     stranger: RelayQuota = field(default_factory=stranger_quota)

@@ -134,3 +134,27 @@ def test_a_circuit_that_had_its_share_is_cut() -> None:
         assert middle.report().traversal.relay.circuits == 0  # type: ignore[union-attr]
 
     play(scenario)
+
+
+def test_a_relay_that_did_not_know_us_yet_is_asked_again_soon() -> None:
+    async def scenario(world: RelayWorld) -> None:
+        everybody, world.members = world.members, set()
+        middle, hidden, _ = await world.trio_of_nodes()
+        assert circuits_of(hidden) == []
+        world.members |= everybody
+        await trio.sleep(5)
+        assert len(circuits_of(hidden)) == 1
+        refused = middle.report().counters["relay_permission_denied"]
+        assert refused <= 3, "not at once, again and again"
+
+    play(scenario)
+
+
+def test_a_relay_that_goes_on_refusing_is_asked_once_a_minute() -> None:
+    async def scenario(world: RelayWorld) -> None:
+        world.members = set()
+        middle, _, _ = await world.trio_of_nodes()
+        await trio.sleep(3600)
+        assert middle.report().counters["relay_permission_denied"] < 75
+
+    play(scenario)
