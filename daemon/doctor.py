@@ -268,11 +268,9 @@ def examine(
     if part is not None:
         prefix = {"net": ("mesh", "sync", "peers"), "store": ("store", "modes", "last_run"),
                   "clients": ("clients", "daemon")}[part]  # fmt: skip
-        # A daemon that does not answer is why the rest of the part is missing.
-        checks = [
-            check
-            for check in checks
-            if check.name.startswith(prefix) or (check.name == "daemon" and check.status != "ok")
-        ]
+        # Only the daemon knows of the mesh: if it does not answer, that is what is wrong.
+        silent = [check for check in asked if part == "net" and check.name == "daemon"]
+        checks = [check for check in checks if check.name.startswith(prefix)]
+        checks += [check for check in silent if check.status != "ok"]
     order = {"failed": 0, "degraded": 1, "ok": 2}
     return sorted(checks, key=lambda check: (order[check.status], check.name))

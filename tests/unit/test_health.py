@@ -191,3 +191,9 @@ def test_a_part_limits_the_doctor(tmp_path: Path) -> None:
     paths = home(tmp_path)
     found = doctor.examine(paths, part="store", socket_path=str(tmp_path / "absent"))
     assert all(one.name.startswith(("store", "modes", "last_run")) for one in found)
+
+
+def test_the_doctor_of_the_net_says_when_nobody_can_tell(tmp_path: Path) -> None:
+    (one,) = doctor.examine(home(tmp_path), part="net", socket_path=str(tmp_path / "absent"))
+    assert (one.name, one.status) == ("daemon", "degraded")
+    assert one.remedy
