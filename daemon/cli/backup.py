@@ -29,12 +29,13 @@ def configure_backup(parser: argparse.ArgumentParser) -> None:
     )
     add_verb(verbs, "list", "those there are, newest first")
     sub = add_verb(verbs, "verify", "check one against its manifest")
-    sub.add_argument("name")
+    sub.add_argument("name", help="its name, or `latest`")
     sub = add_verb(verbs, "prune", "remove all but the newest")
     sub.add_argument("--keep", type=int, metavar="N", help="how many stay (setting backup.keep)")
     parser.epilog = (
         f"The passphrase is asked for, or taken from {PASSPHRASE_VARIABLE}.\n\n"
-        "examples:\n  covey backup\n  covey backup create --with-key\n  covey backup list"
+        "examples:\n  covey backup\n  covey backup create --with-key\n  covey backup list\n"
+        "  covey backup verify latest"
     )
 
 
@@ -47,7 +48,7 @@ def run_backup(args: argparse.Namespace) -> int:
         return _list(args)
     params: dict[str, Json] = {}
     if verb == "verify":
-        params["name"] = args.name
+        params["name"] = _newest(args) if args.name == "latest" else args.name
     elif args.keep is not None:
         params["keep"] = args.keep
     result = connect(args).call(f"backup.{verb}", params)
@@ -61,6 +62,14 @@ def run_backup(args: argparse.Namespace) -> int:
         names = [out.text(name) for name in gone] if isinstance(gone, list) else []
         out.say("\n".join(f"removed {name}" for name in names) or "nothing to remove")
     return 0
+
+
+def _newest(args: argparse.Namespace) -> str:
+    """The name that `latest` stands for, as in `covey restore latest`."""
+    listed = out.rows(connect(args).call("backup.list"))
+    if not listed:
+        raise CliError("there is no backup yet", 4, remedy="`covey backup` makes one.")
+    return out.text(listed[0].get("name"))
 
 
 def _create(args: argparse.Namespace) -> int:

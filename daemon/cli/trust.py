@@ -284,10 +284,12 @@ def configure_rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("author", nargs="?", help="agent@device, or a device's name for all of it")
     parser.add_argument("--since", metavar="WHEN", help="a date such as 2026-11-20, or 3d, 6h, 45m")
     parser.add_argument("--group", help="only in this group")
+    parser.add_argument("--dry-run", action="store_true", help="count only")
     parser.add_argument("--undo", metavar="TOKEN", help="bring back what a rollback hid")
     parser.add_argument("--list", action="store_true", help="rollbacks made on this machine")
     parser.epilog = (
-        "examples:\n  covey rollback codex@laptop --since 3d        (counts, then asks)\n"
+        "examples:\n  covey rollback codex@laptop --since 3d --dry-run\n"
+        "  covey rollback codex@laptop --since 3d        (counts, then asks)\n"
         "  covey rollback bob-desk --since 2026-11-20 --yes\n"
         "  covey rollback --undo 4f1c0a9be2d37756"
     )
@@ -296,6 +298,8 @@ def configure_rollback(parser: argparse.ArgumentParser) -> None:
 def run_rollback(args: argparse.Namespace) -> int:
     """Hide what an author wrote since a time, or bring it back."""
     client = connect(args)
+    if args.undo and args.dry_run:
+        raise CliError("--undo has no dry run", 2, remedy="--list shows what each one hid.")
     if args.undo or args.list or not args.author:
         if not args.undo and not args.list:
             raise CliError(
@@ -316,7 +320,7 @@ def run_rollback(args: argparse.Namespace) -> int:
     plan = next(iter(out.rows(planned)), {})
     if not args.json:
         _say_counts(plan, "would hide")
-    if not out.confirm("Hide them on this machine?", yes=args.yes):
+    if args.dry_run or not out.confirm("Hide them on this machine?", yes=args.yes):
         if args.json:
             out.say_json(planned)
         else:

@@ -171,6 +171,7 @@ def test_writes_go_on_while_a_backup_is_made(home: Home) -> None:
     assert len({path.name for path in made}) == 3
     for path in made:
         home.ok("backup", "verify", path.name)
+    assert made[-1].name in home.ok("backup", "verify", "latest")
     home.stop()
     home.ok("restore", made[-1].name)
     home.up()

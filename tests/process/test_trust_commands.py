@@ -53,6 +53,9 @@ def test_a_rollback_counts_asks_hides_and_comes_back_after_a_kill(home: Home) ->
     assert "would hide 3 memories" in asked.stdout
     assert "nothing was changed" in asked.stderr
     assert len(home.texts("number")) == 4
+    dry = home.run("rollback", "codex@node", "--since", "1h", "--dry-run", "--yes")
+    assert "would hide 3 memories" in dry.stdout, dry.stderr
+    assert len(home.texts("number")) == 4
     done = home.run("rollback", "codex@node", "--since", "1h", "--yes")
     assert "hid 3 memories" in done.stdout, done.stderr
     token = done.stderr.split("--undo ")[1].split()[0]
@@ -66,6 +69,7 @@ def test_a_rollback_counts_asks_hides_and_comes_back_after_a_kill(home: Home) ->
         (["rollback", "codex@node", "--since", "soon"], 2),
         (["rollback", "codex@node"], 2),
         (["rollback", "--undo", "00"], 4),
+        (["rollback", "--undo", token, "--dry-run"], 2),
     ):
         failed = home.run(*words)
         assert failed.returncode == code, failed.stderr
