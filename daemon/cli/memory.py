@@ -58,12 +58,19 @@ def configure_remember(parser: argparse.ArgumentParser) -> None:
         choices=["note", "decision", "preference", "policy", "lesson", "event", "claim"],
         default="note",
     )
+    parser.add_argument(
+        "--claim",
+        nargs=3,
+        metavar=("SUBJECT", "ATTRIBUTE", "VALUE"),
+        help="what it states, so that a later value replaces it and another's stands beside it",
+    )
     parser.add_argument("--key", metavar="KEY", help="store once, however often this is repeated")
     parser.add_argument("--supersedes", action="append", metavar="ID", help="replaces this note")
     parser.epilog = (
         EXAMPLES
         + '  covey remember "The build needs node 22" --tag build\n'
-        + "  git log -1 --format=%B | covey remember - --kind decision --scope api"
+        + "  git log -1 --format=%B | covey remember - --kind decision --scope api\n"
+        + '  covey remember "Releases are cut on Thursdays" --claim release day Thursday'
     )
 
 
@@ -99,6 +106,9 @@ def run_remember(args: argparse.Namespace) -> int:
         "idempotency_key": args.key,
         "supersedes": args.supersedes,
     }
+    if args.claim:
+        subject, attribute, value = args.claim
+        optional["claim"] = {"subject": subject, "attribute": attribute, "value": value}
     params.update({name: value for name, value in optional.items() if value})
     result = connect(args).call("memory.remember", params)
     if args.json:

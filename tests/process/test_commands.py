@@ -51,6 +51,13 @@ def test_a_note_goes_in_by_word_or_by_pipe_and_comes_out(home: Home) -> None:
     assert "bm25" in text
 
 
+def test_a_claim_is_replaced_by_its_later_value(home: Home) -> None:
+    claim = ("--claim", "relcut", "weekday")
+    home.ok("remember", "relcut happens on Mondays", *claim, "Monday")
+    assert "remembered" in home.ok("remember", "relcut happens on Fridays", *claim, "Friday")
+    assert home.texts("relcut")[0] == "relcut happens on Fridays"
+
+
 def test_the_default_scope_is_the_project(home: Home) -> None:
     (made,) = rows(home.json("remember", "scoped by the folder"))
     hit = rows(row(home.json("get", str(made["id"])))["hits"])[0]
