@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 UPLOADS_MAX: Final = 16
 """Uploads at once: each holds an open file."""
 
+DONE_MAX: Final = 64
+"""Finished ones whose id is told again."""
+
 IDLE_S_MAX: Final = 120.0
 """An upload that nobody continues in this time is thrown away. Guess: a slow disk, a slow person
 with a debugger, no longer: its bytes take room."""
@@ -65,7 +68,10 @@ class Uploads:
             DiskFull: no room.
         """
         await self._sweep()
-        if len(self._open) >= UPLOADS_MAX:
+        done = [name for name, one in self._open.items() if one.blob]
+        for name in done[: max(0, len(done) - DONE_MAX)]:
+            del self._open[name]
+        if sum(not one.blob for one in self._open.values()) >= UPLOADS_MAX:
             raise RpcError(
                 "rate_limited", "too many uploads at once", data={"retry_ms": int(IDLE_S_MAX * 100)}
             )
