@@ -6,6 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from benchmarks import blobs_rows
 from benchmarks.peers import PeerMissing, py_libp2p, subject
 from benchmarks.processes import Pair, python
 from benchmarks.report import Target, alternate
@@ -29,6 +30,8 @@ def run(options: Options, report: Report) -> None:
             _calls(report, options, calls, covey, raw, libp2p)
         if options.wants("bulk"):
             _bulk(report, options, covey, raw, libp2p)
+    if options.wants("blobs"):
+        blobs_rows.run(options, report)
 
 
 def _pair(interpreter_path: str, name: str) -> Pair:
