@@ -428,15 +428,18 @@ class Embeddings:
             if self._sweep_below == 0:
                 await self._retire_old()
 
-    async def _embed_fresh(self) -> None:
-        """Embed what commits have touched."""
+    async def _embed_fresh(self) -> set[int]:
+        """Embed what commits have touched; the chunks this took in hand."""
         model = self._model()
+        taken: set[int] = set()
         while self._fresh:
             newest = sorted(self._fresh, reverse=True)[:FRESH_READ]
             self._fresh.difference_update(newest)
             missing = partial(vecrows.missing_of, model=model, memories=newest)
             for batch in self._batches(await self._db.read(missing)):
                 await self._embed(batch)
+                taken.update(item.chunk for item in batch)
+        return taken
 
     async def _sweep_on(self) -> None:
         """One window of the sweep."""
@@ -446,9 +449,12 @@ class Embeddings:
                 await self._db.read(lambda c: number(c, "SELECT max(id) FROM chunk")) + 1
             )
         todo, rest = await self._db.read(lambda c: vecrows.missing_below(c, model, below))
+        done: set[int] = set()
         for batch in self._batches(todo):
-            await self._embed_fresh()  # a new note does not wait for a window of old ones
-            await self._embed(batch)
+            # A new note does not wait for a window of old ones; the window may hold it as well.
+            done |= await self._embed_fresh()
+            if left := [item for item in batch if item.chunk not in done]:
+                await self._embed(left)
         self._sweep_below = rest
 
     def _model(self) -> str:

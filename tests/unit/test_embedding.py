@@ -124,6 +124,29 @@ async def test_title_and_text_are_embedded_and_the_speaker_where_there_is_no_tit
         assert embedder.texts == ["Deploys\nby way of staging"]
 
 
+async def test_a_note_whose_commit_is_told_after_the_sweep_has_seen_it_is_embedded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = WordEmbedder()
+    async with open_world(tmp_path, embedder=embedder) as world:
+        await world.say("by way of staging")
+        await embedded(world)
+        read = vecrows.missing_below
+
+        def told_late(c: Connection, model: str, below: int) -> tuple[list[vecrows.Todo], int]:
+            todo, rest = read(c, model, below)
+            world.embeddings._fresh.update(item.memory for item in todo)
+            return todo, rest
+
+        monkeypatch.setattr(vecrows, "missing_below", told_late)
+        embedder.batches.clear()
+        await world.embeddings.reembed()
+        await embedded(world)
+        await world.say("the second note comes after all of that")
+        await embedded(world)
+        assert embedder.texts.count("by way of staging") == 1
+
+
 async def test_without_an_embedder_all_goes_on_and_the_status_says_what_is_missing(
     tmp_path: Path,
 ) -> None:
