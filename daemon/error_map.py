@@ -64,6 +64,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "unknown_member": "not_found",
     "erased": "not_found",
     "expect_failed": "conflict",
+    "ambiguous": "conflict",
     "ticket_used": "conflict",
     "already_member": "conflict",
     "bad_ticket": "invalid_state",

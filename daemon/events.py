@@ -24,7 +24,7 @@ RING_EVENTS: Final = 10_000
 QUEUE_EVENTS: Final = 1_000
 TOPICS: Final = frozenset({
     "memory", "peer", "group", "sync", "trust", "job", "round", "health",
-    "config", "agent", "audit",
+    "config", "agent", "audit", "state",
 })  # fmt: skip
 # These tell about the machine and its principals, not about what an agent works on.
 ADMIN_TOPICS: Final = frozenset({"agent", "audit", "config"})

@@ -36,6 +36,7 @@ from daemon.instance import notify
 from daemon.logging_setup import set_level
 from daemon.wiring import Parts, build
 from memory.errors import StoreError
+from memory.scopes import write_scope
 from p2p.errors import TransientError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from memory.storage.txn import TrustEvent
     from memory.store import MemoryEvent
     from p2p.env import Env
+    from p2p.replication.cells import CellChange
     from p2p.replication.events import ReplicationEvent
 
 log = logging.getLogger("covey.daemon")
@@ -146,6 +148,7 @@ class Daemon:
         await parts.replication.load()
         parts.replication.subscribe(self._on_replication)
         parts.memory.subscribe(self._on_memory)
+        parts.replication.cells.on_change(self._on_cell)
         parts.services.trust.subscribe(self._on_trust)
         await ensure_groups(parts.replication, self._paths)
         await parts.memory.set_device_name(self._config.node.name)
@@ -425,6 +428,18 @@ class Daemon:
             "after": round(event.after, 3),
         }
         self.parts.services.events.publish(f"trust.{event.name}", data)
+
+    def _on_cell(self, change: CellChange) -> None:
+        for view in self.parts.replication.groups():
+            if view.group == change.group:
+                data: dict[str, object] = {
+                    "scope": write_scope(view.name, change.cell.path[0], home=view.home),
+                    "group": view.name,
+                    "path": list(change.cell.path),
+                    "type": change.cell.type,
+                    "ids": [one.hex() for one in change.ids],
+                }
+                self.parts.services.events.publish("state.changed", data)
 
     def _on_memory(self, event: MemoryEvent) -> None:
         data: dict[str, object] = {"ids": list(event.ids), "scope": event.scope}

@@ -50,6 +50,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "peers": ("peers", "the other machines: list, accept, rename, pause"),
         "ping": ("peers", "measure the way to another machine"),
         "groups": ("groups", "who shares what"),
+        "state": ("state", "values that agents on several machines change at once"),
         "sync": ("groups", "how far the machines agree; sync now"),
     },
     "Files": {

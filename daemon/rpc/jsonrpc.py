@@ -350,8 +350,8 @@ class JsonRpcSession:
         return not principal.agent_id or self._context.services.agents.still_valid(principal)
 
     def _may_see(self, item: Event | Lagged) -> bool:
-        """Whether an event is of a memory scope that the caller may read, or of none."""
-        if isinstance(item, Lagged) or item.topic != "memory":
+        """Whether an event is of a scope that the caller may read, or of none."""
+        if isinstance(item, Lagged) or item.topic not in {"memory", "state"}:
             return True
         scope = item.data.get("scope")
         return not isinstance(scope, str) or allows(self._context.caller().read, scope)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from memory.bodies import ENTRY_KIND
 from memory.flags import PARENT_ERASED
+from memory.records import cells
 from memory.relations.dedupe import content_words
 from memory.storage.sql import blobs, integers
 from memory.text.fts import move_to_tier
@@ -109,6 +110,8 @@ def erase_record(
         connection.execute(f"DELETE FROM {table} WHERE n = ?", (n,))
     if kind == ENTRY_KIND:
         _erase_entry(txn, n, record_id)
+    elif kind == cells.STATE_KIND:
+        cells.renew(connection, n)
     txn.changed.add(group)
     return derived
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from memory.errors import RefusedError, UsageError
-from memory.records import table
+from memory.records import cells, table
 from memory.records.erase import HERE, erase_all
 from memory.records.ingest import reown
 from memory.scopes import write_scope
@@ -137,6 +137,46 @@ class Replica:
             return ids
 
         return await self.transact(unit)
+
+    async def compose(
+        self,
+        group: bytes,
+        tag: bytes,
+        make: Callable[[Sequence[table.CellRow]], Sequence[Draft]],
+        receipt: Receipt[Sequence[bytes]] | None = None,
+    ) -> Sequence[bytes]:
+        """Append what `make` answers to a state cell's records, read in the same transaction.
+
+        `make` runs in the writer's thread. What it raises is passed on, and nothing is stored.
+
+        Raises:
+            RefusedError: as `append`.
+            StoreError: nothing was stored.
+        """
+
+        def unit(txn: Txn) -> list[bytes]:
+            txn.lookups.clear()
+            drafts = make(table.read_cell(txn.connection, group, tag, whole=False))
+            ids = [record.id for record in self.append_in(txn, group, drafts)]
+            if receipt is not None:
+                self.put_receipt(txn, receipt.key, receipt.encode(ids))
+            return ids
+
+        return await self.transact(unit)
+
+    async def cell(
+        self, group: bytes, tag: bytes, *, whole: bool = False
+    ) -> Sequence[table.CellRow]:
+        """The records a state cell's value is made of, or all that count."""
+        return await self.db.read(lambda c: table.read_cell(c, group, tag, whole=whole))
+
+    async def cell_tags(self, group: bytes) -> Sequence[tuple[bytes, bytes]]:
+        """(tag, id of one record) of each state cell of a group."""
+        return await self.db.read(lambda c: cells.tags(c, group))
+
+    async def state_among(self, ids: Sequence[bytes]) -> Sequence[bytes]:
+        """Those of the ids that are state records."""
+        return await self.db.read(lambda c: cells.state_among(c, ids))
 
     async def admit(
         self, group: bytes, batch: Sequence[Verified], local: Sequence[LocalRow] = ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from memory.bodies import ENTRY_KIND
+from memory.records import cells
 from memory.records.ingest import Entry, author_row, entry_of, project, resettle
 from memory.storage.sql import blobs, number
 from memory.trust.evidence import fork_found
@@ -67,6 +68,13 @@ class Stored(NamedTuple):
     envelope: Envelope | None
     state: str
     n: int
+
+
+class CellRow(NamedTuple):
+    """A record of a state cell."""
+
+    stored: Stored
+    superseded: bool
 
 
 class LogState(NamedTuple):
@@ -219,6 +227,8 @@ def put_body(txn: Txn, grp: int, record: Verified, n: int, *, fresh: bool) -> No
         author_row(connection, grp, record.author, "", record.owner, record.relation)
     elif record.kind == ENTRY_KIND:
         project(txn, entry_of(record, n, grp, fresh=fresh), record.plain)
+    elif record.kind == cells.STATE_KIND and record.state == "live":
+        cells.enter(connection, n)
 
 
 def admit_one(txn: Txn, grp: int, record: Verified) -> Verdict:
@@ -292,6 +302,8 @@ def _changed(txn: Txn, group: bytes, record_id: bytes, row: tuple[int, int] | No
     txn.changed.add(group)
     if row[1] == ENTRY_KIND:
         resettle(txn, row[0], record_id)
+    elif row[1] == cells.STATE_KIND:
+        cells.renew(txn.connection, row[0])
     return 1
 
 
@@ -348,6 +360,8 @@ def unseal(txn: Txn, group: bytes, record_id: bytes, plain: bytes) -> None:
         owner, relation = known
         entry = Entry(n, record_id, grp, device, owner, relation, hlc, state, fresh=False)
         project(txn, entry, plain)
+    elif kind == cells.STATE_KIND and state == "live":
+        cells.enter(txn.connection, n)
 
 
 def count_of_author(connection: apsw.Connection, grp: int, device: bytes) -> int:
@@ -367,6 +381,7 @@ _STORED: Final = (
     " LEFT JOIN control c ON c.n = r.n"
 )
 _BY_ID: Final = _STORED + " WHERE r.id = ?"
+_BY_ROW: Final = _STORED + " WHERE r.n = ?"
 _BY_PLACE: Final = _STORED + " WHERE r.log = ? AND r.seq BETWEEN ? AND ? ORDER BY r.seq LIMIT ?"
 _CONTROL: Final = (
     _STORED + " WHERE r.grp = (SELECT n FROM grp WHERE id = ?) AND r.kind < 32 AND r.n > ?"
@@ -437,6 +452,18 @@ def read_ids(connection: apsw.Connection, ids: Sequence[bytes], *, bodies: bool)
         if row is not None:
             stored = _stored(row)
             found.append(stored if bodies else stored._replace(envelope=None))
+    return found
+
+
+def read_cell(
+    connection: apsw.Connection, group: bytes, tag: bytes, *, whole: bool
+) -> list[CellRow]:
+    """The records of a state cell; see `cells.members`."""
+    found = []
+    for n, superseded in cells.members(connection, group, tag, whole=whole):
+        row = connection.execute(_BY_ROW, (n,)).fetchone()
+        assert row is not None, "cells name records that are here"
+        found.append(CellRow(_stored(cast("_Row", row)), superseded))
     return found
 
 

@@ -17,11 +17,13 @@ from p2p.replication.record import (
     STATE_STUB,
     STATE_VOID,
 )
+from p2p.replication.state import KIND_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from p2p.replication.store import (
+        CellRow,
         Draft,
         Envelope,
         LocalRow,
@@ -126,6 +128,14 @@ class Row:
         return len(self.header) + 100 + (0 if self.envelope is None else len(self.envelope.ct) + 96)
 
 
+@dataclass(frozen=True)
+class MemCellRow:
+    """A record of a state cell."""
+
+    stored: Row
+    superseded: bool
+
+
 @dataclass
 class MemLog:
     """Seq to id of one log."""
@@ -149,6 +159,10 @@ class MemDisk:
     erased: set[bytes] = field(default_factory=set)
     forks: list[tuple[LogKey, int, bytes, bytes]] = field(default_factory=list)
     n: int = 0
+
+
+def _log_of(record: Verified) -> LogKey:
+    return record.group, record.author, record.incarnation, record.lane
 
 
 class MemStore:
@@ -194,6 +208,56 @@ class MemStore:
         self._put_local(local)
         self._committed(group, ids)
         return ids
+
+    async def compose(
+        self,
+        group: bytes,
+        tag: bytes,
+        make: Callable[[Sequence[CellRow]], Sequence[Draft]],
+        receipt: Receipt | None = None,
+    ) -> Sequence[bytes]:
+        """Append what `make` answers to a state cell's records."""
+        return await self.append(group, make(await self.cell(group, tag)), receipt)
+
+    async def cell(self, group: bytes, tag: bytes, *, whole: bool = False) -> Sequence[MemCellRow]:
+        """The live records of a state cell, by order of arrival."""
+        rows = [row for row in self._state_rows(group) if row.record.key_tag == tag]
+        if whole:
+            return [MemCellRow(row, superseded=False) for row in rows]
+        gone = {target for row in rows for target in row.record.supersedes}
+        newest: Counter[LogKey] = Counter()
+        for row in rows:
+            log = _log_of(row.record)
+            newest[log] = max(newest[log], row.record.seq)
+        return [
+            MemCellRow(row, row.id in gone)
+            for row in rows
+            if row.id not in gone or row.record.seq == newest[_log_of(row.record)]
+        ]
+
+    async def cell_tags(self, group: bytes) -> Sequence[tuple[bytes, bytes]]:
+        """(tag, id of its first record) of each state cell."""
+        found: dict[bytes, bytes] = {}
+        for row in self._state_rows(group):
+            assert row.record.key_tag is not None, "chosen by it"
+            found.setdefault(row.record.key_tag, row.id)
+        return sorted(found.items())
+
+    async def state_among(self, ids: Sequence[bytes]) -> Sequence[bytes]:
+        """Those of the ids that are state records."""
+        rows = self.disk.rows
+        return [i for i in ids if i in rows and rows[i].record.kind == KIND_STATE]
+
+    def _state_rows(self, group: bytes) -> list[Row]:
+        return [
+            row
+            for row in self.disk.rows.values()
+            if row.record.group == group
+            and row.record.kind == KIND_STATE
+            and row.record.key_tag is not None
+            and row.state == STATE_LIVE
+            and row.envelope is not None
+        ]
 
     async def admit(
         self, group: bytes, batch: Sequence[Verified], local: Sequence[LocalRow] = ()
@@ -426,8 +490,7 @@ class MemStore:
     # --- inside -------------------------------------------------------------------------------
 
     def _log(self, record: Verified) -> MemLog:
-        key = (record.group, record.author, record.incarnation, record.lane)
-        return self.disk.logs.setdefault(key, MemLog())
+        return self.disk.logs.setdefault(_log_of(record), MemLog())
 
     def _end(self, log: LogKey) -> tuple[int, bytes | None, int]:
         state = self.disk.logs.get(log)

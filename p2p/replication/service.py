@@ -20,6 +20,7 @@ from p2p.identity import verify as verify_signature
 from p2p.replication import join as door
 from p2p.replication.admission import Admission
 from p2p.replication.authority import Authority
+from p2p.replication.cells import Cells
 from p2p.replication.checkwords import check_words
 from p2p.replication.core import Core
 from p2p.replication.driver import Driver
@@ -162,6 +163,8 @@ class Replication:
             checkpoint=trio.lowlevel.checkpoint,
         )
         self._driver = Driver(self._core, node)
+        self.cells = Cells(self._core, node)
+        """State that agents share: values folded from records."""
         self._loaded = False
 
     # --- life ---------------------------------------------------------------------------------
@@ -194,7 +197,9 @@ class Replication:
             if group.shares and group.founded:
                 async with self._core.keeper.turn(group):
                     await self._core.keeper.shares.open(group)
-        await self._driver.run(task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.cells.run)
+            await self._driver.run(task_status=task_status)
 
     def subscribe(self, fn: Callable[[ReplicationEvent], None]) -> None:
         """Call `fn` for each event; it must not block."""

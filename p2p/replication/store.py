@@ -245,6 +245,20 @@ class Stored(Protocol):
         ...
 
 
+class CellRow(Protocol):
+    """A record of a state cell."""
+
+    @property
+    def stored(self) -> Stored:
+        """The record."""
+        ...
+
+    @property
+    def superseded(self) -> bool:
+        """Whether a record that counts, of the same cell, supersedes it."""
+        ...
+
+
 class LogState(Protocol):
     """Where a log stands here."""
 
@@ -335,6 +349,39 @@ class RecordStore(Protocol):
         local: Sequence[LocalRow] = (),
     ) -> Sequence[bytes]:
         """Seal the drafts at the ends of our own logs, in order, in one transaction; their ids."""
+        ...
+
+    async def compose(
+        self,
+        group: bytes,
+        tag: bytes,
+        make: Callable[[Sequence[CellRow]], Sequence[Draft]],
+        receipt: Receipt | None = None,
+    ) -> Sequence[bytes]:
+        """Append what `make` answers to a state cell's records, read in the same transaction.
+
+        `make` is pure CPU and runs inside the transaction. What it raises is passed on, and nothing
+        is stored.
+        """
+        ...
+
+    async def cell(self, group: bytes, tag: bytes, *, whole: bool = False) -> Sequence[CellRow]:
+        """The live records of a state cell.
+
+        Args:
+            group: its group.
+            tag: `epoch.key_tag` of it.
+            whole: all of them, `superseded` unset; else those that none of the cell supersedes, and
+                of each log the newest.
+        """
+        ...
+
+    async def cell_tags(self, group: bytes) -> Sequence[tuple[bytes, bytes]]:
+        """(tag, id of one live record) of each state cell, by tag."""
+        ...
+
+    async def state_among(self, ids: Sequence[bytes]) -> Sequence[bytes]:
+        """Those of the ids that are state records here."""
         ...
 
     async def admit(

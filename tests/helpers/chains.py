@@ -53,6 +53,7 @@ def build(
     auth: tuple[bytes, ...] = (),
     state: str = STATE_LIVE,
     key_tag: bytes | None = None,
+    supersedes: tuple[bytes, ...] = (),
 ) -> Record:
     """A record of the given place; a data body is `plain`, its ciphertext the body reversed."""
     group, author, incarnation, lane = log
@@ -74,7 +75,7 @@ def build(
         hlc=hlc,
         auth=auth or (group,),
         key_tag=key_tag,
-        supersedes=(),
+        supersedes=tuple(sorted(supersedes)),
         body_commit=body_commit(encoded),
         body_size=len(encoded),
         flags=0,
@@ -105,14 +106,29 @@ class Chain:
         return (self.group, self.author, self.incarnation, self.lane)
 
     def next(
-        self, body: bytes = b"body", *, epoch: bytes = bytes(16), state: str = "live"
+        self,
+        body: bytes = b"body",
+        *,
+        epoch: bytes = bytes(16),
+        state: str = "live",
+        kind: int | None = None,
+        key_tag: bytes | None = None,
+        supersedes: tuple[bytes, ...] = (),
     ) -> Record:
         """The next record of the log."""
         self.seq += 1
         self.hlc += 1 << 16
-        kind = 32 if self.lane else 13
         record = build(
-            self.log, self.seq, self.prev, self.hlc, body, kind=kind, epoch=epoch, state=state
+            self.log,
+            self.seq,
+            self.prev,
+            self.hlc,
+            body,
+            kind=(32 if self.lane else 13) if kind is None else kind,
+            epoch=epoch,
+            state=state,
+            key_tag=key_tag,
+            supersedes=supersedes,
         )
         self.prev = record.id
         self.records.append(record)
@@ -148,5 +164,12 @@ class PlainSealer:
                 raise RuntimeError("the sealer was told to fail")
         hlc = max(at.hlc_min + 1, WALL_MS << 16)
         return build(
-            at.log, at.seq, at.prev, hlc, draft.body, kind=draft.kind, key_tag=draft.key_tag
+            at.log,
+            at.seq,
+            at.prev,
+            hlc,
+            draft.body,
+            kind=draft.kind,
+            key_tag=draft.key_tag,
+            supersedes=tuple(draft.supersedes),
         )

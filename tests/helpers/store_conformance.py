@@ -17,7 +17,7 @@ from tests.helpers.chains import Chain, PlainDraft, PlainSealer, digest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from p2p.replication.store import LocalRow, RecordStore
+    from p2p.replication.store import CellRow, LocalRow, RecordStore
 
 GROUP = digest("group")
 OTHER_GROUP = digest("another group")
@@ -49,6 +49,14 @@ class _Receipt:
 def ids_of(packed: bytes) -> list[bytes]:
     """Ids of an index, in its order."""
     return [packed[at + 8 : at + 40] for at in range(0, len(packed), 40)]
+
+
+TAG = digest("cell")[:16]
+
+
+async def cell_of(store: RecordStore) -> set[tuple[bytes, bool]]:
+    """(id, superseded) of what a cell's value is made of."""
+    return {(row.stored.id, row.superseded) for row in await store.cell(GROUP, TAG)}
 
 
 class StoreConformance:
@@ -454,3 +462,95 @@ class StoreConformance:
         (next_own,) = await store.append(GROUP, [PlainDraft(32, b"more")])
         rows = await store.tail(world.sealer.log(GROUP, 1), 1, 9, 1_000_000)
         assert [row.id for row in rows] == [own, next_own]
+
+    # --- state cells --------------------------------------------------------------------------
+
+    async def test_a_cell_has_what_nobody_supersedes_and_the_newest_of_each_log(
+        self, store: RecordStore
+    ) -> None:
+        alice, bob = Chain(GROUP, ALICE), Chain(GROUP, BOB)
+        first = alice.next(b"1", kind=33, key_tag=TAG)
+        second = alice.next(b"2", kind=33, key_tag=TAG, supersedes=(first.id,))
+        third = bob.next(b"3", kind=33, key_tag=TAG, supersedes=(second.id,))
+        await store.admit(GROUP, [first, second, third])
+        assert await cell_of(store) == {(second.id, True), (third.id, False)}
+        whole = await store.cell(GROUP, TAG, whole=True)
+        assert [row.stored.id for row in whole] == [first.id, second.id, third.id]
+        assert [tag for tag, _ in await store.cell_tags(GROUP)] == [TAG]
+
+    async def test_a_target_that_comes_later_is_superseded_on_arrival(
+        self, store: RecordStore
+    ) -> None:
+        alice, bob = Chain(GROUP, ALICE), Chain(GROUP, BOB)
+        first, last = alice.next(b"1", kind=33, key_tag=TAG), alice.next(kind=33, key_tag=TAG)
+        killer = bob.next(kind=33, key_tag=TAG, supersedes=(first.id,))
+        await store.admit(GROUP, [last, killer])
+        await store.admit(GROUP, [first])
+        assert await cell_of(store) == {(last.id, False), (killer.id, False)}
+
+    async def test_a_record_of_another_cell_supersedes_nothing_here(
+        self, store: RecordStore
+    ) -> None:
+        alice, bob = Chain(GROUP, ALICE), Chain(GROUP, BOB)
+        first, last = alice.next(kind=33, key_tag=TAG), alice.next(kind=33, key_tag=TAG)
+        foreign = bob.next(kind=33, key_tag=digest("b")[:16], supersedes=(first.id, last.id))
+        entry = bob.next(kind=32, supersedes=(first.id, last.id))
+        await store.admit(GROUP, [first, last, foreign, entry])
+        assert await cell_of(store) == {(first.id, False), (last.id, False)}
+        assert list(await store.state_among([entry.id, last.id])) == [last.id]
+
+    async def test_a_void_or_erased_record_gives_back_what_it_superseded(
+        self, store: RecordStore
+    ) -> None:
+        alice, bob = Chain(GROUP, ALICE), Chain(GROUP, BOB)
+        first = alice.next(b"1", kind=33, key_tag=TAG)
+        newer = alice.next(b"2", kind=33, key_tag=TAG)
+        killer = bob.next(kind=33, key_tag=TAG, supersedes=(first.id,))
+        await store.admit(GROUP, [first, newer, killer])
+        assert await cell_of(store) == {(newer.id, False), (killer.id, False)}
+        await store.settle(GROUP, void=[killer.id])
+        assert await cell_of(store) == {(first.id, False), (newer.id, False)}
+        await store.settle(GROUP, revive=[killer.id])
+        assert await cell_of(store) == {(newer.id, False), (killer.id, False)}
+        await store.settle(GROUP, erase=[(newer.id, digest("e"), 5)])
+        assert await cell_of(store) == {(first.id, True), (killer.id, False)}
+
+    async def test_a_sealed_record_joins_its_cell_when_its_key_comes(
+        self, store: RecordStore
+    ) -> None:
+        alice = Chain(GROUP, ALICE)
+        first = alice.next(b"1", kind=33, key_tag=TAG)
+        sealed = replace(
+            alice.next(b"2", kind=33, key_tag=TAG, supersedes=(first.id,), state="sealed"),
+            plain=None,
+        )
+        await store.admit(GROUP, [first, sealed])
+        assert await cell_of(store) == {(first.id, False)}
+        await store.unsealed(GROUP, [(sealed.id, b"2")])
+        assert await cell_of(store) == {(sealed.id, False)}
+
+    async def test_compose_writes_what_its_maker_makes_of_the_cell(self, world: StoreWorld) -> None:
+        store = world.store
+
+        def successor(rows: Sequence[CellRow]) -> list[PlainDraft]:
+            seen = tuple(row.stored.id for row in rows)
+            return [PlainDraft(33, str(len(seen)).encode(), TAG, seen)]
+
+        receipt = _Receipt(b"r")
+        (first,) = await store.compose(GROUP, TAG, successor)
+        (second,) = await store.compose(GROUP, TAG, successor, receipt)
+        assert receipt.ids == [second]
+        assert await cell_of(store) == {(second, False)}
+        assert [row.stored.id for row in await store.cell(GROUP, TAG, whole=True)] == [
+            first, second,
+        ]  # fmt: skip
+
+    async def test_what_the_maker_raises_is_passed_on_and_nothing_is_stored(
+        self, store: RecordStore
+    ) -> None:
+        def refuse(rows: Sequence[CellRow]) -> list[PlainDraft]:
+            raise LookupError(len(rows))
+
+        with pytest.raises(LookupError):
+            await store.compose(GROUP, TAG, refuse)
+        assert await cell_of(store) == set()

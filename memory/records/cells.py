@@ -1,0 +1,173 @@
+"""Which records a state cell's value is made of: the table `cell`, kept as records come and go.
+
+The store reads no state body. It knows what headers say: the cell's tag, and which records a record
+supersedes. Of a cell it keeps the live records that no other live one of the same cell supersedes,
+and of each log the newest, superseded or not: what `p2p.replication.state.fold` needs, and no more,
+however long the history. Functions of a connection, inside the writer's unit.
+Source: docs/specs/state.md s.4.
+"""
+
+# SQL is put together from this file's own constants; every value is bound.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from memory.storage.sql import number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import apsw
+
+STATE_KIND: Final = 33
+"""Record kind that has cells."""
+
+
+class _Place(NamedTuple):
+    """Where a state record stands."""
+
+    grp: int
+    tag: bytes
+    log: int
+    seq: int
+    id: bytes
+
+
+_GONE: Final = (
+    "EXISTS (SELECT 1 FROM supersede s JOIN record o ON o.n = s.src WHERE s.dst = r.id"
+    " AND o.state = 'live' AND o.grp = r.grp AND o.key_tag = r.key_tag"
+    " AND EXISTS (SELECT 1 FROM body ob WHERE ob.n = o.n))"
+)
+_COUNTS: Final = (
+    f"r.kind = {STATE_KIND} AND r.state = 'live' AND EXISTS (SELECT 1 FROM body b WHERE b.n = r.n)"
+)
+
+_REBUILD: Final = (
+    "INSERT INTO cell SELECT grp, key_tag, log, seq, n, gone FROM ("
+    f"SELECT r.grp, r.key_tag, r.log, r.seq, r.n, {_GONE} AS gone,"
+    " max(r.seq) OVER (PARTITION BY r.log) AS newest FROM record r"
+    f" WHERE r.grp = ? AND r.key_tag = ? AND {_COUNTS}) WHERE NOT gone OR seq = newest"
+)
+
+
+def _place(connection: apsw.Connection, n: int) -> _Place | None:
+    row = connection.execute(
+        "SELECT grp, key_tag, log, seq, id FROM record WHERE n = ? AND kind = ?"
+        " AND key_tag IS NOT NULL",
+        (n, STATE_KIND),
+    ).fetchone()
+    return None if row is None else _Place(*row)
+
+
+def enter(connection: apsw.Connection, n: int) -> None:
+    """Record `n` has begun to count with its body; a record of another kind changes nothing."""
+    here = _place(connection, n)
+    if here is None:
+        return
+    _supersede(connection, here, n)
+    gone = connection.execute(
+        f"SELECT {_GONE} FROM record r WHERE r.n = ?",
+        (n,),
+    ).get
+    newest = connection.execute(
+        "SELECT seq, superseded FROM cell WHERE grp = ? AND key_tag = ? AND log = ?"
+        " ORDER BY seq DESC LIMIT 1",
+        here[:3],
+    ).fetchone()
+    is_newest = newest is None or newest[0] < here.seq
+    if newest is not None and is_newest and newest[1]:
+        connection.execute(
+            "DELETE FROM cell WHERE grp = ? AND key_tag = ? AND log = ? AND seq = ?",
+            (*here[:3], newest[0]),
+        )
+    if is_newest or not gone:
+        connection.execute("INSERT INTO cell VALUES (?, ?, ?, ?, ?, ?)", (*here[:4], n, gone))
+
+
+def _supersede(connection: apsw.Connection, here: _Place, n: int) -> None:
+    """What record `n` names is superseded now; of each log the newest stays all the same."""
+    for log, seq in connection.execute(
+        "SELECT c.log, c.seq FROM supersede s JOIN record o ON o.id = s.dst JOIN cell c"
+        " ON c.grp = o.grp AND c.key_tag = o.key_tag AND c.log = o.log AND c.seq = o.seq"
+        " WHERE s.src = ? AND o.grp = ? AND o.key_tag = ?",
+        (n, here.grp, here.tag),
+    ).fetchall():
+        place = (here.grp, here.tag, log, seq)
+        later = connection.execute(
+            "SELECT 1 FROM cell WHERE grp = ? AND key_tag = ? AND log = ? AND seq > ? LIMIT 1",
+            place,
+        ).get
+        where = " WHERE grp = ? AND key_tag = ? AND log = ? AND seq = ?"
+        act = "DELETE FROM cell" if later else "UPDATE cell SET superseded = 1"
+        connection.execute(act + where, place)
+
+
+def renew(connection: apsw.Connection, n: int) -> None:
+    """Record `n` counts again or no more, so what it supersedes may have changed: its cell anew."""
+    here = _place(connection, n)
+    if here is not None:
+        bound = (here.grp, here.tag)
+        connection.execute("DELETE FROM cell WHERE grp = ? AND key_tag = ?", bound)
+        connection.execute(_REBUILD, bound)
+
+
+# ---- reading
+
+
+def members(
+    connection: apsw.Connection, group: bytes, tag: bytes, *, whole: bool
+) -> list[tuple[int, bool]]:
+    """(row, superseded) of the records of a cell.
+
+    Args:
+        connection: of a reader or the writer.
+        group: its group.
+        tag: the cell's.
+        whole: every record that counts, with the flag unset; else what the value is made of.
+    """
+    if whole:
+        rows = connection.execute(
+            "SELECT r.n, 0 FROM record r JOIN grp g ON g.n = r.grp WHERE g.id = ? AND r.key_tag = ?"
+            f" AND {_COUNTS} ORDER BY r.n",
+            (group, tag),
+        )
+    else:
+        rows = connection.execute(
+            "SELECT c.n, c.superseded FROM cell c JOIN grp g ON g.n = c.grp"
+            " WHERE g.id = ? AND c.key_tag = ? ORDER BY c.n",
+            (group, tag),
+        )
+    return [(n, bool(gone)) for n, gone in cast("list[tuple[int, int]]", rows.fetchall())]
+
+
+def size(connection: apsw.Connection, group: bytes, tag: bytes) -> int:
+    """How many records the value of a cell is made of."""
+    return number(
+        connection,
+        "SELECT count(*) FROM cell c JOIN grp g ON g.n = c.grp WHERE g.id = ? AND c.key_tag = ?",
+        (group, tag),
+    )
+
+
+def tags(connection: apsw.Connection, group: bytes) -> list[tuple[bytes, bytes]]:
+    """(tag, id of one record of it) of all cells of a group."""
+    rows = connection.execute(
+        "SELECT c.key_tag, r.id, min(c.n) FROM cell c JOIN grp g ON g.n = c.grp"
+        " JOIN record r ON r.n = c.n WHERE g.id = ? GROUP BY c.key_tag ORDER BY c.key_tag",
+        (group,),
+    )
+    found = cast("list[tuple[bytes, bytes, int]]", rows.fetchall())
+    return [(tag, record_id) for tag, record_id, _ in found]
+
+
+def state_among(connection: apsw.Connection, ids: Sequence[bytes]) -> list[bytes]:
+    """Those of the ids that are state records, in the order given."""
+    return [
+        record_id
+        for record_id in ids
+        if connection.execute(
+            "SELECT 1 FROM record WHERE id = ? AND kind = ?", (record_id, STATE_KIND)
+        ).get
+    ]
