@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
+from daemon.json_types import any_json
+
 if TYPE_CHECKING:
     from daemon.json_types import Json
 
@@ -30,7 +32,9 @@ def input_schema(struct: type[msgspec.Struct]) -> dict[str, Json]:
     Returns:
         A schema of `type: object` that refuses unknown properties.
     """
-    (schema,), components = msgspec.json.schema_components([struct], ref_template="{name}")
+    (schema,), components = msgspec.json.schema_components(
+        [struct], schema_hook=any_json, ref_template="{name}"
+    )
     known = cast("dict[str, Json]", components)
     short = _shorten(cast("Json", schema), known)
     if not isinstance(short, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 TypeName = Literal["lww", "mv", "set", "counter", "map"]
 
+_ID: Final = re.compile(r"[0-9a-f]{64}")
 OP_TYPES: Final[Mapping[str, CellType]] = {"add": "set", "remove": "set", "incr": "counter"}
 """What an operation is about that only one type has."""
 WATCH_S_MAX: Final = 300.0
@@ -315,10 +317,14 @@ async def _asked(work: Callable[[], Awaitable[T]]) -> T:
 def _ids(written: Sequence[str] | None) -> list[bytes] | None:
     if written is None:
         return None
-    try:
-        return [bytes.fromhex(one) for one in written]
-    except ValueError as error:
-        raise RpcError("invalid_params", "an id is 64 hexadecimal digits") from error
+    for one in written:
+        if not _ID.fullmatch(one):
+            raise RpcError(
+                "invalid_params",
+                "an id is 64 hexadecimal digits",
+                remedy="`covey state history PATH --json` shows them whole.",
+            )
+    return [bytes.fromhex(one) for one in written]
 
 
 async def _type(

@@ -9,6 +9,7 @@ import msgspec
 
 import daemon
 from daemon.errors import BY_CODE
+from daemon.json_types import any_json
 from daemon.rpc.registry import API
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def describe(registry: Registry) -> dict[str, Json]:
     types: list[object] = []
     for entry in entries:
         types += [entry.params, entry.result]
-    schemas, components = msgspec.json.schema_components(types, schema_hook=_any, ref_template=_REF)
+    schemas, components = msgspec.json.schema_components(
+        types, schema_hook=any_json, ref_template=_REF
+    )
     for schema in components.values():
         # Python 3.13 takes a docstring's indentation off, older ones leave it: the same for all.
         if isinstance(text := schema.get("description"), str):
@@ -55,13 +58,6 @@ def describe(registry: Registry) -> dict[str, Json]:
         "components": {"schemas": components},
         "x-errors": errors,
     }
-
-
-def _any(kind: type) -> dict[str, Json]:
-    """Schema of `object`: any JSON."""
-    if kind is object:
-        return {"description": "any JSON"}
-    raise NotImplementedError
 
 
 def _method(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 PROMISES = {
+    "shared_state.py": "to do: write the changelog",
     "notes.py": "1.00  you@",
     "mcp_agent.py": "The staging database is reset every night at 02:00.",
     "read_export_asyncio.py": "  Exports open with any SQLite.",

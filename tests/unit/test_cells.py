@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from p2p.replication.state import CellType, Json, Op
     from tests.helpers.mesh import Peer
 
-TODO = ("todo", "items")
+ITEMS = ("todo", "items")
 
 
 async def do(peer: Peer, group: bytes, kind: CellType, op: Op, value: Json = None) -> bytes:
     """One change; the id of its last record."""
-    written = await peer.replication.cells.change(group, Change(kind, TODO, op, value, "agent"))
+    written = await peer.replication.cells.change(group, Change(kind, ITEMS, op, value, "agent"))
     return written.ids[-1]
 
 
 async def value(peer: Peer, group: bytes, kind: CellType) -> Json:
     """What the peer sees."""
-    return (await peer.replication.cells.get(group, kind, TODO)).value
+    return (await peer.replication.cells.get(group, kind, ITEMS)).value
 
 
 async def agree(a: Peer, b: Peer, group: bytes) -> None:
@@ -73,10 +73,10 @@ def test_a_conditional_write_meets_what_its_writer_saw_or_is_refused() -> None:
         async with nodes("alice") as (alice,):
             group = (await alice.replication.create_group("team")).group
             cells = alice.replication.cells
-            first = await cells.change(group, Change("lww", TODO, "set", 1), expect=[])
-            await cells.change(group, Change("lww", TODO, "set", 2), expect=first.ids)
+            first = await cells.change(group, Change("lww", ITEMS, "set", 1), expect=[])
+            await cells.change(group, Change("lww", ITEMS, "set", 2), expect=first.ids)
             with pytest.raises(GroupError, match="changed since"):
-                await cells.change(group, Change("lww", TODO, "set", 3), expect=first.ids)
+                await cells.change(group, Change("lww", ITEMS, "set", 3), expect=first.ids)
             assert await value(alice, group, "lww") == 2
 
     play(scene)
@@ -94,8 +94,8 @@ def test_names_and_keys_list_what_has_a_value() -> None:
             await do(alice, group, "counter", "incr", 1)
             assert await cells.keys(group, ("presence",)) == ["ann"]
             names = [(one.type, one.path) for one in await cells.names(group)]
-            assert names == [("map", ("presence", "ann")), ("counter", TODO)]
-            assert [one.path for one in await cells.names(group, ("todo",))] == [TODO]
+            assert names == [("map", ("presence", "ann")), ("counter", ITEMS)]
+            assert [one.path for one in await cells.names(group, ("todo",))] == [ITEMS]
 
     play(scene)
 
@@ -108,7 +108,7 @@ def test_a_restart_forgets_nothing() -> None:
         async with alice.running():
             await do(alice, group, "counter", "incr", 3)
             assert await value(alice, group, "counter") == 5
-            assert len(await alice.replication.cells.history(group, "counter", TODO)) == 2
+            assert len(await alice.replication.cells.history(group, "counter", ITEMS)) == 2
 
     play(scene)
 
@@ -147,10 +147,10 @@ def test_a_watcher_hears_of_foreign_changes() -> None:
             bob.replication.cells.on_change(heard.append)
             ident = await do(alice, group, "lww", "set", "news")
             with trio.fail_after(30):
-                folded = await bob.replication.cells.wait_changed(group, "lww", TODO, seen=())
+                folded = await bob.replication.cells.wait_changed(group, "lww", ITEMS, seen=())
             assert folded.value == "news"
             await wait_until(lambda: bool(heard))
-            assert [(one.cell.path, one.ids) for one in heard] == [(TODO, (ident,))]
+            assert [(one.cell.path, one.ids) for one in heard] == [(ITEMS, (ident,))]
 
     play(scene)
 
@@ -187,7 +187,7 @@ def test_a_record_filed_under_a_tag_that_its_body_does_not_name_counts_nowhere()
             await do(alice, group, "lww", "set", "true")
             await agree(alice, bob, group)
             (secret, *_) = bob.sealer.epochs(group).values()
-            tag = key_tag(secret, "lww", canonical_path(TODO))
+            tag = key_tag(secret, "lww", canonical_path(ITEMS))
             wrong = encode_body("m", "lww", ("elsewhere",), "set", "forged")
             junk = [Drafted(wrong, tag, ()), Drafted(b"\xc1junk", tag, ())]
             await bob.store.append(group, junk)
@@ -195,7 +195,7 @@ def test_a_record_filed_under_a_tag_that_its_body_does_not_name_counts_nowhere()
             for peer in (alice, bob):
                 assert await value(peer, group, "lww") == "true"
                 names = [one.path for one in await peer.replication.cells.names(group)]
-                assert names == [TODO]
+                assert names == [ITEMS]
 
     play(scene)
 

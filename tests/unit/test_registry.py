@@ -48,6 +48,12 @@ def test_what_writes_memory_is_marked_and_nothing_that_reads_is(registry: Regist
     writing = {entry.name for entry in registry if entry.mutates}
     assert writing == {
         "group.rollback",
+        "state.add",
+        "state.change",
+        "state.delete",
+        "state.incr",
+        "state.remove",
+        "state.set",
         "memory.erase",
         "memory.feedback",
         "memory.forget",
