@@ -164,7 +164,7 @@ def test_a_crash_at_any_write_leaves_the_old_schema_or_the_new(tmp_path: Path, f
         migrate(connection, path, Clock(), "memory.storage.migrations")
         connection.close()
     seen = set()
-    for at, image in enumerate(images(recorder, seed=7, stride=23)):
+    for at, image in enumerate(images(recorder, seed=7, stride=13)):
         folder = tmp_path / f"image{at}"
         image.lay_out(folder)
         found = apsw.Connection(str(folder / "covey.db"))
