@@ -102,6 +102,11 @@ class PeerTable:
         candidates = sure or usable
         return candidates[-1] if candidates else None
 
+    def is_direct(self, peer: PeerId) -> bool:
+        """Whether new streams to `peer` run without a relay."""
+        best = self.best(peer)
+        return best is not None and best.path != "relay"
+
     def add_fresh(self, connection: Connection) -> None:
         """A peer is proven."""
         self._entries.setdefault(connection.peer, PeerEntry()).fresh.append(connection)

@@ -274,12 +274,12 @@ class WireFabric:
     async def punch(
         self, peer: PeerId, addrs: Sequence[Addr], *, initiator: bool, limit_s: float
     ) -> bool:
-        """Dial `peer` while it dials us; whether the two met. See `Manager.punch`."""
-        return await self._manager.punch(peer, addrs, initiator=initiator, limit_s=limit_s)
+        """Dial `peer` while it dials us; whether the two met. See `Puncher.punch`."""
+        return await self._manager.puncher.punch(peer, addrs, initiator=initiator, limit_s=limit_s)
 
     async def dial_apart(self, addr: Addr) -> trio.abc.Stream:
-        """A raw stream from an ephemeral port; see `Manager.dial_apart`."""
-        return await self._manager.dial_apart(addr)
+        """A raw stream from an ephemeral port; see `Dialler.apart`."""
+        return await self._manager.dialler.apart(addr)
 
     def _dialled(self, ip: str) -> None:
         self._manager.contacts.note(ipaddress.ip_address(ip), self._env.now())
@@ -298,11 +298,11 @@ class WireFabric:
 
     def unpin(self, peer: PeerId) -> None:
         """Stop keeping `peer` connected; a live connection stays."""
-        self._manager.unpin(peer)
+        self._manager.keeper.unpin(peer)
 
     def pinned(self) -> list[PeerId]:
         """Peers we keep connected, ascending."""
-        return self._manager.pinned()
+        return self._manager.keeper.pinned()
 
     def learn(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
         """Remember addresses of `peer`; the handshake proves them when they are used."""

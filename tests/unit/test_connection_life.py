@@ -128,8 +128,8 @@ def test_the_loser_is_never_cut_while_a_stream_lives(seed: int) -> None:
         stream = await high.open(low.id, ECHO)
         await stream.send_all(b"before")
         assert await stream.receive_some() == b"before"
-        beside = await low._manager._dial_addrs(high.id, high.addrs())
-        low._manager._nursery.start_soon(low._manager._carry_dialled, beside)  # type: ignore[union-attr]
+        beside = await low._manager.dialler.dial(high.id, high.addrs())
+        low._manager._nursery.start_soon(low._manager.carry, beside)  # type: ignore[union-attr]
         await trio.sleep(30)
         assert len(live(high, low)) == 2  # the loser drains, and lives as long as its stream
         await stream.send_all(b"after")
@@ -157,8 +157,8 @@ def test_a_redial_by_one_side_moves_both_to_the_newer() -> None:
             await first.connect(second.id, second.addrs())
             await exchange(first, second.id)
             old = live(first, second)[0]
-            beside = await first._manager._dial_addrs(second.id, second.addrs())
-            first._manager._nursery.start_soon(first._manager._carry_dialled, beside)  # type: ignore[union-attr]
+            beside = await first._manager.dialler.dial(second.id, second.addrs())
+            first._manager._nursery.start_soon(first._manager.carry, beside)  # type: ignore[union-attr]
             await trio.sleep(5)
             await exchange(first, second.id)
             await exchange(second, first.id)
@@ -410,9 +410,9 @@ def test_backoff_doubles_to_its_limit_and_the_higher_peer_waits_longer() -> None
     async def scenario(world: World) -> None:
         low, high = await world.pair()
         for n, longest_s in enumerate((1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300)):
-            wait_s = low._manager._backoff_s(high.id, n)
+            wait_s = low._manager.keeper.backoff_s(high.id, n)
             assert longest_s / 2 <= wait_s <= longest_s
-            wait_s = high._manager._backoff_s(low.id, n)
+            wait_s = high._manager.keeper.backoff_s(low.id, n)
             assert longest_s / 2 + 3 <= wait_s <= longest_s + 3
 
     play(scenario)

@@ -46,8 +46,8 @@ def test_a_direct_connection_replaces_the_relay_without_losing_a_stream() -> Non
         events = seeker.fabric.events()
         world.net.heal("45.77.2.1", "45.77.3.1")
         manager = seeker.fabric._manager  # type: ignore[attr-defined]
-        direct = await manager._dial_addrs(hidden.id, [hidden.fabric.addrs()[0]])
-        manager._nursery.start_soon(manager._carry_dialled, direct)
+        direct = await manager.dialler.dial(hidden.id, [hidden.fabric.addrs()[0]])
+        manager._nursery.start_soon(manager.carry, direct)
         await trio.sleep(3)
         assert seeker.fabric.peers()[hidden.id].path == "direct"
         assert hidden.fabric.peers()[seeker.id].path == "direct"

@@ -123,7 +123,7 @@ def test_a_dial_cancelled_anywhere_leaves_no_half_connection() -> None:
             await exchange(a, b.id)
             await trio.sleep(20)
             assert len(list(a._manager.table)) == len(list(b._manager.table)) == 1
-            assert a._manager._dials == {}
+            assert a._manager.dialler.under_way == []
             assert a._manager.gate._total == b._manager.gate._total == 1
             assert b._manager.gate._pending_total == 0
             nursery.cancel_scope.cancel()
