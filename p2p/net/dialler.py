@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from p2p.net.book import Book
     from p2p.net.contacts import Contacts
     from p2p.net.gate import Gate
+    from p2p.net.handshakes import Handshakes
     from p2p.net.seam import Addr, Path, Transport
     from p2p.net.table import PeerTable
 
@@ -49,17 +50,6 @@ class DialHost(Protocol):
 
         Raises:
             UsageError: the fabric does not run.
-        """
-        ...
-
-    async def prove_dialled(
-        self, stream: trio.abc.Stream, peer: PeerId, addr: Addr, path: Path, *, initiator: bool
-    ) -> Connection:
-        """Run the handshake over `stream`, which is closed if it fails.
-
-        Raises:
-            P2pError: it is not `peer`, or broke the protocol.
-            trio.BrokenResourceError: the stream ended.
         """
         ...
 
@@ -81,6 +71,7 @@ class Dialler:
 
     Args:
         host: who keeps them.
+        handshakes: how a raw stream is proven.
         config: limits and times.
         env: the clock.
         transports: how to dial; the list may grow.
@@ -94,6 +85,7 @@ class Dialler:
     def __init__(
         self,
         host: DialHost,
+        handshakes: Handshakes,
         config: P2pConfig,
         env: Env,
         transports: Sequence[Transport],
@@ -104,6 +96,7 @@ class Dialler:
         table: PeerTable,
     ) -> None:
         self._host = host
+        self._handshakes = handshakes
         self._config = config
         self._env = env
         self._transports = transports
@@ -222,7 +215,7 @@ class Dialler:
             # from it.
             hidden = not remembered or any(is_relayed(known) for known in race.known)
             stream, path = await self.raw(peer, addr, reuse_port=is_public(addr) and not hidden)
-            return await self._host.prove_dialled(stream, peer, addr, path, initiator=True)
+            return await self._handshakes.prove_dialled(stream, peer, addr, path, initiator=True)
 
         race = Race(
             attempt,

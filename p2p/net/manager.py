@@ -1,10 +1,10 @@
 """The connection manager: accepts, dials, keeps, doubts, refuses.
 
 Everything about *which* connections exist is here or in its parts: `gate` (who may connect),
-`table` (one connection a peer), `dialler` (how connections are made), `puncher` (both dial at
-once), `keeper` (peers to stay connected to), `book` (where peers are). Here a raw stream becomes a
-proven connection, and that lives and ends. What runs *on* a connection is the fabric's
-(`p2p.net.wire_fabric`), reached through `ConnectionOwner`.
+`handshakes` (from a raw stream to a proven peer), `table` (one connection a peer), `dialler` (how
+connections are made), `puncher` (both dial at once), `keeper` (peers to stay connected to), `book`
+(where peers are). Here they meet, and a proven connection lives and ends. What runs *on* it is the
+fabric's (`p2p.net.wire_fabric`), reached through `ConnectionOwner`.
 
 Every connection runs in the manager's nursery, so that cancelling `run` ends them all, each with
 its own short goodbye. Source: docs/specs/wire.md s.7.
@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2p.errors import AuthError, P2pError, PeerError, Unreachable, UsageError
+from p2p.errors import PeerError, UsageError
 from p2p.identity import peer_text
 from p2p.net.contacts import Contacts
 from p2p.net.dialler import Dialler
-from p2p.net.driver import Buffers, Connection
 from p2p.net.gate import Gate
+from p2p.net.handshakes import Handshakes
 from p2p.net.keeper import Keeper
 from p2p.net.puncher import Puncher
 from p2p.net.table import PeerTable
-from p2p.wire.multiaddr import ip_of, is_private, split_peer_untrusted
-from p2p.wire.noise import KEY_BYTES
-from p2p.wire.session import Session
-from p2p.wire.yamux_frames import YamuxLimits
+from p2p.wire.multiaddr import ip_of, split_peer_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import Identity, PeerId
     from p2p.net.book import Book
+    from p2p.net.driver import Connection
     from p2p.net.gate import Origin
     from p2p.net.ports import ConnectionOwner
     from p2p.net.seam import Addr, Path, Transport
@@ -95,8 +93,10 @@ class Manager:
         self._up = up
         self._down = down
         book.keeps = self._is_wanted
+        self.handshakes = Handshakes(identity, config, env, book, self.gate, self.counters, owner)
         self.dialler = Dialler(
             self,
+            self.handshakes,
             config,
             env,
             transports,
@@ -106,18 +106,9 @@ class Manager:
             self.counters,
             self.table,
         )
-        self.puncher = Puncher(self, self.dialler, self.table)
+        self.puncher = Puncher(self, self.handshakes, self.dialler, self.table)
         self.keeper = Keeper(identity.id, self, config, env, self.table)
         self._nursery: trio.Nursery | None = None
-        self._buffers = Buffers()
-        self._limits = YamuxLimits(
-            stream_send_buffer_bytes=config.stream_send_buffer_bytes,
-            stream_window_bytes_max=config.stream_window_bytes_max,
-            connection_window_bytes_max=config.connection_window_bytes_max,
-            streams_inbound_max=config.streams_inbound_max,
-            control_bytes_max=config.control_bytes_max,
-            unknown_bytes_per_min=config.unknown_bytes_per_min,
-        )
 
     # --- life ---
 
@@ -181,7 +172,7 @@ class Manager:
             self.gate.end_pending(origin)
             await trio.aclose_forcefully(stream)
             raise
-        connection = self._connection(
+        connection = self.handshakes.make(
             stream,
             addr,
             path,
@@ -192,7 +183,7 @@ class Manager:
         connection.unasked = unasked
         proven = False
         try:
-            proven = await self._prove_inbound(connection, origin)
+            proven = await self.handshakes.prove_accepted(connection, origin)
         finally:
             self.gate.end_pending(origin)
             if not proven:
@@ -215,26 +206,6 @@ class Manager:
             await self._carry(connection)
         finally:
             self.gate.leave(origin, member=member)
-
-    async def _prove_inbound(self, connection: Connection, origin: Origin | None) -> bool:
-        why = "no proof in time"
-        try:
-            with trio.move_on_after(self._config.upgrade_deadline_s):
-                await connection.upgrade()
-                return True
-        except PeerError as error:
-            why = str(error)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            why = str(error)
-        except Exception as error:  # noqa: BLE001 - a supervisor: no stranger may stop the node
-            self._owner.failed("handshake", error)
-            why = "a fault of ours"
-        self.counters["handshakes_failed"] += 1
-        self.gate.failed_handshake(origin, self._env.now())
-        log.debug(
-            "handshake_failed", extra={"f": {"addr": connection.addr, "why": why}, "remote": True}
-        )
-        return False
 
     async def _carry(self, connection: Connection) -> None:
         """Run a proven connection to its end."""
@@ -264,38 +235,6 @@ class Manager:
                     "remote": True,
                 },
             )
-
-    def _connection(
-        self,
-        stream: trio.abc.Stream,
-        addr: Addr,
-        path: Path,
-        *,
-        expected: PeerId | None,
-        inbound: bool,
-        dialled: bool,
-    ) -> Connection:
-        rng = self._env.rng
-        session = Session(
-            self._identity,
-            initiator=not inbound,
-            static=rng.randbytes(KEY_BYTES),
-            ephemeral=rng.randbytes(KEY_BYTES),
-            expected=expected,
-            limits=self._limits,
-        )
-        return Connection(
-            stream,
-            session,
-            self._owner,
-            self._env,
-            self._config,
-            buffers=self._buffers,
-            addr=addr,
-            inbound=inbound,
-            dialled=dialled,
-            path="lan" if path == "direct" and is_private(addr) else path,
-        )
 
     def opened(self, connection: Connection) -> None:
         """Both sides agreed on the muxer."""
@@ -334,38 +273,6 @@ class Manager:
             await self._carry(connection)
         finally:
             self.gate.leave(None, member=True)
-
-    async def prove_dialled(
-        self, stream: trio.abc.Stream, peer: PeerId, addr: Addr, path: Path, *, initiator: bool
-    ) -> Connection:
-        """Run the handshake over a raw stream that we dialled; it is closed if that fails.
-
-        Raises:
-            P2pError: it is not `peer`, or broke the protocol, or we have a fault.
-            trio.BrokenResourceError: the stream ended.
-        """
-        connection = self._connection(
-            stream, addr, path, expected=peer, inbound=not initiator, dialled=True
-        )
-        proven = False
-        try:
-            await connection.upgrade()
-            proven = True
-        except AuthError:
-            # Somebody else lives there now: do not knock again.
-            self.book.forget_addr(peer, addr)
-            raise
-        except (P2pError, trio.BrokenResourceError, trio.ClosedResourceError):
-            raise
-        except Exception as error:
-            # A supervisor: whoever answers at an address may not stop the node.
-            self._owner.failed("handshake", error)
-            raise Unreachable(f"{addr}: a fault of ours, see the log") from error
-        finally:
-            if not proven:
-                with trio.move_on_after(self._config.close_grace_s, shield=True):
-                    await connection.discard()
-        return connection
 
     async def dial_direct(self, peer: PeerId, addrs: Sequence[Addr]) -> bool:
         """Dial `peer` beside a relayed connection; whether there is a direct one now.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from p2p.identity import PeerId
     from p2p.net.dialler import DialHost, Dialler
+    from p2p.net.handshakes import Handshakes
     from p2p.net.seam import Addr
     from p2p.net.table import PeerTable
 
@@ -31,12 +32,16 @@ class Puncher:
 
     Args:
         host: who keeps connections.
+        handshakes: how a raw stream is proven.
         dialler: how to dial.
         table: who is connected.
     """
 
-    def __init__(self, host: DialHost, dialler: Dialler, table: PeerTable) -> None:
+    def __init__(
+        self, host: DialHost, handshakes: Handshakes, dialler: Dialler, table: PeerTable
+    ) -> None:
         self._host = host
+        self._handshakes = handshakes
         self._dialler = dialler
         self._table = table
         self._punches = Punches()
@@ -68,7 +73,7 @@ class Puncher:
             try:
                 with trio.fail_after(CONNECT_S):
                     stream, path = await self._dialler.raw(peer, addr, reuse_port=True)
-                connection = await self._host.prove_dialled(
+                connection = await self._handshakes.prove_dialled(
                     stream, peer, addr, path, initiator=initiator
                 )
             except (P2pError, trio.TooSlowError, trio.BrokenResourceError) as error:

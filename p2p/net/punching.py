@@ -1,4 +1,4 @@
-"""Who starts the handshake on a punched connection. Pure bookkeeping; `p2p.net.manager` acts on it.
+"""Who starts the handshake on a punched connection. Pure bookkeeping; `p2p.net.puncher` acts on it.
 
 Theory of operation
 -------------------

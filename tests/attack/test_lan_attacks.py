@@ -31,7 +31,7 @@ from p2p.nat.lan_driver import LanDriver
 from p2p.nat.mdns import PTR, DnsMessage, Ptr, Question, Txt, decode_dns_untrusted, encode_dns
 from p2p.net.book import Book
 from p2p.net.interfaces import list_interfaces
-from p2p.net.manager import _own_parts
+from p2p.net.manager import own_parts
 from tests.helpers.leaks import Census, task_count
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_ten_thousand_made_up_peers_neither_fill_us_nor_hide_a_friend() -> None:
         now = number / 320
         for found in machine.receive(answer(SERVICE, *batch), NEAR, MDNS_PORT, now):
             told += 1
-            book.learn(found.peer, _own_parts(found.addrs, found.peer), 0)
+            book.learn(found.peer, own_parts(found.addrs, found.peer), 0)
     assert NEW_PEERS_PER_MIN <= told <= NEW_PEERS_PER_MIN * (1 + 10_000 / 320 / 60)
     assert len(neighbours.now(40.0)) <= min(NEIGHBOURS_MAX, told)
     assert len(book.peers()) <= told

@@ -17,7 +17,6 @@ from p2p.config import P2pConfig
 from p2p.env import SeededEnv
 from p2p.errors import Unreachable
 from p2p.identity import Identity
-from p2p.net.dialing import dial_order
 from p2p.net.gate import Gate
 from p2p.net.memory import MemNet
 from p2p.net.seam import PeerDown, PeerIdentified, PeerUp
@@ -513,6 +512,44 @@ def test_a_cancelled_dial_is_not_taken_from_the_others() -> None:
     play(scenario)
 
 
+def test_who_comes_later_with_a_better_address_does_not_wait_for_the_dial_under_way() -> None:
+    """The first caller knows only addresses at which nobody answers any more."""
+
+    async def scenario(world: World) -> None:
+        low, high = await world.pair()
+        dead = [f"/ip4/10.0.9.{n}/tcp/15001" for n in range(1, 9)]
+        world.net.partition("10.0.0.1", "10.0.9.1")
+        for n in range(1, 9):
+            world.net.host(f"10.0.9.{n}")
+            world.net.partition("10.0.0.1", f"10.0.9.{n}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(low.connect, high.id, dead)
+            await trio.sleep(0.1)
+            started_s = trio.current_time()
+            await low.connect(high.id, high.addrs())
+            # One stagger until its turn, then the handshake.
+            assert trio.current_time() - started_s < 2 * WAN.dial_stagger_s
+        assert low.counters()["dials"] == 1, "both callers shared one race"
+
+    play(scenario)
+
+
+def test_an_address_learned_during_a_dial_is_tried_in_it() -> None:
+    async def scenario(world: World) -> None:
+        low, high = await world.pair()
+        world.net.host("10.0.9.1")
+        world.net.partition("10.0.0.1", "10.0.9.1")
+        low.pin(high.id, ["/ip4/10.0.9.1/tcp/15001"])
+        await trio.sleep(1)
+        events = low.events()
+        low.learn(high.id, high.addrs())
+        with trio.fail_after(1):
+            await _next(events, PeerUp)
+        assert low.counters()["dials"] == 1
+
+    play(scenario)
+
+
 def test_a_first_answer_takes_three_round_trips_with_the_transports_own() -> None:
     async def scenario(world: World) -> None:
         world.net.link("10.0.0.1", "10.0.0.2", latency_s=0.025)
@@ -659,23 +696,3 @@ def test_what_the_gate_remembers_of_strangers_is_bounded() -> None:
     assert len(doors._buckets) <= 4096
     assert len(doors._offences) <= 4096
     assert not doors._pending
-
-
-def test_addresses_are_tried_near_before_far_and_ipv6_before_ipv4() -> None:
-    shuffled = [
-        "/dns4/example.org/tcp/1",
-        "/ip4/8.8.8.8/tcp/1",
-        "/ip4/192.168.1.1/tcp/1",
-        "/ip6/2606:4700::1/tcp/1",
-        "/ip4/127.0.0.1/tcp/1",
-        "/ip4/8.8.8.8/tcp/1",
-        "/ip6/fd00::1/tcp/1",
-    ]
-    assert dial_order(shuffled) == [
-        "/ip4/127.0.0.1/tcp/1",
-        "/ip6/fd00::1/tcp/1",
-        "/ip4/192.168.1.1/tcp/1",
-        "/ip6/2606:4700::1/tcp/1",
-        "/ip4/8.8.8.8/tcp/1",
-        "/dns4/example.org/tcp/1",
-    ]
