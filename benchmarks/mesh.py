@@ -1,4 +1,4 @@
-"""Mesh: what a peer call and a bulk transfer cost, beside the limit and beside py-libp2p."""
+"""Mesh: what a peer call and a bulk transfer cost, beside the limit and beside other meshes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks import blobs_rows
+from benchmarks import blobs_rows, mesh_rows
 from benchmarks.peers import PeerMissing, py_libp2p, subject
 from benchmarks.processes import Pair, python
 from benchmarks.report import Target, alternate
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 def run(options: Options, report: Report) -> None:
     """Measure."""
+    if options.wants("rpc") or options.wants("bulk"):
+        _beside_others(options, report)
+    mesh_rows.run(options, report)
+    if options.wants("blobs"):
+        blobs_rows.run(options, report)
+
+
+def _beside_others(options: Options, report: Report) -> None:
     calls = 1000 if options.quick else 2000
     with contextlib.ExitStack() as stack:
         covey = stack.enter_context(_pair(python(), "covey_mesh"))
@@ -30,8 +38,6 @@ def run(options: Options, report: Report) -> None:
             _calls(report, options, calls, covey, raw, libp2p)
         if options.wants("bulk"):
             _bulk(report, options, covey, raw, libp2p)
-    if options.wants("blobs"):
-        blobs_rows.run(options, report)
 
 
 def _pair(interpreter_path: str, name: str) -> Pair:

@@ -22,7 +22,7 @@ def py_libp2p() -> str:
     Raises:
         PeerMissing: it could not be installed: it needs a C compiler and libgmp.
     """
-    _run("bash", "tests/interop/install.sh", "py")
+    _run("env", f"PYTHON={sys.executable}", "bash", "tests/interop/install.sh", "py")
     return str(ROOT / "build" / "interop" / "py" / "venv" / "bin" / "python")
 
 

@@ -1,4 +1,4 @@
-"""Two Covey nodes: typed peer RPC and bulk upload over TCP, Noise and Yamux.
+"""Two Covey nodes: typed peer RPC, bulk upload, many streams over TCP, Noise and Yamux.
 
 Usage: covey_mesh.py serve | covey_mesh.py client PEER ADDRESS
 """
@@ -23,6 +23,8 @@ from p2p.rpc import Method
 
 ECHO = Method("bench.echo", request=bytes, reply=bytes)
 SINK = "/bench/sink/1"
+STREAM = "/bench/echo/1"
+STREAMS_MAX = 1024
 CHUNK = 65536
 
 
@@ -44,11 +46,28 @@ async def sink(stream):
     await stream.send_all(b"ok")
 
 
+async def echo_once(stream):
+    """Return 100 bytes."""
+    await stream.send_all(await read_exactly(stream, 100))
+
+
+async def read_exactly(stream, count):
+    """Take `count` bytes."""
+    parts = bytearray()
+    while len(parts) < count:
+        chunk = await stream.receive_some(count - len(parts))
+        if not chunk:
+            raise EOFError
+        parts += chunk
+    return bytes(parts)
+
+
 async def serve():
     """Listen and print who and where."""
     node = make_node()
     node.rpc.serve(ECHO, echo, allow=lambda _peer: True)
     node.fabric.handle(SINK, sink, per_peer_max=4)
+    node.fabric.handle(STREAM, echo_once, per_peer_max=STREAMS_MAX)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         print(peer_text(node.id), node.fabric.addrs()[0], flush=True)
@@ -61,6 +80,19 @@ async def client(peer_id, address):
 
     async def call():
         await node.rpc.call(peer, ECHO, payload)
+
+    async def exchange():
+        stream = await node.fabric.open(peer, STREAM)
+        async with stream:
+            await stream.send_all(payload)
+            if await read_exactly(stream, len(payload)) != payload:
+                raise ValueError
+
+    async def streams(count):
+        async with trio.open_nursery() as tasks:
+            for _ in range(count):
+                tasks.start_soon(exchange)
+        return {}
 
     async def bulk(mib):
         stream = await node.fabric.open(peer, SINK)
@@ -77,7 +109,13 @@ async def client(peer_id, address):
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         await node.fabric.connect(peer, [address])
-        await serve_commands({"rr": lambda count: request_response(call, count), "bulk": bulk})
+        await serve_commands(
+            {
+                "rr": lambda count: request_response(call, count),
+                "bulk": bulk,
+                "streams": streams,
+            }
+        )
         nursery.cancel_scope.cancel()
 
 
