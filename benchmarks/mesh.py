@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 from benchmarks import blobs_rows, mesh_rows
-from benchmarks.peers import PeerMissing, py_libp2p, subject
-from benchmarks.processes import Pair, python
+from benchmarks.peers import PeerMissing, lattica, py_libp2p, subject
+from benchmarks.processes import Pair, Subject, python
 from benchmarks.report import Target, alternate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from benchmarks.report import Options, Report
 
 
@@ -36,6 +39,7 @@ def _beside_others(options: Options, report: Report) -> None:
             libp2p = None
         if options.wants("rpc"):
             _calls(report, options, calls, covey, raw, libp2p)
+            _calls_beside_lattica(report, options, calls, covey)
         if options.wants("bulk"):
             _bulk(report, options, covey, raw, libp2p)
 
@@ -45,11 +49,15 @@ def _pair(interpreter_path: str, name: str) -> Pair:
     return Pair([*argv, "serve"], [*argv, "client"])
 
 
+def _p50_ms(pair: Pair | Subject, calls: int) -> float:
+    return pair.ask("rr", calls)["p50_us"] / 1e3
+
+
 def _calls(
     report: Report, options: Options, calls: int, covey: Pair, raw: Pair, libp2p: Pair | None
 ) -> None:
     def p50(pair: Pair) -> float:
-        return pair.ask("rr", calls)["p50_us"] / 1e3
+        return _p50_ms(pair, calls)
 
     p50(covey), p50(raw)  # warm up
     name = "peer RPC, 100 B, p50"
@@ -70,6 +78,35 @@ def _calls(
         yardstick="py-libp2p 0.8.1",
         target=Target("<=", 0.5),
     )
+
+
+def _calls_beside_lattica(report: Report, options: Options, calls: int, covey: Pair) -> None:
+    name = "peer RPC, 100 B, p50, beside Lattica"
+    try:
+        with _lattica() as client:
+            pair = alternate(
+                lambda: _p50_ms(covey, calls), lambda: _p50_ms(client, calls), options.rounds
+            )
+    except (PeerMissing, OSError, RuntimeError) as error:
+        report.missing(name, f"Lattica: {error}")
+        return
+    report.paired(name, pair, unit="ms", yardstick="Lattica 1.0.21", target=Target("<=", 1))
+
+
+@contextlib.contextmanager
+def _lattica() -> Iterator[Subject]:
+    """A client of a server, both in a network of their own without a way out.
+
+    By default it asks other people's STUN servers.
+    """
+    script = [lattica(), subject("lattica_rpc")]
+    alone = ["unshare", "--user", "--map-root-user", "--net"]
+    with contextlib.ExitStack() as stack:
+        homes = [stack.enter_context(tempfile.TemporaryDirectory()) for _ in range(2)]
+        server = stack.enter_context(Subject([*alone, *script, "serve"], {"HOME": homes[0]}))
+        with_it = ["nsenter", f"--target={server.pid}", "--user", "--net", "--preserve-credentials"]
+        client = [*with_it, *script, "client", *server.ready.split()]
+        yield stack.enter_context(Subject(client, {"HOME": homes[1]}))
 
 
 def _bulk(report: Report, options: Options, covey: Pair, raw: Pair, libp2p: Pair | None) -> None:
