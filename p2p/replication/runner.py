@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from p2p.errors import LimitError
-from p2p.replication import heads
 from p2p.replication.exchange_types import AdmitResult, GroupReport
 from p2p.replication.groups import fetch_of
 from p2p.replication.heads import Summary
+from p2p.replication.ranges import RangeSet
 from p2p.replication.session_types import (
     Admit,
     Close,
@@ -85,6 +85,7 @@ class SessionRunner:
         self._drained = trio.Event()
         """Set when the session is over and everything was written."""
         self._over = False
+        self._range_sets: dict[tuple[bytes, int], RangeSet] = {}
         self.reports: list[GroupReport] = []
         self.unshared: list[bytes] = []
         self.reason = "cut"
@@ -183,10 +184,10 @@ class SessionRunner:
         store, group = self._core.store, query.group
         match query.ask:
             case RootsAsk(salt=salt):
-                control, data = await store.index(group, 0), await store.index(group, 1)
+                control, data = [await self._ranges(group, lane) for lane in (0, 1)]
                 return Summary(
-                    heads.fingerprint(salt, control.packed),
-                    heads.fingerprint(salt, data.packed),
+                    control.fingerprint(salt, 0, len(control)),
+                    data.fingerprint(salt, 0, len(data)),
                     len(control),
                     len(data),
                 )
@@ -201,6 +202,14 @@ class SessionRunner:
                 return await store.tail(log, first, last, bytes_max)
             case FetchAsk(ids=ids):
                 return await fetch_of(store, group, ids)
+
+    async def _ranges(self, group: bytes, lane: int) -> RangeSet:
+        """The set of a lane as it is now, kept while it does not change."""
+        index = await self._core.store.index(group, lane)
+        kept = self._range_sets.get((group, lane))
+        if kept is None or kept.packed is not index.packed:
+            kept = self._range_sets[group, lane] = RangeSet(index.packed)
+        return kept
 
     async def _admit(self, event: Admit) -> AdmitResult:
         group = self._core.groups.get(event.group)

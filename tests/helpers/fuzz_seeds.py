@@ -39,6 +39,7 @@ from p2p.nat.relay_messages import (
     encode_stop,
 )
 from p2p.replication import messages
+from p2p.replication.ranges import Initiator, RangeSet, Responder
 from p2p.replication.record import RecordWire
 from p2p.wire.envelope import seal_peer_record
 from p2p.wire.multistream import encode_line
@@ -102,16 +103,32 @@ TEXTS: Final = (
 )
 
 
+def _range_messages() -> list[bytes]:
+    """What two replicas say to each other until they know what differs."""
+    items = [bytes([0, at]) * 20 for at in range(60)]
+    ours, theirs = RangeSet(b"".join(items)), RangeSet(b"".join(items[3:]))
+    initiator, responder = Initiator(ours, bytes(16)), Responder(theirs, bytes(16))
+    made = [initiator.start()]
+    while True:
+        made.append(responder.receive(made[-1]))
+        following = initiator.receive(made[-1])
+        if following is None:
+            return made
+        made.append(following)
+
+
 def _messages() -> list[bytes]:
     """Frames of replication without their length."""
     group, root = bytes(16), bytes(32)
-    made = (
+    made: tuple[messages.Message, ...] = (
         messages.Hello(1, 1, (), bytes(16)),
         messages.Groups((group,)),
         messages.State(group, root, root),
         messages.Records(group, (RecordWire(b"header", bytes(64), None),)),
         messages.Heads(group, 1, ()),
         messages.Want(group, ()),
+        *(messages.Recon(group, 1, message) for message in _range_messages()),
+        messages.WantIds(group, (b"shortid1",)),
     )
     return [messages.encode_frame(message)[4:] for message in made]
 
@@ -210,6 +227,7 @@ def _own_bytes() -> list[bytes]:
         IDENTITY.key_file_bytes(),
         seal_peer_record(IDENTITY, 7, ["/ip4/192.0.2.7/tcp/15001"]),
         *_messages(),
+        *_range_messages(),
         *_dht_bytes(),
         *_record_parts(),
         *_bodies(),
