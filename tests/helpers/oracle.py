@@ -117,11 +117,23 @@ class Oracle:
 
 
 @asynccontextmanager
-async def running_oracle(kind: str, folder: Path, listen: str) -> AsyncGenerator[Oracle]:
-    """A peer of `kind` that listens on the multiaddr `listen`; it ends with the block."""
+async def running_oracle(
+    kind: str, folder: Path, listen: str, **roles: Json
+) -> AsyncGenerator[Oracle]:
+    """A peer of `kind` that ends with the block.
+
+    Args:
+        kind: which implementation.
+        folder: where it is installed.
+        listen: a multiaddr to listen at; empty for none.
+        roles: what it does besides, see its `peer.*`.
+    """
     program, *arguments = COMMANDS[kind]
+    command = [str(folder / program), *arguments, listen]
+    if roles:
+        command.append(msgspec.json.encode(roles).decode())
     async with trio.open_nursery() as nursery:
-        process = await nursery.start(_process, [str(folder / program), *arguments, listen], folder)
+        process = await nursery.start(_process, command, folder)
         oracle = Oracle(process)
         await nursery.start(oracle.read)
         yield oracle

@@ -7,7 +7,6 @@ is not asked of it: it reports a reset stream as ended.
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from p2p.identity import Identity, PeerId, parse_peer_untrusted, peer_text
 from p2p.net.seam import PeerDown
 from p2p.net.tcp import TcpTransport
 from p2p.net.wire_fabric import WireFabric
+from tests.helpers.interop import ECHO, echo, exchange, pattern, read_all
 from tests.helpers.leaks import task_count
 from tests.helpers.need import need
 from tests.helpers.oracle import Oracle, install, running_oracle
@@ -34,25 +34,11 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(60)]
 
-ECHO = "/covey-test/echo/1"
 COUNT = "/covey-test/count/1"
 RESET = "/covey-test/reset/1"
 HOLD = "/covey-test/hold/1"
 STREAMS = 256
 ECHO_BYTES = 300_000
-
-
-def pattern(size: int) -> bytes:
-    """The same bytes as in both peers."""
-    return bytes((i * 31 + (i >> 8)) & 0xFF for i in range(size))
-
-
-async def read_all(stream: Stream) -> bytes:
-    """Read to the end of the other side's direction."""
-    parts = []
-    while chunk := await stream.receive_some(65_536):
-        parts.append(bytes(chunk))
-    return b"".join(parts)
 
 
 @dataclass
@@ -72,16 +58,12 @@ class Ours:
     def serve(self) -> None:
         """Register the handlers."""
         for protocol, handler in (
-            (ECHO, self.on_echo),
+            (ECHO, echo),
             (COUNT, self.on_count),
             (RESET, self.on_reset),
             (HOLD, self.on_hold),
         ):
             self.fabric.handle(protocol, handler, per_peer_max=1024)
-
-    async def on_echo(self, stream: Stream) -> None:
-        while chunk := await stream.receive_some(65_536):
-            await stream.send_all(chunk)
 
     async def on_count(self, stream: Stream) -> None:
         await stream.send_all(len(await read_all(stream)).to_bytes(8, "big"))
@@ -101,18 +83,7 @@ class Ours:
 
     async def exchange(self, peer: PeerId, size: int) -> None:
         """Have the other side echo `size` bytes while we still send, and compare."""
-        stream = await self.fabric.open(peer, ECHO)
-        data = pattern(size)
-
-        async def write() -> None:
-            await stream.send_all(data)
-            await stream.send_eof()
-
-        async with stream, trio.open_nursery() as nursery:
-            nursery.start_soon(write)
-            received = await read_all(stream)
-        assert len(received) == size
-        assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
+        await exchange(self.fabric, peer, size)
 
 
 @asynccontextmanager

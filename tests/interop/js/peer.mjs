@@ -1,10 +1,20 @@
 // A js-libp2p peer that a test drives: one JSON command a line on stdin, one JSON answer a line on
 // stdout. It serves four protocols and can act as the client of each. It ends with its stdin.
+//
+// node peer.mjs LISTEN [ROLES]: ROLES is JSON with any of
+//   relay: true             carries circuits; {limited: false} as long as they like
+//   circuit: [ADDR, ...]    dials over relays, and takes a place at each of these
+//   kad: PROTOCOL           serves the DHT under that protocol id
+//   dcutr: true             turns relayed connections into direct ones
+//   announce: [ADDR, ...]   says that it is there too
 import { createHash } from 'node:crypto'
 import { createInterface } from 'node:readline'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
+import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
+import { dcutr } from '@libp2p/dcutr'
 import { identify, identifyPush } from '@libp2p/identify'
+import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr } from '@multiformats/multiaddr'
@@ -14,7 +24,23 @@ const ECHO = '/covey-test/echo/1' // sends back what comes, ends when the other 
 const COUNT = '/covey-test/count/1' // reads to the end, then answers how much it was (u64 BE)
 const RESET = '/covey-test/reset/1' // resets at the first byte
 const HOLD = '/covey-test/hold/1' // reads; tells the test how the stream ended
-const STREAMS = { maxInboundStreams: 2048, maxOutboundStreams: 2048 }
+// Without the last it keeps its own protocols off connections that a relay limits.
+const STREAMS = { maxInboundStreams: 2048, maxOutboundStreams: 2048, runOnLimitedConnection: true }
+
+const roles = JSON.parse(process.argv[3] ?? '{}')
+const services = { ping: ping(), identify: identify(), identifyPush: identifyPush() }
+if (roles.relay != null) {
+  services.relay = circuitRelayServer({ reservations: { applyDefaultLimit: roles.relay.limited !== false } })
+}
+if (roles.dcutr) services.dcutr = dcutr()
+if (roles.kad != null) {
+  services.kad = kadDHT({
+    protocol: roles.kad,
+    clientMode: false, // the default waits for AutoNAT's word
+    peerInfoMapper: passthroughMapper, // the default leaves loopback addresses out
+    validators: { covey: async () => {}, test: async () => {} }
+  })
+}
 
 const say = (message) => process.stdout.write(JSON.stringify(message) + '\n')
 const bytesOf = (chunk) => (chunk.subarray != null ? chunk.subarray() : chunk)
@@ -22,13 +48,16 @@ const pattern = (size) => Uint8Array.from({ length: size }, (_, i) => (i * 31 + 
 const digest = (data) => createHash('sha256').update(data).digest('hex')
 
 const node = await createLibp2p({
-  addresses: { listen: [process.argv[2] ?? '/ip4/127.0.0.1/tcp/0'] },
-  transports: [tcp()],
+  addresses: {
+    listen: [process.argv[2], ...(roles.circuit ?? []).map((relay) => `${relay}/p2p-circuit`)].filter(Boolean),
+    appendAnnounce: roles.announce ?? []
+  },
+  transports: [tcp(), ...(roles.circuit != null ? [circuitRelayTransport()] : [])],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   // The default takes five connections a second of one address; the tests all come from one.
   connectionManager: { inboundConnectionThreshold: 1000 },
-  services: { ping: ping(), identify: identify(), identifyPush: identifyPush() }
+  services
 })
 
 const identified = new Map()
@@ -157,6 +186,13 @@ const commands = {
     await send(stream, pattern(10))
     const event = await closed
     return { reset: event.error != null }
+  },
+  async addrs () {
+    return { addrs: node.getMultiaddrs().map(String) }
+  },
+  async paths ({ peer }) {
+    const found = node.getConnections().filter((one) => one.remotePeer.toString() === peer)
+    return { paths: found.map((one) => (one.remoteAddr.toString().includes('/p2p-circuit') ? 'relay' : 'direct')) }
   },
   async forgotten ({ peer }) {
     const here = () => node.getConnections().some((one) => one.remotePeer.toString() === peer)
