@@ -13,6 +13,7 @@ import hmac
 from typing import TYPE_CHECKING, Final
 
 from p2p.errors import AuthError
+from p2p.replication.events import GroupError
 from p2p.replication.keys import (
     DOMAIN_SEAL,
     DOMAIN_SEAL_OWNER,
@@ -20,13 +21,14 @@ from p2p.replication.keys import (
     hpke_open,
     hpke_seal,
 )
-from p2p.replication.ops import Epoch, KeyShare
+from p2p.replication.ops import Epoch, KeyShare, Role
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-    from p2p.replication.standing import EpochRecord
+    from p2p.replication.groups import Group
+    from p2p.replication.standing import EpochRecord, Standing
 
 SECRET_BYTES: Final = 64
 EPOCH_ID_BYTES: Final = 16
@@ -97,6 +99,35 @@ def make_epoch(
         for member, exchange_key in readers.items()
     }
     return Epoch(key_commit(secret), tuple(sorted(shares.items())))
+
+
+def readers(standing: Standing, *, but: Collection[bytes] = ()) -> dict[bytes, bytes]:
+    """Member -> X25519 key, of everybody who may read, but some."""
+    return {
+        member: key
+        for member, role in standing.members().items()
+        if role >= Role.READ
+        and member not in but
+        and (key := standing.exchange_key(member)) is not None
+    }
+
+
+def next_epoch(group: Group, rng: random.Random, *, but: Collection[bytes] = ()) -> Epoch:
+    """The payload of a group's next epoch.
+
+    Args:
+        group: one whose key is here.
+        rng: source of the secret and of the ephemeral keys.
+        but: readers to leave out.
+
+    Raises:
+        GroupError: `key_missing`: none of its keys is here, so its tag key is not either.
+    """
+    former = next(iter(group.epochs.values()), None)
+    if former is None:
+        raise GroupError("key_missing", "no key of this group has arrived yet: sync first")
+    secret = new_secret(rng, tag_key(former))
+    return make_epoch(group.id, secret, readers(group.standing, but=but), rng)
 
 
 def make_key_share(

@@ -51,6 +51,8 @@ from p2p.replication.messages import (
 )
 from p2p.replication.ops import Join, Kind, Role
 from p2p.replication.record import (
+    LANE_DATA,
+    STATE_VOID,
     Record,
     RecordWire,
     decode_header_untrusted,
@@ -141,6 +143,8 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
     except GroupError as refused:
         why = refused
     else:
+        if not fresh and group.role(core.me) is not None:
+            await _write_what_was_cut(core, group)
         return group
     if fresh:  # Otherwise an earlier join of ours may still be waiting for somebody's word.
         await _set_state(core, group, STATE_REFUSED)
@@ -243,9 +247,14 @@ def _check_invite(standing: Standing, invite_id: bytes | None, ticket: Ticket) -
 async def _own_join(core: Core, group: Group, ticket: Ticket, invite_key: bytes) -> RecordWire:
     """Our join for this invite, written if it is not there yet."""
     async with core.keeper.turn(group):
+        if group.state == STATE_MEMBER and group.role(core.me) is not None:
+            raise GroupError("already_member", f"this device is in {group.name} already")
         invite_id = find_invite(group.standing, invite_key)
         if invite_id is None:
             raise GroupError("bad_ticket", "the group has no such invite: ask for a new ticket")
+        if group.standing.limits_on(core.me):
+            # We were taken out: what we write counts again in new logs only, citing that.
+            await core.keeper.renew(group)
         for row in await core.store.control(group.id):
             header = decode_header_untrusted(row.header)
             if header.author == core.me and header.kind == Kind.JOIN and row.envelope is not None:
@@ -256,6 +265,24 @@ async def _own_join(core: Core, group: Group, ticket: Ticket, invite_key: bytes)
         join = make_join(group.id, core.me, invite_id, ticket.seed, public)
         (record,) = await core.keeper.write_only(group, [(Kind.JOIN, join)])
         return record.wire()
+
+
+async def _write_what_was_cut(core: Core, group: Group) -> None:
+    """What we wrote before we heard of our removal counts nowhere: sign it anew, now we are back.
+
+    Only what the removal did not know of; what it took away on purpose stays away.
+    """
+    async with core.keeper.turn(group):
+        kept: dict[tuple[int, int], int] = {}
+        for limit in group.standing.limits_on(core.me):
+            for incarnation, lane, seq in limit.keep:
+                kept[incarnation, lane] = min(seq, kept.get((incarnation, lane), seq))
+        for log in await core.store.logs(group.id):
+            last = kept.get((log.key[2], log.key[3]))
+            if log.key[1] == core.me and log.key[3] == LANE_DATA and last:
+                row = await core.store.at(log.key, last + 1)
+                if row is not None and row.state == STATE_VOID:
+                    await core.keeper.write_again(group, log.key, last + 1)
 
 
 async def _take_answer(core: Core, talk: Talk, group: Group) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from p2p.replication.epoch import next_epoch
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group, load_authority
 from p2p.replication.hlc import next_incarnation
@@ -241,7 +242,7 @@ class Keeper:
             await self.renew(group)
             self._emit("own_log.restored", {"group": group.id, "why": "fork"})
         for log, seq in own:
-            await self._write_again(group, log, seq)
+            await self.write_again(group, log, seq)
 
     async def _settle_forks(
         self, group: Group, records: Sequence[Record]
@@ -262,7 +263,7 @@ class Keeper:
             await self._store.settle(group.id, fork=forks)
         return [(log, seq) for log, seq, *_ in forks]
 
-    async def _write_again(self, group: Group, log: LogKey, seq: int) -> None:
+    async def write_again(self, group: Group, log: LogKey, seq: int) -> None:
         """What we wrote above a fork of our own log became void: sign it anew in the new log.
 
         An honest device forks its log when it was restored from an old image; what it wrote since
@@ -467,10 +468,21 @@ class Keeper:
         if group.state != STATE_MEMBER or group.role(self._me) is None:
             return []
         payloads, local = await self._owners.duties(group)
-        payloads = [*payloads, *await self._unpublished(group)]
+        payloads = [*payloads, *await self._unpublished(group), *self._rotation(group)]
         if not payloads:
             return []
         return await self.write_only(group, payloads, local)
+
+    def _rotation(self, group: Group) -> list[tuple[Kind, Payload]]:
+        """A new key where the present one is older than a removal, such as a member's own leaving.
+
+        The first of the admins does it, so that not all do; any of them can at once by hand.
+        """
+        members = group.standing.members()
+        first = next((m for m, role in members.items() if role == Role.ADMIN), None)
+        if first != self._me or not group.epochs or not group.standing.rotation_due():
+            return []
+        return [(Kind.EPOCH, next_epoch(group, self._env.rng))]
 
 
 def _named(records: Sequence[Record]) -> list[bytes]:

@@ -34,9 +34,16 @@ from p2p.replication.groups import (
     Groups,
 )
 from p2p.replication.hlc import ms_of
-from p2p.replication.invites import can_admit, invite_identity, make_close, make_invite
+from p2p.replication.invites import (
+    can_admit,
+    find_invite,
+    invite_identity,
+    make_close,
+    make_invite,
+)
 from p2p.replication.keeper import Keeper
 from p2p.replication.loading import load_group
+from p2p.replication.membership import Membership
 from p2p.replication.ops import Kind, Role
 from p2p.replication.quota import Quota
 from p2p.replication.record import LANE_CONTROL, LANE_DATA
@@ -165,6 +172,8 @@ class Replication:
         self._driver = Driver(self._core, node)
         self.cells = Cells(self._core, node)
         """State that agents share: values folded from records."""
+        self.membership = Membership(self._core)
+        """Roles, removal, leaving, invites."""
         self._loaded = False
 
     # --- life ---------------------------------------------------------------------------------
@@ -412,7 +421,10 @@ class Replication:
         known = self._core.groups.get(read.group)
         me = self._core.me
         if known is not None and known.state == STATE_MEMBER and known.role(me) is not None:
-            raise GroupError("already_member", f"this device is in {known.name} already")
+            # Whoever was taken out does not know it, but does not know the new invite either.
+            key = invite_identity(read.seed, read.group).id
+            if find_invite(known.standing, key) is not None:
+                raise GroupError("already_member", f"this device is in {known.name} already")
         inviter = PeerId(read.inviter)
         self._node.learn(inviter, [decode_addr_untrusted(addr) for addr in read.addrs])
         group = await self._enter(inviter, read)

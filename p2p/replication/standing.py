@@ -298,6 +298,28 @@ class Standing:
             if within >> i & 1 and self._fold.stands[i] and isinstance(op.payload, Limit)
         )
 
+    def limits_on(self, member: bytes) -> list[Limit]:
+        """Standing limits that name a member."""
+        return [
+            op.payload
+            for op, stands in zip(self._book.ops, self._fold.stands, strict=True)
+            if stands and isinstance(op.payload, Limit) and op.payload.member == member
+        ]
+
+    @cached_property
+    def removals(self) -> int:
+        """How many limits stand."""
+        return sum(
+            1
+            for op, stands in zip(self._book.ops, self._fold.stands, strict=True)
+            if stands and isinstance(op.payload, Limit)
+        )
+
+    def rotation_due(self) -> bool:
+        """Whether the newest key was made without knowing of a removal: who left may hold it."""
+        newest = next(iter(self.epochs()), None)
+        return newest is not None and self.standing_removals(newest.head.auth) < self.removals
+
     @cached_property
     def upgrade_needed(self) -> bool:
         """Whether an admin used an A op unknown to this version: data must wait for a newer one."""

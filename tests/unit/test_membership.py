@@ -1,0 +1,241 @@
+"""Roles, removal with a new key, leaving, coming back, closing invites: between running nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from p2p.replication.events import GroupError
+from p2p.replication.ops import Role
+from p2p.replication.record import Record
+from tests.helpers.mesh import wait_until
+from tests.unit.test_replication_service import nodes, pair_up, play, roles
+
+if TYPE_CHECKING:
+    from tests.helpers.mesh import Peer
+
+
+async def agree(group: bytes, *peers: Peer) -> None:
+    """Until all hold the same records."""
+    await wait_until(lambda: len({peer.roots(group) for peer in peers}) == 1)
+
+
+async def three(alice: Peer, bob: Peer, carol: Peer, role: Role = Role.WRITE) -> bytes:
+    """Alice founds; Bob (with the role) and Carol (write) join."""
+    group = await pair_up(alice, bob, role=role)
+    invite = await alice.replication.create_invite(group)
+    await carol.replication.join(invite.ticket)
+    await agree(group, alice, bob, carol)
+    return group
+
+
+async def part(peer: Peer, *others: Peer) -> None:
+    """Take a node off the network."""
+    peer.node.pause()
+    await wait_until(lambda: all(peer.id not in o.node.fabric.peers() for o in others))
+
+
+def test_a_removed_member_reads_nothing_that_is_written_afterwards() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            await alice.write(group, "before")
+            await agree(group, alice, bob, carol)
+            former = alice.sealer.current_epoch(group)
+            done = await alice.replication.membership.remove(group, bob.id)
+            assert (done.role, done.voided, done.readers) == (Role.WRITE, 0, 2)
+            await agree(group, alice, carol)
+            assert roles(carol, group) == {alice.id: Role.ADMIN, carol.id: Role.WRITE}
+            await carol.write(group, "after")
+            await agree(group, alice, carol)
+            assert alice.texts(group) == ["after", "before"]
+            assert "after" not in bob.texts(group)
+            # Not even with the bytes in hand: the key is another, and he does not have it.
+            secret = next(r for r in alice.disk.rows.values() if r.plain == b"after")
+            assert secret.envelope is not None
+            assert secret.envelope.epoch == alice.sealer.current_epoch(group) != former
+            assert secret.envelope.epoch not in bob.sealer.epochs(group)
+
+    play(scene)
+
+
+def test_what_a_removed_member_writes_afterwards_counts_nowhere() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            await bob.write(group, "kept")
+            await agree(group, alice, bob, carol)
+            await part(bob, alice, carol)
+            await bob.write(group, "late")
+            late = next(r.id for r in bob.disk.rows.values() if r.plain == b"late")
+            await alice.replication.membership.remove(group, bob.id)
+            await agree(group, alice, carol)
+            # Somebody carries it in all the same.
+            record = bob.disk.rows[late].record
+            assert isinstance(record, Record)
+            held = alice.replication._core.groups.get(group)
+            assert held is not None
+            async with alice.replication._core.keeper.turn(held):
+                await alice.replication._core.admission.admit(held, [record.wire()], carol.id)
+            assert alice.texts(group) == ["kept"]
+
+    play(scene)
+
+
+def test_a_removal_may_take_back_what_was_written_since_a_time() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            await bob.write(group, "good")
+            await agree(group, alice, bob, carol)
+            since = alice.env.wall_ms()
+            await wait_until(lambda: alice.env.wall_ms() > since + 5)
+            for n in range(3):
+                await bob.write(group, f"bad {n}")
+            await agree(group, alice, bob, carol)
+            plan = await alice.replication.membership.plan_removal(group, bob.id, since)
+            assert (plan.records, plan.voided) == (4, 3)
+            assert roles(alice, group)[bob.id] == Role.WRITE, "a plan changes nothing"
+            await alice.replication.membership.remove(group, bob.id, since)
+            await agree(group, alice, carol)
+            assert alice.texts(group) == carol.texts(group) == ["good"]
+            assert (await alice.replication.membership.plan_removal(group, carol.id, 0)).voided == 0
+
+    play(scene)
+
+
+def test_who_was_removed_comes_back_by_a_new_invite_with_all_it_wrote() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            await bob.write(group, "early")
+            await agree(group, alice, bob, carol)
+            await part(bob, alice, carol)
+            await bob.write(group, "while he did not know")
+            await alice.replication.membership.remove(group, bob.id)
+            await alice.write(group, "not for bob")
+            bob.node.resume()
+            invite = await alice.replication.create_invite(group)
+            joined = await bob.replication.join(invite.ticket)
+            assert joined.state == "member"
+            await bob.write(group, "back")
+            await agree(group, alice, bob, carol)
+            # A newcomer is handed all keys, and so is who comes back.
+            for peer in (alice, bob, carol):
+                assert peer.texts(group) == [
+                    "back",
+                    "early",
+                    "not for bob",
+                    "while he did not know",
+                ]
+            assert roles(carol, group)[bob.id] == Role.WRITE
+
+    play(scene)
+
+
+def test_nobody_removes_who_ranks_as_high() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol, role=Role.ADMIN)
+            for who, whom in ((bob, alice.id), (carol, bob.id), (carol, alice.id)):
+                with pytest.raises(GroupError) as refused:
+                    await who.replication.membership.remove(group, whom)
+                assert refused.value.reason == "not_permitted"
+            with pytest.raises(GroupError, match="leave"):
+                await alice.replication.membership.remove(group, alice.id)
+            assert bob.replication.membership.rank(group, bob.id) == 2
+            await bob.replication.membership.remove(group, carol.id)
+            await agree(group, alice, bob)
+            await alice.replication.membership.remove(group, bob.id)
+            assert roles(alice, group) == {alice.id: Role.ADMIN}
+
+    play(scene)
+
+
+def test_roles_go_up_and_down() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            change = alice.replication.membership.set_role
+            await change(group, bob.id, Role.ADMIN)
+            await agree(group, alice, bob, carol)
+            assert roles(carol, group)[bob.id] == Role.ADMIN
+            await bob.write(group, "as an admin")
+            await agree(group, alice, bob, carol)
+            await change(group, bob.id, Role.READ)
+            await agree(group, alice, bob, carol)
+            assert roles(bob, group)[bob.id] == Role.READ
+            assert carol.texts(group) == ["as an admin"]
+            with pytest.raises(GroupError, match="already"):
+                await change(group, bob.id, Role.READ)
+            epoch = alice.sealer.current_epoch(group)
+            await change(group, bob.id, Role.RELAY)
+            assert alice.sealer.current_epoch(group) != epoch, "a relay holds no key"
+
+    play(scene)
+
+
+def test_who_leaves_is_out_and_the_admin_changes_the_key() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            await bob.write(group, "mine")
+            await agree(group, alice, bob, carol)
+            epoch = alice.sealer.current_epoch(group)
+            await bob.replication.membership.leave(group)
+            await wait_until(lambda: bob.id not in roles(alice, group))
+            await wait_until(lambda: alice.sealer.current_epoch(group) != epoch)
+            await agree(group, alice, carol)
+            assert carol.sealer.current_epoch(group) == alice.sealer.current_epoch(group)
+            assert carol.texts(group) == ["mine"]
+            with pytest.raises(GroupError, match="last admin"):
+                await alice.replication.membership.leave(group)
+
+    play(scene)
+
+
+def test_an_admin_that_leaves_changes_the_key_itself() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol, role=Role.ADMIN)
+            epoch = alice.sealer.current_epoch(group)
+            await bob.replication.membership.leave(group)
+            await wait_until(lambda: bob.id not in roles(alice, group))
+            await agree(group, alice, carol)
+            assert alice.sealer.current_epoch(group) != epoch
+            assert roles(carol, group) == {alice.id: Role.ADMIN, carol.id: Role.WRITE}
+
+    play(scene)
+
+
+def test_a_rotation_gives_every_reader_a_new_key() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            group = await pair_up(alice, bob)
+            await agree(group, alice, bob)
+            epoch = alice.sealer.current_epoch(group)
+            assert await alice.replication.membership.rotate(group) == 2
+            await agree(group, alice, bob)
+            assert bob.sealer.current_epoch(group) == alice.sealer.current_epoch(group) != epoch
+            with pytest.raises(GroupError, match="only an admin"):
+                await bob.replication.membership.rotate(group)
+
+    play(scene)
+
+
+def test_a_closed_invite_lets_nobody_in() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            group = (await alice.replication.create_group("team")).group
+            invite = await alice.replication.create_invite(group)
+            (row,) = alice.replication.membership.invites(group)
+            assert (row.id, row.open, row.used) == (invite.invite_id, True, 0)
+            await alice.replication.membership.close_invite(group, invite.invite_id)
+            assert not alice.replication.membership.invites(group)[0].open
+            with pytest.raises(GroupError, match="closed"):
+                await bob.replication.join(invite.ticket)
+            with pytest.raises(GroupError, match="no such invite"):
+                await alice.replication.membership.close_invite(group, bytes(32))
+
+    play(scene)
