@@ -62,6 +62,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "unknown_group": "not_found",
     "unknown_join": "not_found",
     "unknown_member": "not_found",
+    "unknown_invite": "not_found",
     "erased": "not_found",
     "expect_failed": "conflict",
     "ambiguous": "conflict",
@@ -75,6 +76,11 @@ _REASONS: Final[Mapping[str, str]] = {
     "over_quota": "rate_limited",
     "cell_too_large": "too_large",
 }
+_REMEDIES: Final[Mapping[str, str]] = {
+    "not_permitted": "`covey group members GROUP` shows who may do what.",
+    "not_a_member": "`covey group` lists this device's groups; a new invite lets it in again.",
+}
+"""What to do, where the usual remedy of the code would mislead."""
 _RETRY_MS: Final = 1000
 
 
@@ -84,7 +90,7 @@ def _with_reason(name: str, message: str, reason: str = "") -> RpcError:
         data["reason"] = reason
     if name == "rate_limited":
         data["retry_ms"] = _RETRY_MS
-    return RpcError(name, message, data=data)
+    return RpcError(name, message, remedy=_REMEDIES.get(reason), data=data)
 
 
 def _from_p2p(error: p2p_errors.P2pError) -> RpcError:

@@ -97,7 +97,7 @@ def find_group(connection: apsw.Connection, group_name: str) -> tuple[int, bytes
     if row is None:
         raise RefusedError(
             "unknown_scope",
-            f"there is no group {group_name or 'home'} here: `covey groups` shows them",
+            f"there is no group {group_name or 'home'} here: `covey group` shows them",
         )
     return int(row[0]), bytes(row[1]), str(row[2]), bool(row[3])
 

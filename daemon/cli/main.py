@@ -49,7 +49,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "join": ("pairing", "join with a ticket"),
         "peers": ("peers", "the other machines: list, accept, rename, pause"),
         "ping": ("peers", "measure the way to another machine"),
-        "groups": ("groups", "who shares what"),
+        "group": ("groups", "who shares what: create, members, role, remove, leave, rotate"),
         "state": ("state", "values that agents on several machines change at once"),
         "sync": ("groups", "how far the machines agree; sync now"),
     },
@@ -79,6 +79,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "rpc": ("logs", "call any method of the daemon"),
     },
 }
+
+
+ALIASES = {"groups": "group"}
+"""Former names of commands."""
 
 
 def find(name: str) -> str | None:
@@ -157,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"covey {daemon.__version__}")
         return 0
-    name = words[0]
+    name = ALIASES.get(words[0], words[0])
     module_name = find(name)
     if module_name is None:
         print(f"covey: there is no command {name!r}.{_nearest(name)}", file=sys.stderr)

@@ -13,6 +13,7 @@ import time
 from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.memory import connect
+from daemon.cli.options import add_verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,20 +41,29 @@ def duration(text: str) -> int:
 
 def configure_invite(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey invite`."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    sub = add_verb(verbs, "list", "the invites there are, and what became of them")
+    sub.add_argument("--of", metavar="GROUP", help="only of this group")
+    sub = add_verb(verbs, "revoke", "let nobody in by it any more; who is in stays")
+    sub.add_argument("invite", help="id or the beginning of one, as `covey invite list` shows it")
     parser.add_argument("--group", default="home", help="which group (default home)")
     parser.add_argument("--role", choices=["read", "write", "admin"], default="write")
     parser.add_argument("--uses", type=int, default=1, help="how many may join (default 1)")
     parser.add_argument("--expires", type=duration, default=600, metavar="TIME", help="such as 10m")
     parser.add_argument("--confirm", action="store_true", help="who joins waits for your accept")
+    parser.add_argument("--qr", action="store_true", help="show the ticket as a QR code as well")
     parser.add_argument("--no-wait", action="store_true", help="do not wait for the other machine")
     parser.epilog = (
         "Whoever has the ticket can join: send it over a channel you trust.\n\n"
-        "examples:\n  covey invite\n  covey invite --group team --role read --uses 5 --expires 1d"
+        "examples:\n  covey invite\n  covey invite --group team --role read --uses 5 --expires 1d\n"
+        "  covey invite --qr\n  covey invite list\n  covey invite revoke 3f9a"
     )
 
 
 def run_invite(args: argparse.Namespace) -> int:
-    """Make a ticket; wait until it is used."""
+    """Make a ticket and wait until it is used; or carry out the verb."""
+    if args.verb is not None:
+        return _list_or_revoke(args)
     client = connect(args)
     params: dict[str, Json] = {
         "group": args.group,
@@ -74,6 +84,8 @@ def run_invite(args: argparse.Namespace) -> int:
         out.say(out.text(made.get("ticket")))
     else:
         _say_ticket(made, args.expires)
+    if args.qr:
+        _say_qr(out.text(made.get("ticket")))
     return _wait_for_joins(client, made, args) if wait else 0
 
 
@@ -85,6 +97,46 @@ def _say_ticket(made: dict[str, Json], expires_s: int) -> None:
     out.say()
     if made.get("confirm"):
         out.say("Whoever joins waits for you: `covey peers pending`, then `covey peers accept`.")
+
+
+def _say_qr(ticket: str) -> None:
+    """A QR code of half blocks, light on dark terminals too."""
+    import segno
+
+    segno.make(ticket, error="l").terminal(out=sys.stdout, compact=True)
+
+
+def _list_or_revoke(args: argparse.Namespace) -> int:
+    client = connect(args)
+    if args.verb == "revoke":
+        result = client.call("invite.revoke", {"invite": args.invite})
+        if args.json:
+            out.say_json(result)
+        else:
+            row = out.mapping(result)
+            out.say(f"nobody joins {out.text(row.get('group'))} by that invite any more")
+        return 0
+    params: dict[str, Json] = {} if args.of is None else {"group": args.of}
+    result = client.call("invite.list", params)
+    if args.json:
+        out.say_json(result)
+        return 0
+    rows = out.rows(result)
+    lines = [
+        [
+            out.text(row.get("invite"))[:8],
+            out.text(row.get("group")),
+            out.text(row.get("role")),
+            out.text(row.get("state")),
+            f"{int(out.number(row.get('used')))} of {int(out.number(row.get('uses')))}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(out.number(row.get("not_after")))),
+        ]
+        for row in rows
+    ]
+    out.table(["id", "group", "role", "state", "used", "until"], lines)
+    if not rows:
+        out.note("no invite was made yet: `covey invite`")
+    return 0
 
 
 def _wait_for_joins(client: Client, made: dict[str, Json], args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import trio
 
 from daemon.errors import RpcError
 from daemon.homes import take_home
-from daemon.methods.group import find_group, role_name
+from daemon.methods.group import ROLES, find_group, role_name
 from daemon.rpc.registry import Call, method
 from p2p.errors import DecodeError
 from p2p.identity import peer_text
@@ -16,10 +16,10 @@ from p2p.replication.ticket import Ticket, decode_ticket_untrusted
 
 EXPIRES_S_MAX = 30 * 24 * 3600
 USES_MAX = 1000
+PREFIX_MIN = 4
+"""Digits of an invite's id that name it, if no other begins so."""
 LISTEN_WAIT_S = 10.0
 """How long an invite waits for the mesh to listen: a ticket without an address is useless."""
-
-ROLES = {"relay": Role.RELAY, "read": Role.READ, "write": Role.WRITE, "admin": Role.ADMIN}
 
 
 class InviteParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -186,3 +186,98 @@ async def join(call: Call, p: TicketParams) -> JoinedInfo:
         state=joined.state,
         check_words=list(joined.check_words),
     )
+
+
+class ListParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Of which group; None for all."""
+
+    group: str | None = None
+
+
+class InviteRow(msgspec.Struct, kw_only=True):
+    """An invite.
+
+    Attributes:
+        invite: id, hex.
+        group: local name.
+        role: what it lets one do.
+        by: peer id of the device that made it.
+        used: how many joined by it.
+        uses: how many may.
+        not_after: Unix seconds.
+        confirm: whether each waits for `peers.accept`.
+        state: open, used, closed or expired.
+    """
+
+    invite: str
+    group: str
+    role: str
+    by: str
+    used: int
+    uses: int
+    not_after: int
+    confirm: bool
+    state: str
+
+
+class RevokeParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An invite by its id, or a unique prefix of at least 4 digits."""
+
+    invite: str
+
+
+def _rows(call: Call, wanted: str | None) -> list[InviteRow]:
+    services = call.services
+    only = None if wanted is None else find_group(services, wanted)
+    now_s = services.env.wall_ms() // 1000
+    rows = []
+    for view in services.replication.groups():
+        if only not in {None, view.group} or view.state != "member":
+            continue
+        for one in services.replication.membership.invites(view.group):
+            if one.used >= one.uses:
+                state = "used"
+            elif not one.open:
+                state = "closed"
+            else:
+                state = "expired" if one.not_after_s < now_s else "open"
+            rows.append(
+                InviteRow(
+                    invite=one.id.hex(),
+                    group=view.name,
+                    role=role_name(one.role),
+                    by=peer_text(one.author),
+                    used=one.used,
+                    uses=one.uses,
+                    not_after=one.not_after_s,
+                    confirm=one.confirm,
+                    state=state,
+                )
+            )
+    return rows
+
+
+@method("invite.list", scope="read")
+async def list_invites(call: Call, p: ListParams) -> list[InviteRow]:
+    """List the invites of this device's groups, newest time limit first."""
+    return _rows(call, p.group)
+
+
+@method("invite.revoke", scope="share")
+async def revoke(call: Call, p: RevokeParams) -> InviteRow:
+    """Let nobody in by an invite any more; who is in stays."""
+    found = [
+        row
+        for row in _rows(call, None)
+        if len(p.invite) >= PREFIX_MIN and row.invite.startswith(p.invite)
+    ]
+    if len(found) != 1:
+        raise RpcError(
+            "conflict" if found else "not_found",
+            "several invites begin so" if found else "no such invite",
+            remedy="`covey invite list` shows them.",
+        )
+    (row,) = found
+    group = find_group(call.services, row.group)
+    await call.services.replication.membership.close_invite(group, bytes.fromhex(row.invite))
+    return next(after for after in _rows(call, row.group) if after.invite == row.invite)

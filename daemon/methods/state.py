@@ -278,7 +278,7 @@ def _scope(services: Services, group: bytes, part: str) -> str:
     for view in services.replication.groups():
         if view.group == group:
             return write_scope(view.name, part, home=view.home)
-    raise RpcError("not_found", "no group of that name", remedy="`covey groups` lists them.")
+    raise RpcError("not_found", "no group of that name", remedy="`covey group` lists them.")
 
 
 def _check(scopes: ScopeSet, scope: str, verb: str) -> None:

@@ -554,7 +554,7 @@ class TrustDesk:
         if group is not None:
             known = connection.execute("SELECT n FROM grp WHERE name = ?", (group,)).get
             if known is None:
-                raise RefusedError("not_found", f"there is no group {group} here: `covey groups`")
+                raise RefusedError("not_found", f"there is no group {group} here: `covey group`")
             grp = cast("int", known)
         rule = Rule(0, found[0].device, agent, grp, since_ms)
         return rule, [named.shown for named in found]

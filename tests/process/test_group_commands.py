@@ -1,0 +1,84 @@
+"""Taking a machine out of a group and letting it back in: between real daemons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.helpers.daemons import Home, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from daemon.json_types import Json
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Home, Home]]:
+    laptop, desk = Home(tmp_path / "a", "laptop"), Home(tmp_path / "b", "desk")
+    laptop.up()
+    desk.up()
+    yield laptop, desk
+    laptop.stop()
+    desk.stop()
+
+
+def ticket_of(home: Home, *words: str) -> str:
+    return str(cast("dict[str, Json]", home.json("invite", *words))["ticket"])
+
+
+def members(home: Home) -> dict[str, str]:
+    rows = cast("list[dict[str, Json]]", home.json("group", "members", "team"))
+    return {str(row["name"]): str(row["role"]) for row in rows}
+
+
+def test_a_machine_is_taken_out_with_a_word_said_first_and_comes_back(
+    pair: tuple[Home, Home],
+) -> None:
+    laptop, desk = pair
+    laptop.ok("group", "create", "team")
+    desk.ok("join", ticket_of(laptop, "--group", "team"), "--yes")
+    desk.ok("remember", "the desk wrote this early", "--scope", "team/main")
+    wait_until("the note arrives", lambda: laptop.texts("desk wrote early") != [])
+    wait_until("the name arrives", lambda: members(laptop) == {"laptop": "admin", "desk": "write"})
+
+    silent = laptop.run("group", "remove", "team", "desk")
+    assert silent.returncode == 2
+    assert "reads nothing that is written from now on" in silent.stdout
+    assert members(laptop)["desk"] == "write"
+    assert desk.run("group", "remove", "team", "laptop", "--yes").returncode == 5
+
+    laptop.ok("group", "remove", "team", "desk", "--yes")
+    assert members(laptop) == {"laptop": "admin"}
+    laptop.ok("remember", "plums are for others", "--scope", "team/main")
+    desk.run("sync", "now")
+    assert desk.texts("plums") == []
+    assert laptop.texts("desk wrote early") == ["the desk wrote this early"]
+
+    desk.ok("remember", "the desk did not know yet", "--scope", "team/main")
+    desk.ok("join", ticket_of(laptop, "--group", "team"), "--yes")
+    wait_until("all is there again", lambda: desk.texts("plums") != [])
+    wait_until("what was cut comes too", lambda: laptop.texts("desk did not know") != [])
+    assert members(desk) == {"laptop": "admin", "desk": "write"}
+
+
+def test_a_revoked_invite_lets_nobody_in(pair: tuple[Home, Home]) -> None:
+    laptop, desk = pair
+    laptop.ok("group", "create", "team")
+    ticket = ticket_of(laptop, "--group", "team")
+    (row,) = cast("list[dict[str, Json]]", laptop.json("invite", "list", "--of", "team"))
+    assert row["state"] == "open"
+    laptop.ok("invite", "revoke", str(row["invite"])[:8])
+    refused = desk.run("join", ticket, "--yes")
+    assert refused.returncode != 0
+    assert "closed" in refused.stderr
+    (row,) = cast("list[dict[str, Json]]", laptop.json("invite", "list", "--of", "team"))
+    assert row["state"] == "closed"
+
+
+def test_an_invite_can_be_read_by_a_camera(pair: tuple[Home, Home]) -> None:
+    laptop, _ = pair
+    shown = laptop.ok("invite", "--qr", "--no-wait")
+    assert sum(line.count("█") for line in shown.splitlines()) > 200
