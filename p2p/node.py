@@ -149,6 +149,10 @@ class Node:
         self.surroundings = Surroundings(fabric, config, env)
         self.surroundings.on_change(self.traversal.network_changed)
         self.traversal.on_state = self._reach_changed
+        fabric.set_useful(
+            is_relay=self.traversal.is_our_relay,
+            in_dht=lambda peer: self.dht is not None and peer in self.dht.table,
+        )
 
     def _reach_changed(self, state: Reach) -> None:
         """Only who can be dialled by everybody may hold what others look for."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
+from typing_extensions import override
 
 from p2p.nat.relay_client import RelayClient
-from p2p.nat.relay_server import RelayServer
+from p2p.nat.relay_messages import HOP
+from p2p.nat.relay_server import _STREAMS_PER_PEER_MAX, RelayServer
 from p2p.net.seam import PeerDown
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import PeerId, Signer
     from p2p.nat.relay_config import RelayConfig
+    from p2p.net.framed import FramedStream
     from p2p.net.seam import Addr, Fabric, FabricEvent
 
 
@@ -34,6 +37,35 @@ class RelayReport:
     """Relays at which we hold a place."""
     addrs: tuple[Addr, ...]
     """Where we are reached through them."""
+
+
+class _OfferedServer(RelayServer):
+    """Is seen by others, and asked, only while it has something to give.
+
+    Places that were given before last on when reachability changes: as long as somebody holds one,
+    the protocol is served, and `RelayServer` gives no new ones.
+    """
+
+    _offered = True  # as its constructor leaves it
+
+    def update(self) -> None:
+        """Something changed that decides whether we are a relay."""
+        has_places = self.book.holders() > 0 or self.book.circuits() > 0
+        offer = self._config.serve and (self.serving or has_places)
+        if offer == self._offered:
+            return
+        self._offered = offer
+        if offer:
+            self._fabric.handle(HOP, self._hop, per_peer_max=_STREAMS_PER_PEER_MAX)
+        else:
+            self._fabric.unhandle(HOP)
+
+    @override
+    async def _connect(self, framed: FramedStream, source: PeerId, target: PeerId) -> None:
+        try:
+            await super()._connect(framed, source, target)
+        finally:
+            self.update()
 
 
 class Relay:
@@ -61,17 +93,20 @@ class Relay:
         accept: Callable[[trio.abc.Stream, Addr], Awaitable[None]],
     ) -> None:
         self._fabric = fabric
-        self._server = RelayServer(signer, fabric, config, env, is_member=is_member, told=told)
+        self._server = _OfferedServer(signer, fabric, config, env, is_member=is_member, told=told)
+        self._server.update()
         self._client = RelayClient(fabric, config, env, is_member=is_member, accept=accept)
 
     def reachable(self, public: bool | None) -> None:
         """What is known of us: others can dial us, cannot, or None as long as nobody knows."""
         self._server.serving = public is True
+        self._server.update()
         self._client.want(wanted=public is not True)
 
     def wait(self) -> None:
         """It is not known yet, and too early to look for relays."""
         self._server.serving = False
+        self._server.update()
 
     def network_changed(self) -> None:
         """Our addresses changed: ask for every place anew."""
@@ -81,6 +116,7 @@ class Relay:
         """What happened to the connections."""
         if isinstance(event, PeerDown):
             self._server.peer_down(event.peer)
+            self._server.update()
         self._client.notice(event)
 
     def recheck(self) -> None:
@@ -90,6 +126,10 @@ class Relay:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep places until cancelled."""
         await self._client.run(task_status=task_status)
+
+    def is_ours(self, peer: PeerId) -> bool:
+        """Whether we have a place at `peer`."""
+        return peer in self._client.places
 
     def report(self) -> RelayReport:
         """What relays do right now."""

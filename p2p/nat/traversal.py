@@ -159,6 +159,10 @@ class Traversal:
         self._fabric.set_own_addrs("observed", found)
         self._reach.observed()
 
+    def is_our_relay(self, peer: PeerId) -> bool:
+        """Whether we have a place at `peer`."""
+        return self._relay.is_ours(peer)
+
     def report(self) -> TraversalReport:
         """How we are reached."""
         return TraversalReport(relay=self._relay.report(), reachability=self._reach.report())

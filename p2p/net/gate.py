@@ -84,8 +84,6 @@ class Gate:
         config = self._config
         if self._pending_total >= config.pending_max:
             return "pending"
-        if self._total >= config.connections_max:
-            return "full"
         if origin is not None:
             if self.banned(origin.host, now):
                 return "banned"
@@ -100,6 +98,11 @@ class Gate:
         self._pending_total += 1
         return None
 
+    @property
+    def full(self) -> bool:
+        """Whether every proven place is taken."""
+        return self._total >= self._config.connections_max
+
     def end_pending(self, origin: Origin | None) -> None:
         """Give a pending place back."""
         self._pending_total -= 1
@@ -107,15 +110,30 @@ class Gate:
             _lower(self._pending, origin.host)
             _lower(self._pending, origin.prefix)
 
-    def enter(self, origin: Origin | None, peer: PeerId, now: float, *, member: bool) -> str | None:
-        """Take a proven place for an inbound connection; a word of why not, or None."""
+    def enter(
+        self,
+        origin: Origin | None,
+        peer: PeerId,
+        now: float,
+        *,
+        member: bool,
+        displacing: bool = False,
+    ) -> str | None:
+        """Take a proven place; a word of why not, or None.
+
+        Args:
+            origin: where it comes from; None: the limits by address do not count.
+            peer: who it is.
+            now: monotonic seconds.
+            member: whether it may use the places kept for members.
+            displacing: the caller ends another connection for this one, so that the totals hold
+                again when that one has left.
+        """
         config = self._config
         if self.banned(peer, now):
             return "banned"
-        if self._total >= config.connections_max:
-            return "full"
         strangers_max = config.connections_max - config.connections_for_members
-        if not member and self._strangers >= strangers_max:
+        if not displacing and (self.full or (not member and self._strangers >= strangers_max)):
             return "full"
         if origin is not None:
             if _over(self._proven, origin.host, config.inbound_per_ip_max, 1):

@@ -1,10 +1,11 @@
 """The connection manager: accepts, dials, keeps, doubts, refuses.
 
 Everything about *which* connections exist is here or in its parts: `gate` (who may connect),
-`handshakes` (from a raw stream to a proven peer), `table` (one connection a peer), `dialler` (how
-connections are made), `puncher` (both dial at once), `keeper` (peers to stay connected to), `book`
-(where peers are). Here they meet, and a proven connection lives and ends. What runs *on* it is the
-fabric's (`p2p.net.wire_fabric`), reached through `ConnectionOwner`.
+`standing` (whose place is taken when they run out), `handshakes` (from a raw stream to a proven
+peer), `table` (one connection a peer), `dialler` (how connections are made), `puncher` (both dial
+at once), `keeper` (peers to stay connected to), `book` (where peers are). Here they meet, and a
+proven connection lives and ends. What runs *on* it is the fabric's (`p2p.net.wire_fabric`), reached
+through `ConnectionOwner`.
 
 Every connection runs in the manager's nursery, so that cancelling `run` ends them all, each with
 its own short goodbye. Source: docs/specs/wire.md s.7.
@@ -26,6 +27,7 @@ from p2p.net.gate import Gate
 from p2p.net.handshakes import Handshakes
 from p2p.net.keeper import Keeper
 from p2p.net.puncher import Puncher
+from p2p.net.standing import Standing, Standings
 from p2p.net.table import PeerTable
 from p2p.wire.multiaddr import ip_of, split_peer_untrusted
 
@@ -77,7 +79,7 @@ class Manager:
         self.contacts = Contacts(config.reach.contact_s)
         self.book = book
         self.paused = False
-        self.is_member: Callable[[PeerId], bool] = lambda _: False
+        self.standings = Standings()
         self.table = PeerTable(
             identity.id,
             config,
@@ -108,6 +110,7 @@ class Manager:
         )
         self.puncher = Puncher(self, self.handshakes, self.dialler, self.table)
         self.keeper = Keeper(identity.id, self, config, env, self.table)
+        self.standings.is_pinned = self.keeper.__contains__
         self._nursery: trio.Nursery | None = None
 
     # --- life ---
@@ -135,7 +138,7 @@ class Manager:
         return self._nursery
 
     def _is_wanted(self, peer: PeerId) -> bool:
-        return peer in self.keeper or self.is_member(peer)
+        return self.standings.of(peer) >= Standing.MEMBER
 
     # --- inbound ---
 
@@ -145,7 +148,12 @@ class Manager:
         now = self._env.now()
         # A circuit comes from its relay's address, which must not pay for who uses it.
         origin = self.gate.origin(None if path == "relay" else ip_of(addr))
-        refusal = "paused" if self.paused or nursery is None else self.gate.begin(origin, now)
+        if self.paused or nursery is None:
+            refusal: str | None = "paused"
+        elif self.gate.full and self.standings.least(self.table, below=Standing.PINNED) is None:
+            refusal = "full"
+        else:
+            refusal = self.gate.begin(origin, now)
         if refusal is not None or nursery is None:
             self.counters[f"refused_{refusal}"] += 1
             await trio.aclose_forcefully(stream)
@@ -196,7 +204,7 @@ class Manager:
         refusal = (
             "paused"
             if self.paused
-            else self.gate.enter(origin, peer, self._env.now(), member=member)
+            else self._take_place(origin, peer, self.standings.of(peer), member=member)
         )
         if refusal is not None:
             self.counters[f"refused_{refusal}"] += 1
@@ -206,6 +214,23 @@ class Manager:
             await self._carry(connection)
         finally:
             self.gate.leave(origin, member=member)
+
+    def _take_place(
+        self, origin: Origin | None, peer: PeerId, standing: Standing, *, member: bool
+    ) -> str | None:
+        """Take a proven place, if need be that of a peer that stands lower; a word of why not."""
+        now = self._env.now()
+        refusal = self.gate.enter(origin, peer, now, member=member)
+        if refusal != "full":
+            return refusal
+        least = self.standings.least(self.table, below=standing)
+        if least is None:
+            return refusal
+        refusal = self.gate.enter(origin, peer, now, member=member, displacing=True)
+        if refusal is None:
+            self.counters["connections_displaced"] += 1
+            least.abort("its place is needed")
+        return refusal
 
     async def _carry(self, connection: Connection) -> None:
         """Run a proven connection to its end."""
@@ -264,7 +289,8 @@ class Manager:
 
     async def carry(self, connection: Connection) -> None:
         """Run a connection that we dialled to its end, or discard it if there is no place."""
-        refusal = self.gate.enter(None, connection.peer, self._env.now(), member=True)
+        standing = self.standings.of(connection.peer, dialled=True)
+        refusal = self._take_place(None, connection.peer, standing, member=True)
         if refusal is not None or self.paused:
             self.counters[f"refused_{refusal or 'paused'}"] += 1
             await connection.discard()
@@ -366,10 +392,12 @@ class Manager:
         self.keeper.kick_all()
 
     def shed_idlest(self) -> None:
-        """Descriptors ran out: end the connection that has been silent longest."""
-        strangers = [c for c in self.table if not self.is_member(c.peer) and c.mux.streams == 0]
-        if strangers:
-            min(strangers, key=lambda c: c.seen_s).abort("out of file descriptors")
+        """Descriptors ran out: end the connection that matters least."""
+        # A relayed connection holds no descriptor of its own.
+        direct = [c for c in self.table if c.path != "relay"]
+        least = self.standings.least(direct, below=Standing.MEMBER)
+        if least is not None:
+            least.abort("out of file descriptors")
 
 
 def own_parts(addrs: Sequence[Addr], peer: PeerId) -> tuple[Addr, ...]:

@@ -339,7 +339,19 @@ class WireFabric:
 
     def set_members(self, fn: Callable[[PeerId], bool]) -> None:
         """Tell who counts as a member of a shared group, for limits."""
-        self._manager.is_member = fn
+        self._manager.standings.is_member = fn
+
+    def set_useful(
+        self, *, is_relay: Callable[[PeerId], bool], in_dht: Callable[[PeerId], bool]
+    ) -> None:
+        """Tell whose connection other parts need, for whom to let go when places run out.
+
+        Args:
+            is_relay: whether we have a place at that peer.
+            in_dht: whether it is in our table of the DHT.
+        """
+        self._manager.standings.is_relay = is_relay
+        self._manager.standings.in_dht = in_dht
 
     # --- life ---
 

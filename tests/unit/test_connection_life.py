@@ -6,8 +6,9 @@ Over the simulated network in virtual time, with the real wire; `tests/attack` a
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +42,7 @@ class World:
 
     net: MemNet
     nursery: trio.Nursery
+    fabrics: dict[bytes, WireFabric] = field(default_factory=dict)
 
     async def start(
         self, who: Identity, ip: str, config: P2pConfig = WAN
@@ -51,6 +53,7 @@ class World:
         fabric = WireFabric(who, config, env, [self.net.host(ip)])
         fabric.handle(ECHO, echo, per_peer_max=100)
         fabric.handle(HOLD, hold, per_peer_max=100)
+        self.fabrics[who.id] = fabric
         scope = trio.CancelScope()
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -610,6 +613,98 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert len(traces[0]) == 6
 
 
+# --- when connections run out ---
+
+FULL = replace(WAN, connections_max=4, connections_for_members=1)
+CROWD = [Identity(bytes([50, number]) + bytes(30)) for number in range(10)]
+
+
+async def crowd(world: World, target: WireFabric, count: int) -> list[WireFabric]:
+    """So many peers, connected to `target` one after the other, as far as it lets them."""
+    found = []
+    for number, who in enumerate(CROWD[:count]):
+        fabric, _ = await world.start(who, f"10.0.1.{number + 1}")
+        await knock(fabric, target)
+        found.append(fabric)
+    return found
+
+
+async def knock(fabric: WireFabric, target: WireFabric) -> None:
+    """Connect, and give the other side the time to say no."""
+    with contextlib.suppress(Unreachable):
+        await fabric.connect(target.id, target.addrs())
+    await trio.sleep(2)
+
+
+def test_strangers_do_not_push_each_other_out() -> None:
+    async def scenario(world: World) -> None:
+        target, _ = await world.start(LOW, "10.0.0.1", FULL)
+        strangers = await crowd(world, target, 6)
+        assert list(target.peers()) == [fabric.id for fabric in strangers[:3]]
+        assert target.counters()["refused_full"] == 3
+        assert target.counters().get("connections_displaced", 0) == 0
+
+    play(scenario)
+
+
+def test_when_connections_run_out_the_least_goes_and_only_for_who_stands_higher() -> None:
+    """Stranger < DHT < our relay < member < pinned; of equal ones the silent go first."""
+
+    async def scenario(world: World) -> None:
+        target, _ = await world.start(LOW, "10.0.0.1", FULL)
+        ranks: dict[bytes, str] = {}
+        target.set_members(lambda peer: ranks.get(peer) == "member")
+        target.set_useful(
+            is_relay=lambda peer: ranks.get(peer) == "relay",
+            in_dht=lambda peer: ranks.get(peer) == "dht",
+        )
+        for who, rank in zip(CROWD[3:7], ("dht", "relay", "member", "member"), strict=True):
+            ranks[who.id] = rank
+        fabrics = await crowd(world, target, 3)
+        busy = await fabrics[0].open(target.id, HOLD)
+        await busy.send_all(b"x")
+        await exchange(fabrics[2], target.id)  # so that the second one is silent longest
+        ids = [who.id for who in CROWD]
+
+        async def comes(number: int) -> set[int]:
+            fabric, _ = await world.start(CROWD[number], f"10.0.1.{number + 1}")
+            await knock(fabric, target)
+            return {ids.index(peer) for peer in target.peers()}
+
+        assert await comes(3) == {0, 2, 3}, "a DHT node for the idlest stranger"
+        assert await comes(4) == {0, 3, 4}, "a relay for the stranger without a stream"
+        assert await comes(5) == {0, 3, 4, 5}, "a member has a place of its own"
+        assert await comes(6) == {3, 4, 5, 6}, "and then that of a stranger with a stream"
+        assert await comes(7) == {3, 4, 5, 6}, "a stranger for nobody"
+        target.pin(ids[8])
+        assert await comes(8) == {4, 5, 6, 8}, "a pinned peer for the DHT node"
+        ranks[ids[9]] = "member"
+        assert await comes(9) == {5, 6, 8, 9}, "a member for the relay"
+        assert target.counters()["connections_displaced"] == 5
+        for number in (0, 1):
+            ranks[ids[number]] = "member"
+            await knock(fabrics[number], target)
+        assert {ids.index(peer) for peer in target.peers()} == {5, 6, 8, 9}, "no equal for another"
+        await exchange(world.fabrics[ids[8]], target.id)
+
+    play(scenario)
+
+
+def test_a_full_node_still_reaches_whom_it_wants() -> None:
+    async def scenario(world: World) -> None:
+        config = replace(FULL, connections_for_members=0)
+        target, _ = await world.start(LOW, "10.0.0.1", config)
+        await crowd(world, target, 4)
+        assert len(target.peers()) == 4
+        friend, _ = await world.start(HIGH, "10.0.0.2")
+        await target.connect(friend.id, friend.addrs())
+        await exchange(target, friend.id)
+        await trio.sleep(2)
+        assert len(target.peers()) == 4
+
+    play(scenario)
+
+
 # --- the gate ---
 
 
@@ -662,6 +757,19 @@ def test_members_have_places_that_strangers_cannot_take() -> None:
     assert [doors.enter(None, peer, 0, member=True) for _ in range(5)] == [None] * 4 + ["full"]
     doors.leave(None, member=True)
     assert doors.enter(None, peer, 0, member=True) is None
+
+
+def test_who_stands_higher_displaces_and_the_totals_hold_again() -> None:
+    doors = gate(connections_max=2, connections_for_members=1)
+    assert doors.enter(None, LOW.id, 0, member=False) is None
+    assert doors.enter(None, LOW.id, 0, member=True) is None
+    assert doors.full
+    assert doors.enter(None, HIGH.id, 0, member=True) == "full"
+    assert doors.enter(None, HIGH.id, 0, member=True, displacing=True) is None
+    doors.leave(None, member=False)
+    assert doors.full
+    doors.leave(None, member=True)
+    assert not doors.full
 
 
 def test_a_ban_doubles_to_an_hour_and_is_forgotten_after_good_conduct() -> None:

@@ -10,11 +10,13 @@ import trio
 
 from p2p.errors import Unreachable
 from p2p.nat.relay_config import RelayConfig
+from p2p.nat.relay_messages import HOP
 from p2p.net.seam import PathChanged
-from tests.helpers.fabrics import ECHO, ask
-from tests.helpers.relays import NO_QUOTA, circuits_of, play
+from tests.helpers.fabrics import ECHO, ask, identity
+from tests.helpers.relays import NO_QUOTA, RELAY, circuits_of, play
 
 if TYPE_CHECKING:
+    from p2p.node import Node
     from tests.helpers.relays import RelayWorld
 
 
@@ -75,6 +77,47 @@ def test_a_place_follows_the_relays_life() -> None:
         await hidden.fabric.connect(middle.id)
         await trio.sleep(1)
         assert len(circuits_of(hidden)) == 1
+
+    play(scenario)
+
+
+def test_only_who_relays_says_so_and_places_given_before_last_on() -> None:
+    async def scenario(world: RelayWorld) -> None:
+        middle, hidden, seeker = await world.trio_of_nodes()
+        await seeker.fabric.connect(middle.id, middle.fabric.addrs())
+        await trio.sleep(2)
+
+        def offered(node: Node) -> bool:
+            return HOP in middle.fabric.protocols(node.id)
+
+        assert HOP in seeker.fabric.protocols(middle.id)
+        assert not offered(hidden)
+        assert not offered(seeker)
+        relay = middle.traversal._relay  # type: ignore[union-attr]
+        relay.reachable(False)
+        await trio.sleep(2)
+        await seeker.fabric.connect(hidden.id, circuits_of(hidden))  # who has a place is reached
+        assert HOP in seeker.fabric.protocols(middle.id)
+        await seeker.fabric.disconnect(hidden.id)
+        await hidden.fabric.disconnect(middle.id)
+        await trio.sleep(3)
+        assert HOP not in seeker.fabric.protocols(middle.id), "the last place is gone"
+        await hidden.fabric.connect(middle.id, middle.fabric.addrs())
+        await trio.sleep(2)
+        assert circuits_of(hidden) == []
+        assert hidden.report().counters.get("relay_places_refused", 0) == 0, "nobody asks in vain"
+        relay.reachable(True)
+        await trio.sleep(3)
+        assert len(circuits_of(hidden)) == 1, "who heard of it asks at once"
+
+    play(scenario)
+
+
+def test_a_node_told_not_to_relay_does_not_say_that_it_does() -> None:
+    async def scenario(world: RelayWorld) -> None:
+        _, hidden, _ = await world.trio_of_nodes(RelayConfig(serve=False))
+        assert HOP not in hidden.fabric.protocols(identity(RELAY).id)
+        assert circuits_of(hidden) == []
 
     play(scenario)
 
