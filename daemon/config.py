@@ -27,6 +27,7 @@ from daemon.config_decode import (
 )
 from daemon.errors import ConfigError
 from memory.config import MemoryConfig
+from p2p.blobs.config import BlobConfig
 from p2p.config import P2pConfig
 from p2p.dht.config import DhtConfig
 from p2p.nat.lan_config import LanConfig
@@ -193,6 +194,7 @@ class Config:
 
     node: NodeConfig
     p2p: P2pConfig
+    blobs: BlobConfig
     replication: ReplicationConfig
     memory: MemoryConfig
     security: SecurityConfig
@@ -218,6 +220,7 @@ class Config:
 SECTIONS: Final[Mapping[str, type]] = {
     "node": NodeConfig,
     "p2p": P2pConfig,
+    "p2p.blobs": BlobConfig,
     "p2p.dht": DhtConfig,
     "p2p.lan": LanConfig,
     "p2p.mapping": MapConfig,
@@ -235,6 +238,7 @@ SECTIONS: Final[Mapping[str, type]] = {
 }
 _FIELDS_OF: Final[Mapping[str, Sequence[str]]] = {
     **{name: (name,) for name in SECTIONS},
+    "p2p.blobs": ("blobs",),
     "p2p.dht": ("p2p", "dht"),
     "p2p.lan": ("p2p", "local_net"),
     "p2p.mapping": ("p2p", "mapping"),
@@ -381,6 +385,7 @@ def decode(
     return Config(
         node=_build(NodeConfig(), "node", given),
         p2p=_build(start, "p2p", given),
+        blobs=_build(BlobConfig(), "p2p.blobs", given),
         replication=_build(ReplicationConfig(), "p2p.replication", given),
         memory=_build(MemoryConfig(), "memory", given),
         security=_build(SecurityConfig(), "security", given),

@@ -156,7 +156,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
                 " /ip4/0.0.0.0/tcp/15001 or /ip6/::/tcp/15001"
             )
     node = Node(identity, config.p2p, env, [tcp], book_path=Path(paths.book))
-    blobs = node.keep_blobs(state / "blobs", env, ThreadOffload())
+    blobs = node.keep_blobs(state / "blobs", env, ThreadOffload(), config.blobs)
     replication = Replication(node, replica, sealer, env, config.replication)
     blobs.set_readers(replication.may_read)
     behaviour = Behaviour(state / "behaviour.db", env)

@@ -212,6 +212,14 @@ def test_a_network_or_bootstrap_that_cannot_be_meant_is_refused(line: str) -> No
         decode(f"[p2p]\n{line}\n")
 
 
+def test_blobs_have_a_section_of_their_own() -> None:
+    config = decode('[p2p.blobs]\nunpinned_bytes_max = "2GiB"\n')
+    assert config.blobs.unpinned_bytes_max == 2 * 2**30
+    assert config.blobs.sources_max == decode("").blobs.sources_max
+    with pytest.raises(ConfigError, match=r"config\.toml:2: \[p2p\.blobs\] .*above 0"):
+        decode("[p2p.blobs]\nfetches_max = 0\n")
+
+
 def test_the_dht_has_a_section_of_its_own() -> None:
     config = decode('[p2p]\npreset = "test"\n[p2p.dht]\nenabled = true\nk = 8\n')
     assert (config.p2p.dht.enabled, config.p2p.dht.k, config.p2p.dht.server) == (True, 8, True)

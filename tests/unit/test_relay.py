@@ -83,25 +83,22 @@ def test_a_place_follows_the_relays_life() -> None:
 
 def test_only_who_relays_says_so_and_places_given_before_last_on() -> None:
     async def scenario(world: RelayWorld) -> None:
-        middle, hidden, seeker = await world.trio_of_nodes()
-        await seeker.fabric.connect(middle.id, middle.fabric.addrs())
+        middle, hidden, _ = await world.trio_of_nodes()
+        watcher = await world.node(4, public=True, relay=RelayConfig(serve=False))
+        await watcher.fabric.connect(middle.id, middle.fabric.addrs())
         await trio.sleep(2)
-
-        def offered(node: Node) -> bool:
-            return HOP in middle.fabric.protocols(node.id)
-
-        assert HOP in seeker.fabric.protocols(middle.id)
-        assert not offered(hidden)
-        assert not offered(seeker)
+        assert HOP in watcher.fabric.protocols(middle.id)
+        assert HOP not in middle.fabric.protocols(hidden.id)
         relay = middle.traversal._relay  # type: ignore[union-attr]
         relay.reachable(False)
         await trio.sleep(2)
-        await seeker.fabric.connect(hidden.id, circuits_of(hidden))  # who has a place is reached
-        assert HOP in seeker.fabric.protocols(middle.id)
-        await seeker.fabric.disconnect(hidden.id)
+        assert HOP in watcher.fabric.protocols(middle.id)
+        world.net.partition("45.77.2.1", "45.77.4.1")
+        await watcher.fabric.connect(hidden.id, circuits_of(hidden))  # who has a place is reached
+        await watcher.fabric.disconnect(hidden.id)
         await hidden.fabric.disconnect(middle.id)
         await trio.sleep(3)
-        assert HOP not in seeker.fabric.protocols(middle.id), "the last place is gone"
+        assert HOP not in watcher.fabric.protocols(middle.id), "the last place is gone"
         await hidden.fabric.connect(middle.id, middle.fabric.addrs())
         await trio.sleep(2)
         assert circuits_of(hidden) == []
