@@ -148,6 +148,8 @@ class Node:
         self.traversal = Traversal(identity, fabric, self.rpc, config, env)
         self.surroundings = Surroundings(fabric, config, env)
         self.surroundings.on_change(self.traversal.network_changed)
+        if self.dht is not None:
+            self.surroundings.on_found = self.dht.heard_of
         self.traversal.on_state = self._reach_changed
         fabric.set_useful(
             is_relay=self.traversal.is_our_relay,

@@ -570,19 +570,29 @@ class Dht:
         chosen = [*seeds[first:], *seeds[:first]][:SEEDS_MAX]
         self._seed_next = first + len(chosen)
         limiter = trio.CapacityLimiter(self._config.probes_max)
-
-        async def knock(peer: PeerId, addrs: Sequence[Addr]) -> None:
-            async with limiter:
-                with trio.move_on_after(self._config.request_s):
-                    try:
-                        await self._fabric.connect(peer, addrs)
-                    except P2pError:
-                        return
-
         async with trio.open_nursery() as nursery:
             for peer, addrs in chosen:
                 if peer != self._signer.id:
-                    nursery.start_soon(knock, peer, addrs)
+                    nursery.start_soon(self._knock, peer, addrs, limiter)
+
+    async def _knock(
+        self, peer: PeerId, addrs: Sequence[Addr], limiter: trio.CapacityLimiter
+    ) -> None:
+        """Connect to a peer; identify tells whether it serves the DHT."""
+        async with limiter:
+            with trio.move_on_after(self._config.request_s):
+                try:
+                    await self._fabric.connect(peer, addrs)
+                except P2pError:
+                    return
+
+    def heard_of(self, peer: PeerId) -> None:
+        """`peer` was found in the local network: while we know few nodes, it may know more.
+
+        Whoever calls this limits how often: each call may become a dial.
+        """
+        if self._nursery is not None and len(self.table) < CONTACTS_FEW:
+            self._nursery.start_soon(self._knock, peer, (), self._probes)
 
     async def refresh(self) -> None:
         """Look for ourselves, and for a random id of each bucket that no look-up fell into lately.

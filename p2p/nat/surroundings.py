@@ -78,6 +78,8 @@ class Surroundings:
     def __init__(self, fabric: Surrounded, config: P2pConfig, env: Env) -> None:
         self._fabric = fabric
         self._config = config
+        self.on_found: Callable[[PeerId], None] = lambda _: None
+        """Told of each peer that was found in the local network, after its addresses."""
         self._listeners: list[Callable[[NetworkChange], None]] = []
         self._watch = NetWatch(env, self._network_changed, config.network_check_s)
         self._lan = LanDriver(
@@ -86,7 +88,7 @@ class Surroundings:
             env,
             network=config.network,
             listening=fabric.listen_addrs,
-            found=fabric.learn,
+            found=self._found,
             wanted=fabric.wants,
         )
         self._mapper = PortMapper(
@@ -134,6 +136,10 @@ class Surroundings:
                 await nursery.start(self._lan.run)
             await nursery.start(self._mapper.run)
             task_status.started()
+
+    def _found(self, peer: PeerId, addrs: Sequence[Addr]) -> None:
+        self._fabric.learn(peer, addrs)
+        self.on_found(peer)
 
     def _network_changed(self, change: NetworkChange) -> None:
         self._fabric.network_changed()

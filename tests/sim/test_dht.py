@@ -239,3 +239,41 @@ async def check_meeting() -> None:
 
 def test_members_of_a_group_find_each_other_at_its_meeting_point() -> None:
     run_seeded(check_meeting, seed=1)
+
+
+def test_a_stranger_in_the_local_network_is_a_way_into_the_dht() -> None:
+    """A node that nobody told anything joins as soon as multicast names somebody who serves."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            net = DhtNet(nursery, "wire")
+            here, there, _ = await three_nodes(net)
+            alone = await net.start(9)
+            await trio.sleep(1000)  # deep between two attempts
+            assert len(alone.dht.table) == 0
+            surroundings = alone.node.surroundings
+            assert surroundings is not None
+            surroundings._lan._found(here.id, here.node.fabric.addrs())
+            await until(lambda: len(alone.dht.table) == 3, within_s=20)
+            assert await alone.dht.find_peer(there.id) == there.node.fabric.addrs()
+            nursery.cancel_scope.cancel()
+
+    run_seeded(main, seed=1)
+
+
+def test_who_knows_enough_nodes_asks_no_stranger_of_the_local_network() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            net = DhtNet(nursery, "wire")
+            first, *_ = await three_nodes(net)
+            fourth = await net.start(4, seeds=(net.seed_of(first),))
+            await until(lambda: len(fourth.dht.table) == 3)
+            stranger = await net.start(9)
+            surroundings = fourth.node.surroundings
+            assert surroundings is not None
+            surroundings._lan._found(stranger.id, stranger.node.fabric.addrs())
+            await trio.sleep(60)
+            assert stranger.id not in fourth.node.fabric.peers()
+            nursery.cancel_scope.cancel()
+
+    run_seeded(main, seed=1)
