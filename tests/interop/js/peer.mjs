@@ -190,6 +190,10 @@ const commands = {
   async addrs () {
     return { addrs: node.getMultiaddrs().map(String) }
   },
+  async listen ({ addr }) {
+    await node.components.transportManager.listen([multiaddr(addr)])
+    return {}
+  },
   async paths ({ peer }) {
     const found = node.getConnections().filter((one) => one.remotePeer.toString() === peer)
     return { paths: found.map((one) => (one.remoteAddr.toString().includes('/p2p-circuit') ? 'relay' : 'direct')) }
