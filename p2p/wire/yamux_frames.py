@@ -94,9 +94,12 @@ class WentAway:
 YamuxEvent: TypeAlias = StreamOpened | StreamData | StreamEnded | StreamReset | Pong | WentAway
 
 
+# The tables below are asked for each frame: members are hashed by what they are, in C, and not by
+# their names, in Python (22 hashes a stream).
 class StreamState(Enum):
     """Which directions of a stream are open."""
 
+    __hash__ = object.__hash__
     OPEN = auto()
     SENT_FIN = auto()
     GOT_FIN = auto()
@@ -107,6 +110,7 @@ class StreamState(Enum):
 class StreamInput(Enum):
     """What can happen to a stream."""
 
+    __hash__ = object.__hash__
     RECV_DATA = auto()
     RECV_WINDOW = auto()
     RECV_FIN = auto()
@@ -148,6 +152,7 @@ STREAM_TRANSITIONS: Final[Mapping[tuple[StreamState, StreamInput], StreamState]]
 class SessionState(Enum):
     """Who said goodbye."""
 
+    __hash__ = object.__hash__
     OPEN = auto()
     LEAVING = auto()  # we did
     LEFT = auto()  # they did
@@ -157,6 +162,7 @@ class SessionState(Enum):
 class SessionInput(Enum):
     """What can happen to a session."""
 
+    __hash__ = object.__hash__
     RECV_SYN = auto()
     RECV_GO_AWAY = auto()
     SEND_SYN = auto()
