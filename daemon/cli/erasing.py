@@ -31,11 +31,15 @@ def configure_erase(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--author", metavar="NAME", help="everything by this agent or device")
     parser.add_argument("--subject", metavar="WORDS", help="every note about it or that says it")
     parser.add_argument("--dry-run", action="store_true", help="list only")
+    parser.add_argument(
+        "--status", action="store_true", help="which machines confirmed what was erased before"
+    )
     parser.epilog = (
         EXAMPLES
         + "  covey erase 1f2e3d4c\n"
         + '  covey erase --subject "Jane Doe" --dry-run\n'
-        + "  covey erase --author scraper@desk --yes\n\n"
+        + "  covey erase --author scraper@desk --yes\n"
+        + "  covey erase --status\n\n"
         "What this machine wrote is erased on all replicas that hear of it; what others wrote, here"
         " alone."
     )
@@ -43,6 +47,8 @@ def configure_erase(parser: argparse.ArgumentParser) -> None:
 
 def run_erase(args: argparse.Namespace) -> int:
     """Destroy notes for ever."""
+    if args.status:
+        return _status(args)
     given = [bool(args.id), bool(args.author), bool(args.subject)]
     if sum(given) != 1:
         raise CliError("give ids, or --author, or --subject", 2, remedy="See: covey erase --help")
@@ -54,6 +60,33 @@ def run_erase(args: argparse.Namespace) -> int:
     else:
         params["subject"] = args.subject
     return erase(args, params, dry_run=args.dry_run)
+
+
+def _status(args: argparse.Namespace) -> int:
+    result = connect(args).call("sync.erasure", {})
+    if args.json:
+        out.say_json(result)
+        return 0
+    rows = out.rows(result)
+    for row in rows:
+        sure, silent, gone = (
+            [out.text(name) for name in found] if isinstance(found := row.get(key), list) else []
+            for key in ("confirmed", "outstanding", "out_of_reach")
+        )
+        count = int(out.number(row.get("records")))
+        head = f"{out.text(row.get('at'))}  {out.text(row.get('group'))}  {_notes(count)}"
+        total = len(sure) + len(silent) + len(gone)
+        out.say(f"{head}, by {out.text(row.get('by'))}: confirmed by {len(sure)} of {total}")
+        for words, names in (
+            ("confirmed by", sure),
+            ("no word yet from", silent),
+            ("out of reach, left the group before", gone),
+        ):
+            if names:
+                out.say(f"  {words}: {', '.join(names)}")
+    if not rows:
+        out.note("no other machine was told of an erasure")
+    return 0
 
 
 def erase(args: argparse.Namespace, params: dict[str, Json], *, dry_run: bool = False) -> int:

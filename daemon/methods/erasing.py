@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from daemon.errors import RpcError
+from daemon.methods.group import find_group
+from daemon.methods.peers import device_names, shown_name
 from daemon.rpc.registry import Call, method
 from memory.erasure.erasing import EraseReport, EraseWhat
+from memory.provenance import iso
 from memory.text.maintenance import reindex
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
 
 class EraseParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +54,63 @@ class Maintained(msgspec.Struct, kw_only=True):
 
     task: str
     count: int
+
+
+class ErasureParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Which erasures: of a group by local name or id; None for all groups."""
+
+    group: str | None = None
+
+
+class ErasureRow(msgspec.Struct, kw_only=True):
+    """An erasure that a group's members were told of.
+
+    Attributes:
+        id: of the signed erase record, hex.
+        group: local name.
+        by: shown name of the machine that erased.
+        at: ISO 8601.
+        records: how many records it names.
+        confirmed: shown names of the machines that say they erased it.
+        outstanding: members that have not said so yet.
+        out_of_reach: machines that left the group without a word on it; they may hold it for ever.
+    """
+
+    id: str
+    group: str
+    by: str
+    at: str
+    records: int
+    confirmed: list[str]
+    outstanding: list[str]
+    out_of_reach: list[str]
+
+
+@method("sync.erasure", scope="read")
+async def erasures(call: Call, p: ErasureParams) -> list[ErasureRow]:
+    """Show per erasure which machines confirmed it, who is outstanding, who is out of reach."""
+    services = call.services
+    names = await device_names(services)
+    only = None if p.group is None else find_group(services, p.group)
+
+    def shown(keys: Iterable[bytes]) -> list[str]:
+        return [shown_name(names, key, services) for key in keys]
+
+    return [
+        ErasureRow(
+            id=one.id.hex(),
+            group=view.name,
+            by=shown_name(names, one.author, services),
+            at=iso(one.at_ms),
+            records=one.records,
+            confirmed=shown(word.member for word in one.confirmed),
+            outstanding=shown(one.outstanding),
+            out_of_reach=shown(one.out_of_reach),
+        )
+        for view in services.replication.groups()
+        if only in {None, view.group}
+        for one in services.replication.erasures(view.group)
+    ]
 
 
 LATER = frozenset({"consolidate", "rank_train", "rank_reset"})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from p2p.replication.authority import Authority
 from p2p.replication.hlc import clock_was_wrong, next_incarnation
-from p2p.replication.ops import Erase, Role, decode_payload_untrusted
+from p2p.replication.ops import Erase, EraseAck, Role, decode_payload_untrusted
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
@@ -95,6 +95,29 @@ class Erasure:
     head: Header
 
 
+@dataclass(frozen=True)
+class EraseRecord:
+    """An erase record with what it names."""
+
+    head: Header
+    targets: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class EraseWord:
+    """A member's record that says it has carried out an erase record."""
+
+    id: bytes
+    head: Header
+    bodies: int
+    partial: bool
+
+    @property
+    def member(self) -> bytes:
+        """Whose word it is."""
+        return self.head.author
+
+
 @dataclass
 class Group:
     """One group as this device knows it."""
@@ -118,6 +141,10 @@ class Group:
     """As last told to subscribers."""
     erasures: dict[bytes, list[Erasure]] = field(default_factory=dict)
     """Id of a data record, here or not yet -> the erase records that name it."""
+    erase_records: dict[bytes, EraseRecord] = field(default_factory=dict)
+    """Erase records by their id, whether they count or not."""
+    confirmations: dict[bytes, dict[bytes, EraseWord]] = field(default_factory=dict)
+    """Id of an erase record -> member -> its newest word on it."""
     quarantine: dict[bytes, Held] | None = None
     """What is dated too far ahead and waits, by id; None: not read from the store yet."""
     unpublished_erasures: bool = True
@@ -155,10 +182,17 @@ class Group:
             self.headers += count
 
     def note_erasure(self, ident: bytes, head: Header, payload: Payload | None) -> None:
-        """Remember what an erase record names; other payloads are none of it."""
+        """Remember what an erase record names, or who confirmed one; other payloads are neither."""
         if isinstance(payload, Erase):
+            self.erase_records[ident] = EraseRecord(head, payload.ids)
             for target in payload.ids:
                 self.erasures.setdefault(target, []).append(Erasure(ident, head))
+        elif isinstance(payload, EraseAck):
+            for erased, bodies, partial in payload.erased:
+                words = self.confirmations.setdefault(erased, {})
+                before = words.get(head.author)
+                if before is None or before.head.hlc < head.hlc:
+                    words[head.author] = EraseWord(ident, head, bodies, bool(partial))
 
     def erasure_of(self, target: bytes, author: bytes) -> Erasure | None:
         """The record by which a data record's own author erased it, if one counts.
@@ -301,6 +335,8 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
         ops.append((header.hlc, ident, header, control_payload(header, wire.envelope)))
     authority = Authority(group.id, verify)
     group.erasures.clear()
+    group.erase_records.clear()
+    group.confirmations.clear()
     group.quarantine = None
     group.unpublished_erasures = True
     # Whatever an operation cites has a lower hlc, so this order needs no second pass.

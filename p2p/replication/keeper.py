@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from p2p.replication.epoch import next_epoch
+from p2p.replication.erasures import confirm, unconfirmed
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group, load_authority
 from p2p.replication.hlc import next_incarnation
@@ -19,6 +20,7 @@ from p2p.replication.invites import invites_to_close, make_close
 from p2p.replication.ops import (
     ERASE_MAX,
     Erase,
+    EraseAck,
     ForkProof,
     Kind,
     Role,
@@ -215,7 +217,17 @@ class Keeper:
         while control:
             await self._apply_forks(group, control)
             for record in control:
-                group.note_erasure(record.id, record.head, payload_of(record))
+                payload = payload_of(record)
+                group.note_erasure(record.id, record.head, payload)
+                if isinstance(payload, EraseAck):
+                    self._emit(
+                        "erasure.confirmed",
+                        {
+                            "group": group.id,
+                            "member": record.author,
+                            "erasures": len(payload.erased),
+                        },
+                    )
             await self.shares.take(group, control)
             await self._judge_anew(group, control)
             await self._tell_members(group)
@@ -462,6 +474,18 @@ class Keeper:
     async def do_duties(self, group: Group) -> None:
         """Do what our position obliges us to now, and follow up on it."""
         await self.after(group, await self._duties(group))
+        # Not at once for each erasure, so that many are confirmed in one record.
+        await self._confirm_erasures(group)
+
+    async def _confirm_erasures(self, group: Group) -> None:
+        """Say which erase records were carried out here."""
+        if group.state != STATE_MEMBER or group.role(self._me) is None:
+            return
+        due = unconfirmed(group, self._me)
+        if due:
+            targets = [target for ident in due for target in group.erase_records[ident].targets]
+            states = await self._store.known(targets)
+            await self.write(group, confirm(group, due, states))
 
     async def _duties(self, group: Group) -> list[Record]:
         """Write what our position obliges us to; the records written."""

@@ -47,6 +47,7 @@ MEMBERS_MAX: Final = 400
 """Readers of a group at most: each gets a sealed key of 149 bytes in one envelope."""
 KEEP_MAX: Final = 1_024
 ERASE_MAX: Final = 256
+ERASE_ACKS_MAX: Final = 256
 SEALED_EPOCH_BYTES: Final = 112
 SEALED_OWNER_BYTES: Final = 80
 
@@ -65,6 +66,7 @@ class Kind(enum.IntEnum):
     EPOCH = 12
     KEY_SHARE = 13
     ERASE = 14
+    ERASE_ACK = 15
     FORK_PROOF = 18
     OWNER = 20
     OWNER_KEY = 21
@@ -201,6 +203,15 @@ class Erase(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
     reason: U8
 
 
+class EraseAck(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Kind 15: the author has carried out these erase records."""
+
+    erased: Annotated[
+        tuple[tuple[Bytes32, U32, _Flag], ...], msgspec.Meta(max_length=ERASE_ACKS_MAX)
+    ]
+    """(id of the erase record, bodies it had, 1 if something is still to be done)."""
+
+
 class ForkProof(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Kind 18: two headers one author signed that cannot both be in an honest log."""
 
@@ -240,6 +251,7 @@ Payload: TypeAlias = (
     | Epoch
     | KeyShare
     | Erase
+    | EraseAck
     | ForkProof
     | Owner
     | OwnerKey
@@ -257,6 +269,7 @@ _DECODERS: Final = {
     Kind.EPOCH: msgspec.msgpack.Decoder(Epoch),
     Kind.KEY_SHARE: msgspec.msgpack.Decoder(KeyShare),
     Kind.ERASE: msgspec.msgpack.Decoder(Erase),
+    Kind.ERASE_ACK: msgspec.msgpack.Decoder(EraseAck),
     Kind.FORK_PROOF: msgspec.msgpack.Decoder(ForkProof),
     Kind.OWNER: msgspec.msgpack.Decoder(Owner),
     Kind.OWNER_KEY: msgspec.msgpack.Decoder(OwnerKey),
@@ -314,6 +327,9 @@ def _check_payload(payload: Payload) -> None:
         case Erase():
             if not strictly_ascending(payload.ids):
                 raise DecodeError("erase: ids do not ascend")
+        case EraseAck():
+            if not strictly_ascending(tuple(ident for ident, _, _ in payload.erased)):
+                raise DecodeError("erase ack: ids do not ascend")
         case Owner():
             check_public_key_untrusted(payload.owner_key)
         case OwnerKey():

@@ -24,6 +24,7 @@ from p2p.replication.cells import Cells
 from p2p.replication.checkwords import check_words
 from p2p.replication.core import Core
 from p2p.replication.driver import Driver
+from p2p.replication.erasures import views as erasure_views
 from p2p.replication.events import Events, GroupError
 from p2p.replication.founding import found_group
 from p2p.replication.groups import (
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from p2p.net.seam import Addr
     from p2p.node import Node
     from p2p.replication.config import ReplicationConfig
+    from p2p.replication.erasures import ErasureView
     from p2p.replication.events import ReplicationEvent
     from p2p.replication.sealing import GroupSealer
     from p2p.replication.standing import PendingJoin
@@ -539,6 +541,15 @@ class Replication:
                 found.unpublished_erasures = True
                 await self._core.keeper.do_duties(found)
         return self.others(group)
+
+    def erasures(self, group: bytes) -> list[ErasureView]:
+        """What was erased in a group by word to its members, and who confirmed it; newest first.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        found = self._group(group)
+        return erasure_views(found) if found.founded else []
 
     def others(self, group: bytes) -> list[bytes]:
         """Members of a group other than us: who may hold what was written there.

@@ -187,6 +187,15 @@ class Standing:
                     self._members[member] = Role(max(roles))
         return self._members
 
+    def ever_members(self) -> set[bytes]:
+        """Every device that was a member at some time by operations that stand."""
+        limited = {
+            op.payload.member
+            for op, stands in zip(self._book.ops, self._fold.stands, strict=True)
+            if stands and isinstance(op.payload, Limit)
+        }
+        return limited | self.members().keys()
+
     def _candidates(self) -> set[bytes]:
         found = {self.founder}
         for op in self._book.ops:

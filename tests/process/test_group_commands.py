@@ -82,3 +82,19 @@ def test_an_invite_can_be_read_by_a_camera(pair: tuple[Home, Home]) -> None:
     laptop, _ = pair
     shown = laptop.ok("invite", "--qr", "--no-wait")
     assert sum(line.count("█") for line in shown.splitlines()) > 200
+
+
+def test_an_erasure_is_confirmed_by_the_other_machine(pair: tuple[Home, Home]) -> None:
+    laptop, desk = pair
+    desk.ok("join", ticket_of(laptop), "--yes")
+    note = cast("list[dict[str, Json]]", laptop.json("remember", "the plums are in the cellar"))
+    wait_until("the note arrives", lambda: desk.texts("plums") != [])
+    laptop.ok("erase", str(note[0]["id"]), "--yes")
+
+    def confirmed() -> list[str]:
+        (row,) = cast("list[dict[str, Json]]", laptop.json("erase", "--status"))
+        return cast("list[str]", row["confirmed"])
+
+    wait_until("the desk's word arrives", lambda: len(confirmed()) == 1)
+    assert desk.texts("plums") == []
+    assert "confirmed by 1 of 1" in laptop.ok("erase", "--status")

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import copy
 
+from typing import TYPE_CHECKING
+
+import trio
+
 from p2p.identity import Identity
-from p2p.replication.ops import ERASE_MAX, Erase, Kind, Role, encode_payload
+from p2p.replication.erasures import views
+from p2p.replication.ops import ERASE_MAX, Erase, EraseAck, Kind, Role, encode_payload
 from tests.helpers.mesh import Mesh, wait_until
 from tests.unit.test_admission import Bench, bench
 from tests.unit.test_replication_service import nodes, pair_up, play
+
+if TYPE_CHECKING:
+    from tests.helpers.mesh import Peer
 
 HERE = bytes(32)
 
@@ -243,3 +251,58 @@ def test_more_than_one_record_of_ids_when_there_are_many() -> None:
             assert len(named) == 2
 
     play(scene)
+
+
+# --- who confirmed it ------------------------------------------------------------------------------
+
+
+def test_members_confirm_and_who_is_silent_or_gone_is_named() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol", "dave") as (alice, bob, carol, dave):
+            group = await pair_up(alice, bob)
+            for peer in (carol, dave):
+                invite = await alice.replication.create_invite(group)
+                await peer.replication.join(invite.ticket)
+            gone = await alice.write(group, "gone")
+            for peer in (bob, carol, dave):
+                await wait_until(lambda peer=peer: peer.texts(group) == ["gone"])  # type: ignore[misc]
+            for peer in (carol, dave):
+                peer.node.pause()
+                await wait_until(
+                    lambda peer=peer: peer.id not in alice.node.fabric.peers()  # type: ignore[misc]
+                )
+            await alice.replication.membership.remove(group, dave.id)
+            await alice.store.settle(group, erase=[(gone, HERE, 0)])
+            await alice.replication.publish_erasures(group)
+
+            def confirmed(peer: Peer) -> list[tuple[bytes, int]]:
+                (view,) = peer.replication.erasures(group)
+                return [(word.member, word.bodies) for word in view.confirmed]
+
+            await wait_until(lambda: confirmed(alice) == [(bob.id, 1)])
+            (view,) = alice.replication.erasures(group)
+            assert (view.author, view.records) == (alice.id, 1)
+            assert (view.outstanding, view.out_of_reach) == ((carol.id,), (dave.id,))
+            carol.node.resume()
+            both = sorted([(bob.id, 1), (carol.id, 1)])
+            await wait_until(lambda: confirmed(alice) == both)
+            await wait_until(lambda: confirmed(bob) == both)
+            written = len(await carol.store.control(group))
+            await trio.sleep(200)
+            assert len(await carol.store.control(group)) == written, "said once"
+
+    play(scene)
+
+
+async def test_a_word_of_nobody_confirms_nothing() -> None:
+    b = await bench()
+    pen = b.pen()
+    gone = pen.write(body=b"gone")
+    await b.admit([gone])
+    named = pen.write(Kind.ERASE, erase(gone.id))
+    await b.admit([named])
+    stranger = b.pen(Identity.from_seed(b"s" * 32))
+    word = encode_payload(EraseAck(((named.id, 1, 0),)))
+    await b.admit([stranger.write(Kind.ERASE_ACK, word)])
+    (view,) = views(b.group)
+    assert view.confirmed == ()

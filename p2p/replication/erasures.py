@@ -1,0 +1,123 @@
+"""Who wants what erased, and who confirmed that it is gone.
+
+Each member that has carried out an erase record says so in a signed record of its own, so
+"confirmed by k of n" can be checked by anybody, at any time later. Nothing here says "gone
+everywhere": who has been silent is named, and so is who left and may still hold the body.
+Source: docs/specs/record.md s.9.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from p2p.replication.ops import ERASE_ACKS_MAX, EraseAck, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from p2p.replication.groups import Group
+    from p2p.replication.ops import Payload
+
+GONE: Final = frozenset({"stub", "erased"})
+"""States of a record whose body is not here and does not come back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """A member's word on an erase record."""
+
+    member: bytes
+    bodies: int
+    """How many of the named bodies it had and has no more, or knew to refuse."""
+    partial: bool
+    """Whether something of it is still to be done there."""
+    at_ms: int
+    """Unix milliseconds of the word, by the member's clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasureView:
+    """An erase record, and what became of it."""
+
+    id: bytes
+    author: bytes
+    at_ms: int
+    records: int
+    """How many records it names."""
+    confirmed: tuple[Confirmation, ...]
+    outstanding: tuple[bytes, ...]
+    """Members that have not confirmed it yet."""
+    out_of_reach: tuple[bytes, ...]
+    """Devices that left or were removed without a word on it: they may hold the bodies for ever."""
+
+
+def views(group: Group) -> list[ErasureView]:
+    """Erase records of a group that count, newest first."""
+    standing = group.standing
+    members = standing.members()
+    found = []
+    for ident, record in group.erase_records.items():
+        if not standing.live(record.head, ident):
+            continue
+        author = record.head.author
+        told = {
+            word.member: word
+            for word in group.confirmations.get(ident, {}).values()
+            if standing.live(word.head, word.id)
+        }
+        confirmed = [
+            Confirmation(
+                member=word.member,
+                bodies=word.bodies,
+                partial=word.partial,
+                at_ms=word.head.hlc >> 16,
+            )
+            for word in told.values()
+        ]
+        silent = (standing.ever_members() - told.keys()) - {author}
+        found.append(
+            ErasureView(
+                id=ident,
+                author=author,
+                at_ms=record.head.hlc >> 16,
+                records=len(record.targets),
+                confirmed=tuple(sorted(confirmed, key=lambda one: one.member)),
+                outstanding=tuple(sorted(one for one in silent if one in members)),
+                out_of_reach=tuple(sorted(one for one in silent if one not in members)),
+            )
+        )
+    return sorted(found, key=lambda one: (-one.at_ms, one.id))
+
+
+def unconfirmed(group: Group, me: bytes) -> list[bytes]:
+    """Ids of others' erase records that count and that we have not confirmed, oldest first."""
+    standing = group.standing
+    due = [
+        (record.head.hlc, ident)
+        for ident, record in group.erase_records.items()
+        if record.head.author != me
+        and me not in group.confirmations.get(ident, {})
+        and standing.live(record.head, ident)
+    ]
+    return [ident for _, ident in sorted(due)]
+
+
+def confirm(
+    group: Group, idents: Sequence[bytes], states: Mapping[bytes, str]
+) -> list[tuple[Kind, Payload]]:
+    """The records that confirm erase records.
+
+    Args:
+        group: where.
+        idents: erase records carried out here.
+        states: of what they name and is here, as the store knows it.
+    """
+    rows = []
+    for ident in sorted(idents):
+        mine = [states[t] for t in group.erase_records[ident].targets if t in states]
+        rows.append((ident, sum(state in GONE for state in mine), 0))
+    return [
+        (Kind.ERASE_ACK, EraseAck(tuple(rows[at : at + ERASE_ACKS_MAX])))
+        for at in range(0, len(rows), ERASE_ACKS_MAX)
+    ]
