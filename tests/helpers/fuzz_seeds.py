@@ -41,6 +41,7 @@ from p2p.nat.relay_messages import (
 from p2p.replication import messages
 from p2p.replication.ranges import Initiator, RangeSet, Responder
 from p2p.replication.record import RecordWire
+from p2p.replication.state import encode_body
 from p2p.wire.envelope import seal_peer_record
 from p2p.wire.multistream import encode_line
 
@@ -156,6 +157,7 @@ def _bodies() -> list[bytes]:
     return [
         msgspec.msgpack.encode([1, *note, *rest]),
         msgspec.msgpack.encode([6, "", "a machine"]),
+        encode_body("agent", "map", ("todo", "x"), "put", {"a": [1, 2.5, None], "b": "text"}),
     ]
 
 

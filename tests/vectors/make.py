@@ -291,6 +291,7 @@ def records():
     alice.add("erase", 14, [sorted([join, admit]), 1])
     alice.add("unknown control kind", 30, ["from a later version", 1])
     alice.add("unknown authority kind", 11, [1, 2, 3])
+    alice.add("erase ack", 15, [sorted([[join, 3, 0], [admit, 0, 1]])])
     # Data: a chain of its own, under the epoch's first 16 bytes.
     pen = Chain(ALICE, out, group, [policy])
     pen.add("entry", 32, plain="naïve café".encode(), epoch=epoch[:16])
@@ -389,6 +390,8 @@ def bad_payloads(group):
         ("key share, one epoch twice", 13, pack([alice, [[group, sealed]] * 2]), "ascend"),
         ("erase, 257 ids", 14, pack([sorted(seed(str(i)) for i in range(257)), 0]), "array"),
         ("erase, ids descending", 14, pack([ids[::-1], 0]), "ascend"),
+        ("erase ack, ids descending", 15, pack([[[i, 1, 0] for i in ids[::-1]]]), "ascend"),
+        ("erase ack, done 2", 15, pack([[[ids[0], 1, 2]]]), "int"),
         ("owner key, sealed of 79 bytes", 21, pack([alice, [[alice, b"s" * 79]], []]), "bytes"),
         ("owner key, devices descending", 21,
          pack([alice, [], [[i, b"s" * 64] for i in ids[::-1]]]), "ascend"),
