@@ -12,7 +12,7 @@ import trio
 
 from p2p.dht.keys import KEY_BYTES_MAX, peer_record_key, value_key
 from p2p.dht.messages import DhtPeer
-from p2p.dht.records import seal_claim, seal_value
+from p2p.dht.records import seal_claim, seal_value, with_addrs
 from p2p.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ class Publisher:
         if not record:
             return None
         expires_s = self._env.wall_ms() // 1000 + int(self._config.lifetime_s)
-        return DhtPeer(self._signer.id, (), record, seal_claim(self._signer, key, expires_s))
+        named = DhtPeer(self._signer.id, (), record, seal_claim(self._signer, key, expires_s))
+        return named if self._config.require_signed else with_addrs(named)
 
     async def run(self) -> None:
         """Publish until cancelled."""

@@ -7,7 +7,7 @@ key and a name), providers (who offers something). Source: docs/specs/dht.md s.4
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -25,6 +25,7 @@ from p2p.wire.envelope import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from p2p.dht.messages import DhtPeer
     from p2p.identity import PeerId, Signer
     from p2p.net.seam import Addr
     from p2p.wire.envelope import PeerRecord
@@ -195,6 +196,17 @@ def verify_peer_record(peer: PeerId, record: bytes) -> PeerRecord:
     if opened.peer != peer:
         raise AuthError("another peer's record", opened.peer)
     return opened
+
+
+def with_addrs(named: DhtPeer) -> DhtPeer:
+    """A peer with the addresses of its record beside it, for software that reads no record.
+
+    Args:
+        named: its record, if there is one, was verified before or is our own.
+    """
+    if named.addrs or not named.signed_record:
+        return named
+    return replace(named, addrs=verify_peer_record(named.peer, named.signed_record).addrs)
 
 
 def _check_expiry(expires_s: int, now_ms: int) -> None:

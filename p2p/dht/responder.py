@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from p2p.dht.keys import place_of
 from p2p.dht.messages import DhtMessage, DhtPeer, DhtRecord, MessageType
-from p2p.dht.records import verify_claim, verify_peer_record, verify_value
+from p2p.dht.records import verify_claim, verify_peer_record, verify_value, with_addrs
 from p2p.dht.recordstore import StoredProvider
 from p2p.errors import LimitError, ProtocolError
 from p2p.identity import peer_multihash
@@ -81,7 +81,7 @@ class Responder:
             # Asked for ourselves: our record is how the asker can tell others of us.
             own = self._own()
             if own is not None:
-                closer = (own, *closer[: self._config.k - 1])
+                closer = (self._told(own), *closer[: self._config.k - 1])
         return DhtMessage(kind=request.kind, key=request.key, closer=closer)
 
     def _closer(self, key: bytes, sender: PeerId) -> tuple[DhtPeer, ...]:
@@ -112,10 +112,14 @@ class Responder:
             key=request.key,
             closer=self._closer(request.key, sender),
             providers=tuple(
-                DhtPeer(provider.peer, provider.addrs, provider.record, provider.claim)
+                self._told(DhtPeer(provider.peer, provider.addrs, provider.record, provider.claim))
                 for provider in held
             ),
         )
+
+    def _told(self, named: DhtPeer) -> DhtPeer:
+        """A peer as we name it: other software reads no record."""
+        return named if self._config.require_signed else with_addrs(named)
 
     def _put(self, request: DhtMessage, sender: PeerId, now: float, now_ms: int) -> DhtMessage:
         record = request.record

@@ -202,10 +202,18 @@ class Dht:
         record's key. Both are asked.
         """
         best: list[Verified] = []
+        plain: dict[Addr, None] = {}
+
+        def note(_contact: Contact, reply: DhtMessage) -> bool:
+            if not self._config.require_signed:
+                named = (addr for each in reply.closer if each.peer == peer for addr in each.addrs)
+                plain.update(dict.fromkeys(named))
+            return False
 
         async def as_server() -> None:
             message = DhtMessage(kind=MessageType.FIND_NODE, key=peer_multihash(peer))
-            await self._asker.lookup(message)  # whose answers fill the cache of records
+            # Its answers fill the cache of records.
+            await self._asker.lookup(message, on_answer=note)
 
         async def as_client() -> None:
             value = await self._best(peer_record_key(peer))
@@ -217,7 +225,7 @@ class Dht:
         named = self._asker.records.newest(peer)
         if best and (named is None or best[0].seq >= named.seq):
             return self._usable(peer, best[0].addrs)
-        return list(named.addrs) if named is not None else []
+        return list(named.addrs) if named is not None else self._usable(peer, list(plain))
 
     async def get(self, key: bytes) -> bytes | None:
         """The body of the newest valid value under `key`, or None.
@@ -472,7 +480,9 @@ class Dht:
         try:
             async with self._probes:
                 reply = await self._asker.request(contact, message)
-            self._asker.contacts_of(reply.closer)  # remembers its record if it names itself
+            for named in self._asker.contacts_of(reply.closer):  # remembers its record
+                if named.peer == contact.peer and not contact.addrs:
+                    contact = named
         except PeerError:
             self.table.remove(contact.peer)
         except (P2pError, trio.BrokenResourceError, trio.ClosedResourceError):

@@ -4,7 +4,7 @@
 // node peer.mjs LISTEN [ROLES]: ROLES is JSON with any of
 //   relay: true             carries circuits; {limited: false} as long as they like
 //   circuit: [ADDR, ...]    dials over relays, and takes a place at each of these
-//   kad: PROTOCOL           serves the DHT under that protocol id
+//   kad: {protocol, client} takes part in the DHT under that protocol id; client: serves nobody
 //   dcutr: true             turns relayed connections into direct ones
 //   announce: [ADDR, ...]   says that it is there too
 import { createHash } from 'node:crypto'
@@ -15,10 +15,13 @@ import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay
 import { dcutr } from '@libp2p/dcutr'
 import { identify, identifyPush } from '@libp2p/identify'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { peerIdFromString } from '@libp2p/peer-id'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
+import { CID } from 'multiformats/cid'
+import * as Digest from 'multiformats/hashes/digest'
 
 const ECHO = '/covey-test/echo/1' // sends back what comes, ends when the other side ends
 const COUNT = '/covey-test/count/1' // reads to the end, then answers how much it was (u64 BE)
@@ -35,8 +38,8 @@ if (roles.relay != null) {
 if (roles.dcutr) services.dcutr = dcutr()
 if (roles.kad != null) {
   services.kad = kadDHT({
-    protocol: roles.kad,
-    clientMode: false, // the default waits for AutoNAT's word
+    protocol: roles.kad.protocol,
+    clientMode: roles.kad.client === true, // the default waits for AutoNAT's word
     peerInfoMapper: passthroughMapper, // the default leaves loopback addresses out
     validators: { covey: async () => {}, test: async () => {} }
   })
@@ -144,6 +147,22 @@ async function exchange (target, size) {
   if (digest(received) !== digest(data)) throw new Error(`${received.length} of ${size} bytes came back`)
 }
 
+// Keys and values of the DHT travel as hex.
+const bytes = (text) => Uint8Array.from(Buffer.from(text, 'hex'))
+const cid = (key) => CID.createV1(0x55, Digest.decode(bytes(key)))
+const patience = () => ({ signal: AbortSignal.timeout(20000) })
+const told = (peer) => ({ id: peer.id.toString(), addrs: peer.multiaddrs.map(String) })
+
+// How many nodes took a write. An error of a query is reported, not thrown, by the library.
+async function taken (events, name) {
+  let nodes = 0
+  for await (const event of events) {
+    if (event.name === 'PEER_RESPONSE' && event.messageName === name) nodes++
+    if (event.name === 'QUERY_ERROR') throw event.error
+  }
+  return { nodes }
+}
+
 const commands = {
   async dial ({ addr }) {
     const connection = await node.dial(multiaddr(addr), { signal: AbortSignal.timeout(10000) })
@@ -197,6 +216,36 @@ const commands = {
   async paths ({ peer }) {
     const found = node.getConnections().filter((one) => one.remotePeer.toString() === peer)
     return { paths: found.map((one) => (one.remoteAddr.toString().includes('/p2p-circuit') ? 'relay' : 'direct')) }
+  },
+  async kad_knows ({ peer }) { // waits until it would name that peer to others
+    const table = node.services.kad.routingTable
+    while (await table.find(peerIdFromString(peer)) == null) await new Promise((resolve) => setTimeout(resolve, 10))
+    return {}
+  },
+  async kad_find ({ peer }) {
+    for await (const event of node.services.kad.findPeer(peerIdFromString(peer), { useCache: false, ...patience() })) {
+      if (event.name === 'FINAL_PEER') return told(event.peer)
+    }
+    throw new Error('not found')
+  },
+  async kad_put ({ key, value }) {
+    return await taken(node.services.kad.put(bytes(key), bytes(value), patience()), 'PUT_VALUE')
+  },
+  async kad_get ({ key }) {
+    for await (const event of node.services.kad.get(bytes(key), patience())) {
+      if (event.name === 'VALUE') return { value: Buffer.from(event.value).toString('hex') }
+    }
+    throw new Error('no value')
+  },
+  async kad_provide ({ key }) {
+    return await taken(node.services.kad.provide(cid(key), patience()), 'ADD_PROVIDER')
+  },
+  async kad_providers ({ key }) {
+    const found = []
+    for await (const event of node.services.kad.findProviders(cid(key), patience())) {
+      if (event.name === 'PROVIDER') found.push(...event.providers.map(told))
+    }
+    return { found }
   },
   async forgotten ({ peer }) {
     const here = () => node.getConnections().some((one) => one.remotePeer.toString() === peer)
