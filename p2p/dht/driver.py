@@ -10,7 +10,7 @@ import trio
 
 from p2p.dht.keys import peer_place, place_of, shared_bits
 from p2p.dht.lookup import Lookup, LookupLimits
-from p2p.dht.messages import DhtMessage, MessageReader, MessageType, frame
+from p2p.dht.messages import DhtMessage, MessageReader, frame
 from p2p.dht.records import verify_peer_record
 from p2p.dht.table import Contact
 from p2p.errors import P2pError, PeerError, TimedOut
@@ -160,18 +160,11 @@ class Asker:
             await self._fabric.connect(peer, contact.addrs)
         stream = await self._fabric.open(peer, self._protocol)
         reader = MessageReader()
-        # Other software takes a provider without a word (libp2p specs `kad-dht`, ADD_PROVIDER).
-        silent = message.kind is MessageType.ADD_PROVIDER and not self._config.require_signed
         answered = False
         try:
             await stream.send_all(frame(message))
-            if silent:
-                await stream.send_eof()  # at which it ends its side, as it does not answer
             while (reply := reader.next_message_untrusted()) is None:
                 data = await stream.receive_some()
-                if not data and silent:
-                    reply = message
-                    break
                 if not data:
                     raise trio.BrokenResourceError("the node ended the stream without an answer")
                 reader.feed(data)

@@ -102,7 +102,8 @@ async def test_we_provide_and_find_providers_at_one_of_theirs(folder: Path) -> N
         client() as seeker,
     ):
         await join(provider, middle)
-        assert await dht_of(provider).provide(KEY) == 1
+        # It takes a provider without an answer, as the public protocol has it: nothing to count.
+        assert await dht_of(provider).provide(KEY) == 0
         await join(seeker, middle)
         assert await dht_of(seeker).providers(KEY, 1) == [(provider.id, provider.fabric.addrs())]
 
@@ -157,7 +158,7 @@ async def test_they_provide_and_find_providers_with_us(folder: Path) -> None:
         await until(lambda: dht_of(middle).store.entries == 1)
         await seeker.act("dial", addr=named_addr(middle))
         found = await seeker.act("kad_providers", key=KEY.hex())
-        assert found == {"found": [{"id": provider.id, "addrs": addrs_of(provider)}]}
+        assert found == {"found": [{"id": provider.id, "addrs": provider.addrs}]}
 
 
 async def test_they_find_us_as_a_provider_held_by_another_of_ours(folder: Path) -> None:

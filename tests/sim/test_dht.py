@@ -10,13 +10,19 @@ import pytest
 import trio
 
 from p2p.dht.keys import provider_key, value_key
+from p2p.dht.messages import DhtMessage, DhtPeer, MessageReader, frame
+from p2p.env import SeededEnv
+from p2p.identity import Identity
 from tests.helpers.det import run_seeded
 from tests.helpers.dht_net import LAB, DhtNet, DhtNode, until
 
 if TYPE_CHECKING:
     from p2p.dht.config import DhtConfig
+    from p2p.net.memory_fabric import MemFabric
+    from p2p.net.seam import Stream
 
 VIRTUAL = ("mem", "wire")
+LAB_PROTOCOL = "/covey/main/kad/1"
 
 
 async def three_nodes(net: DhtNet, *, dht: DhtConfig = LAB) -> list[DhtNode]:
@@ -277,3 +283,44 @@ def test_who_knows_enough_nodes_asks_no_stranger_of_the_local_network() -> None:
             nursery.cancel_scope.cancel()
 
     run_seeded(main, seed=1)
+
+
+async def serve_plainly(net: DhtNet, number: int) -> MemFabric:
+    """A node as other software makes them: it signs nothing, and answers FIND_NODE with itself."""
+    peer = Identity.from_seed(number.to_bytes(4, "big") * 8).id
+    fabric = net.net.fabric(peer, net.ip(number), env=SeededEnv(1, "plain", trio.current_time))
+    itself = (DhtPeer(peer, tuple(fabric.addrs())),)
+
+    async def answer(stream: Stream) -> None:
+        reader = MessageReader()
+        while data := await stream.receive_some():
+            reader.feed(data)
+            while (asked := reader.next_message_untrusted()) is not None:
+                await stream.send_all(
+                    frame(DhtMessage(kind=asked.kind, key=asked.key, closer=itself))
+                )
+
+    fabric.handle(LAB_PROTOCOL, answer, per_peer_max=16)
+    await net.nursery.start(fabric.run)
+    return fabric
+
+
+async def check_unsigned(*, require_signed: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        net = DhtNet(nursery)
+        dht = replace(LAB, require_signed=require_signed)
+        middle = await net.start(1, dht=dht)
+        seeker = await net.start(2, seeds=(net.seed_of(middle),), dht=dht)
+        plain = await serve_plainly(net, 3)
+        await plain.connect(middle.id, middle.node.fabric.addrs())
+        await until(lambda: plain.id in middle.dht.table and middle.id in seeker.dht.table)
+        found = await seeker.dht.find_peer(plain.id)
+        assert found == ([] if require_signed else plain.addrs())
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("require_signed", [False, True])
+def test_who_signs_nothing_is_found_only_where_no_signature_is_required(
+    require_signed: bool,
+) -> None:
+    run_seeded(lambda: check_unsigned(require_signed=require_signed), seed=1)

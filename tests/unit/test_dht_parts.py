@@ -24,7 +24,14 @@ from p2p.dht.keys import (
 )
 from p2p.dht.lookup import Lookup, LookupLimits
 from p2p.dht.messages import DhtMessage, DhtPeer, MessageType
-from p2p.dht.records import Verified, seal_own_record, seal_value, verify_value
+from p2p.dht.records import (
+    Verified,
+    seal_claim,
+    seal_own_record,
+    seal_value,
+    verify_value,
+    with_addrs,
+)
 from p2p.dht.recordstore import RecordStore
 from p2p.dht.responder import Responder
 from p2p.dht.table import FAILURES_MAX, Contact, RoutingTable
@@ -347,6 +354,24 @@ def test_asked_for_itself_a_server_names_itself_first() -> None:
     reply = responder(table).answer(request, peer_id(999), now=0, now_ms=NOW_MS)
     assert reply.closer[0] == DhtPeer(OWN.id, (), b"own record")
     assert len(reply.closer) == 20
+
+
+def test_without_required_signatures_a_peer_is_named_with_addresses_beside_its_record() -> None:
+    addr, key = "/ip4/192.0.2.7/tcp/15001", provider_key(b"x")
+    record = seal_own_record(OWN, NOW_MS, [addr])
+    named = with_addrs(DhtPeer(OWN.id, (), record))
+    assert named == DhtPeer(OWN.id, (addr,), record)
+    assert with_addrs(named) is named
+    assert with_addrs(DhtPeer(OWN.id)) == DhtPeer(OWN.id)
+    claim = seal_claim(OWN, key, NOW_MS // 1000 + 60)
+    provider = DhtPeer(OWN.id, (), record, claim)
+    add = DhtMessage(kind=MessageType.ADD_PROVIDER, key=key, providers=(provider,))
+    ask = DhtMessage(kind=MessageType.GET_PROVIDERS, key=key)
+    for require_signed, addrs in ((True, ()), (False, (addr,))):
+        server = responder(table_of(), require_signed=require_signed)
+        server.answer(add, OWN.id, now=0, now_ms=NOW_MS)
+        reply = server.answer(ask, peer_id(1), now=0, now_ms=NOW_MS)
+        assert reply.providers == (DhtPeer(OWN.id, addrs, record, claim),)
 
 
 def test_without_required_signatures_a_foreign_namespace_is_kept() -> None:
