@@ -76,6 +76,8 @@ def _status(args: argparse.Namespace) -> int:
         count = int(out.number(row.get("records")))
         head = f"{out.text(row.get('at'))}  {out.text(row.get('group'))}  {_notes(count)}"
         total = len(sure) + len(silent) + len(gone)
+        if not total:
+            continue  # of a group that is on this machine alone
         out.say(f"{head}, by {out.text(row.get('by'))}: confirmed by {len(sure)} of {total}")
         for words, names in (
             ("confirmed by", sure),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from daemon.demo import memory_steps, mesh_steps, steps
+from daemon.demo import memory_steps, mesh_steps, state_steps, steps
 from daemon.demo.machine import CommandFailed, Machine
 from daemon.demo.show import Show
 from p2p.env import SystemEnv
@@ -49,11 +49,14 @@ async def _run(keep: bool) -> int:
         await steps.agents(show, env, laptop, desktop)
         await steps.kill(show, env, desktop)
         await steps.part_and_heal(show, env, machines, server)
+        await state_steps.apart(show, env, machines, server)
         await steps.attack(show, env, laptop)
+        await state_steps.removal(show, env, machines)
         await mesh_steps.nat(show, env)
         await memory_steps.meaning(show, env, laptop, desktop)
         await memory_steps.lie(show, env, laptop)
         await memory_steps.erase(show, env, laptop)
+        await state_steps.erasure(show, env, machines)
     except CommandFailed as error:
         show.check(str(error), False)
     finally:

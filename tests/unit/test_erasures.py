@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-
 from typing import TYPE_CHECKING
 
 import trio
@@ -253,7 +252,7 @@ def test_more_than_one_record_of_ids_when_there_are_many() -> None:
     play(scene)
 
 
-# --- who confirmed it ------------------------------------------------------------------------------
+# --- who confirmed it -----------------------------------------------------------------------------
 
 
 def test_members_confirm_and_who_is_silent_or_gone_is_named() -> None:
