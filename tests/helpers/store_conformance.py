@@ -7,6 +7,7 @@ without complaint.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tests.helpers.chains import Chain, PlainDraft, PlainSealer, digest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from p2p.replication.record import Record
     from p2p.replication.store import CellRow, LocalRow, RecordStore
 
 GROUP = digest("group")
@@ -554,3 +556,49 @@ class StoreConformance:
         with pytest.raises(LookupError):
             await store.compose(GROUP, TAG, refuse)
         assert await cell_of(store) == set()
+
+    @pytest.mark.parametrize("seed", range(6))
+    async def test_a_cell_is_what_its_records_make_of_it_whatever_comes_and_goes(
+        self, store: RecordStore, seed: int
+    ) -> None:
+        """Against the definition: not superseded by a live record, or the newest of its log."""
+        rng = random.Random(seed)
+        pens = [Chain(GROUP, author) for author in (ALICE, BOB, digest("carol"))]
+        made: list[Record] = []
+        for _ in range(40):
+            targets = tuple({r.id for r in rng.sample(made, min(len(made), rng.randrange(3)))})
+            pen = rng.choice(pens)
+            made.append(pen.next(rng.randbytes(4), kind=33, key_tag=TAG, supersedes=targets))
+        waiting = list(made)
+        rng.shuffle(waiting)
+        here: dict[bytes, Record] = {}
+        void: set[bytes] = set()
+        gone: set[bytes] = set()
+        while waiting:
+            act = rng.randrange(5)
+            if act <= 1 or not here:
+                batch = [waiting.pop() for _ in range(min(len(waiting), 1 + rng.randrange(4)))]
+                await store.admit(GROUP, batch)
+                here |= {record.id: record for record in batch}
+            else:
+                one = rng.choice(sorted(here))
+                if act == 2:
+                    await store.settle(GROUP, void=[one])
+                    void.add(one)
+                elif act == 3 and void:
+                    back = rng.choice(sorted(void))
+                    await store.settle(GROUP, revive=[back])
+                    void.discard(back)
+                elif act == 4 and rng.random() < 0.2:
+                    await store.settle(GROUP, erase=[(one, digest("e"), 5)])
+                    gone.add(one)
+            live = {i: r for i, r in here.items() if i not in void | gone}
+            superseded = {target for record in live.values() for target in record.supersedes}
+            newest: dict[bytes, int] = {}
+            for record in live.values():
+                newest[record.author] = max(newest.get(record.author, 0), record.seq)
+            assert await cell_of(store) == {
+                (i, i in superseded)
+                for i, record in live.items()
+                if i not in superseded or record.seq == newest[record.author]
+            }
