@@ -6,6 +6,7 @@ import contextlib
 import gc
 import random
 import resource
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from p2p.wire.identify import IDENTIFY, IdentifyMessage, encode_identify, frame
 from p2p.wire.multistream import HEADER as MULTISTREAM
 from p2p.wire.multistream import encode_line
 from p2p.wire.yamux_frames import HEADER
-from tests.helpers.leaks import open_descriptors, task_count
+from tests.helpers.leaks import left_as_found, open_descriptors, task_count
 from tests.helpers.wire_kit import (
     ECHO,
     HOLD,
@@ -88,6 +89,12 @@ async def throw(addr: str, data: bytes, *, wait_s: float) -> bytes:
     return got
 
 
+def knock(addr: str, source: str) -> socket.socket:
+    """A connection from another loopback address."""
+    host, port = tcp_of(addr)
+    return socket.create_connection((host, port), timeout=10, source_address=(source, 0))
+
+
 async def served_while(
     bystander: WireFabric, target: WireFabric, attack: Callable[[], Awaitable[object]]
 ) -> int:
@@ -153,23 +160,104 @@ async def test_300_silent_connections_are_closed_while_a_bystander_is_served() -
     a, b = make(1), make(2, upgrade_deadline_s=0.5)
     async with running(a, b):
         await a.connect(b.id, b.addrs())
-        tasks, files = task_count(), len(open_descriptors())
+        await exchange(a, b.id)
 
         async def attack() -> None:
             async with trio.open_nursery() as nursery:
                 for _ in range(300):
                     nursery.start_soon(_silent, b.addrs()[0])
 
-        assert await served_while(a, b, attack) > 3
-        refused = b.counters()["refused_pending"]
-        assert refused + b.counters()["handshakes_failed"] == 300
-        assert refused >= 300 - 2 * 64
-        await wait_for(lambda: task_count() <= tasks and len(open_descriptors()) <= files)
+        async with left_as_found():
+            assert await served_while(a, b, attack) > 3
+            refused = b.counters()["refused_pending"]
+            assert refused + b.counters()["handshakes_failed"] == 300
+            assert refused >= 300 - 2 * 64
         # The places came back: a new peer is let in.
         c = make(3)
         async with running(c):
             await c.connect(b.id, b.addrs())
             await exchange(c, b.id)
+
+
+async def test_64_slow_handshakes_end_at_the_deadline_while_a_bystander_is_served() -> None:
+    """A byte now and then resets no clock: the places come back when the time is over."""
+    a, b = make(1), make(2, upgrade_deadline_s=0.5)
+    async with running(a, b):
+        await a.connect(b.id, b.addrs())
+        await exchange(a, b.id)
+
+        async def attack() -> None:
+            async with trio.open_nursery() as nursery:
+                for _ in range(64):
+                    nursery.start_soon(_dribble, b.addrs()[0])
+
+        async with left_as_found():
+            with trio.fail_after(20):
+                assert await served_while(a, b, attack) > 3
+            assert b.counters()["handshakes_failed"] == 64
+        c = make(3)
+        async with running(c):
+            await c.connect(b.id, b.addrs())
+            await exchange(c, b.id)
+
+
+async def _dribble(addr: str) -> None:
+    """Begin an honest handshake, a byte at a time, for ever."""
+    flight = START + b"\x00\x20" + identity(66).id + b"\x00" * 10_000
+    stream = await trio.open_tcp_stream(*tcp_of(addr))
+    async with stream:
+        with contextlib.suppress(trio.BrokenResourceError):
+            for at in range(len(flight)):
+                await stream.send_all(flight[at : at + 1])
+                await trio.sleep(0.02)
+
+
+PLACES = {"pending_per_prefix_max": 8, "pending_per_ip_max": 2, "private_prefix_factor": 1}
+
+
+async def test_one_network_cannot_take_all_places() -> None:
+    """Two silent connections of each of 30 addresses of a /24: the other /24 is let in."""
+    b = make(2, limit_loopback=True, upgrade_deadline_s=1.0, **PLACES)
+    a = make(1)
+    async with running(a, b):
+        await a.connect(b.id, b.addrs())
+        await exchange(a, b.id)
+        async with left_as_found():
+            with contextlib.ExitStack() as stack:
+                for number in range(30):
+                    for _ in range(2):
+                        source = f"127.0.9.{number + 1}"
+                        stack.enter_context(knock(b.addrs()[0], source))
+                await wait_for(lambda: b.counters().get("refused_pending_prefix", 0) == 60 - 8)
+                c = make(3)
+                async with running(c):
+                    await c.connect(b.id, b.addrs())
+                    await exchange(c, b.id)
+            await exchange(a, b.id)
+        assert b.counters()["handshakes_failed"] == 8
+
+
+async def test_one_network_cannot_take_all_proven_connections() -> None:
+    """Proven peers of one /24 with an address each: so many, and no more."""
+    b = make(2, limit_loopback=True, inbound_per_prefix_max=6, private_prefix_factor=1)
+    a = make(1)
+    async with running(a, b):
+        await a.connect(b.id, b.addrs())
+        await exchange(a, b.id)
+        async with left_as_found():
+            crowd = [RawPeer(100 + number) for number in range(12)]
+            for number, peer in enumerate(crowd):
+                with contextlib.suppress(AssertionError, trio.BrokenResourceError):  # it is closed
+                    await peer.connect(b.addrs()[0], source=f"127.0.9.{number + 1}")
+            await wait_for(lambda: b.counters().get("refused_inbound_prefix", 0) == 6)
+            assert len(b.peers()) == 1 + 6
+            c = make(3)
+            async with running(c):
+                await c.connect(b.id, b.addrs())
+                await exchange(c, b.id)
+            await exchange(a, b.id)
+            for peer in crowd:
+                await peer.aclose()
 
 
 async def _silent(addr: str) -> None:
@@ -227,17 +315,19 @@ async def test_a_proven_peer_with_bad_frames_loses_its_connection_only(name: str
     a, b = make(1), make(2)
     async with running(a, b):
         await a.connect(b.id, b.addrs())
-        hostile = RawPeer(66)
-        await hostile.connect(b.addrs()[0])
-        await wait_for(lambda: hostile.identity.id in b.peers())
-        with contextlib.suppress(trio.BrokenResourceError):  # it is closed while we send
-            await hostile.send_frames(FRAMES[name])
-        with trio.fail_after(5):
-            await hostile.read_until_closed()
-        await hostile.aclose()
-        await wait_for(lambda: hostile.identity.id not in b.peers())
-        assert b.counters()["violations"] == 1
         await exchange(a, b.id)
+        async with left_as_found():
+            hostile = RawPeer(66)
+            await hostile.connect(b.addrs()[0])
+            await wait_for(lambda: hostile.identity.id in b.peers())
+            with contextlib.suppress(trio.BrokenResourceError):  # it is closed while we send
+                await hostile.send_frames(FRAMES[name])
+            with trio.fail_after(5):
+                await hostile.read_until_closed()
+            await hostile.aclose()
+            await wait_for(lambda: hostile.identity.id not in b.peers())
+            assert b.counters()["violations"] == 1
+            await exchange(a, b.id)
 
 
 async def test_garbage_right_behind_the_proof_leaves_no_socket() -> None:
@@ -282,18 +372,20 @@ async def test_a_syn_flood_is_capped_and_streams_over_it_are_reset() -> None:
     a, b = make(1), make(2, identify_s=0.1)
     async with running(a, b):
         await a.connect(b.id, b.addrs())
-        hostile = RawPeer(66)
-        await hostile.connect(b.addrs()[0])
-        flood = b"".join(HEADER.pack(0, 1, SYN, sid, 0) for sid in range(1, 3001, 2))
+        await exchange(a, b.id)
+        async with left_as_found():
+            hostile = RawPeer(66)
+            await hostile.connect(b.addrs()[0])
+            flood = b"".join(HEADER.pack(0, 1, SYN, sid, 0) for sid in range(1, 3001, 2))
 
-        async def attack() -> None:
-            await hostile.send_frames(flood)
-            await wait_for(lambda: b.peers()[hostile.identity.id].streams == 1024)
+            async def attack() -> None:
+                await hostile.send_frames(flood)
+                await wait_for(lambda: b.peers()[hostile.identity.id].streams == 1024)
 
-        assert await served_while(a, b, attack) >= 1
-        assert b.peers()[hostile.identity.id].streams <= 1024
-        await hostile.aclose()
-        await wait_for(lambda: hostile.identity.id not in b.peers())
+            assert await served_while(a, b, attack) >= 1
+            assert b.peers()[hostile.identity.id].streams <= 1024
+            await hostile.aclose()
+            await wait_for(lambda: hostile.identity.id not in b.peers())
 
 
 async def test_a_stream_that_never_names_its_protocol_is_reset() -> None:
@@ -311,21 +403,23 @@ async def test_a_ping_flood_by_a_peer_that_does_not_read_ends_it() -> None:
     a, b = make(1), make(2)
     async with running(a, b):
         await a.connect(b.id, b.addrs())
-        hostile = RawPeer(66)
-        await hostile.connect(b.addrs()[0])
+        await exchange(a, b.id)
+        async with left_as_found():
+            hostile = RawPeer(66)
+            await hostile.connect(b.addrs()[0])
 
-        async def attack() -> None:
-            pings = HEADER.pack(0, 2, SYN, 0, 7) * 5000
-            try:
-                with trio.move_on_after(10):
-                    while hostile.identity.id in b.peers():
-                        await hostile.send_frames(pings)
-            except trio.BrokenResourceError:
-                pass
-            await wait_for(lambda: hostile.identity.id not in b.peers())
+            async def attack() -> None:
+                pings = HEADER.pack(0, 2, SYN, 0, 7) * 5000
+                try:
+                    with trio.move_on_after(10):
+                        while hostile.identity.id in b.peers():
+                            await hostile.send_frames(pings)
+                except trio.BrokenResourceError:
+                    pass
+                await wait_for(lambda: hostile.identity.id not in b.peers())
 
-        assert await served_while(a, b, attack) > 1
-        await hostile.aclose()
+            assert await served_while(a, b, attack) > 1
+            await hostile.aclose()
 
 
 async def test_a_peer_that_does_not_read_holds_a_bounded_buffer() -> None:
@@ -333,23 +427,25 @@ async def test_a_peer_that_does_not_read_holds_a_bounded_buffer() -> None:
     a, b = make(1), make(2)
     async with running(a, b):
         await a.connect(b.id, b.addrs())
-        hostile = RawPeer(66)
-        await hostile.connect(b.addrs()[0])
-        opening = encode_line(MULTISTREAM) + encode_line(ECHO)
-        for sid in range(1, 41, 2):
-            await hostile.send_frames(
-                HEADER.pack(0, 0, SYN, sid, len(opening))
-                + opening
-                + HEADER.pack(0, 0, 0, sid, YAMUX_WINDOW_BYTES - len(opening))
-                + bytes(YAMUX_WINDOW_BYTES - len(opening))
-            )
-        await exchange(a, b.id, bytes(300_000))
-        connection = next(c for c in b._manager.table if c.peer == hostile.identity.id)
-        held = sum(len(s.out) for s in connection.mux._streams.values()) + connection.mux.unread
-        assert held <= 40 * YAMUX_WINDOW_BYTES
-        assert connection._unsent is None or len(connection._unsent) <= 400_000
-        await hostile.aclose()
-        await wait_for(lambda: hostile.identity.id not in b.peers())
+        await exchange(a, b.id)
+        async with left_as_found():
+            hostile = RawPeer(66)
+            await hostile.connect(b.addrs()[0])
+            opening = encode_line(MULTISTREAM) + encode_line(ECHO)
+            for sid in range(1, 41, 2):
+                await hostile.send_frames(
+                    HEADER.pack(0, 0, SYN, sid, len(opening))
+                    + opening
+                    + HEADER.pack(0, 0, 0, sid, YAMUX_WINDOW_BYTES - len(opening))
+                    + bytes(YAMUX_WINDOW_BYTES - len(opening))
+                )
+            await exchange(a, b.id, bytes(300_000))
+            connection = next(c for c in b._manager.table if c.peer == hostile.identity.id)
+            held = sum(len(s.out) for s in connection.mux._streams.values()) + connection.mux.unread
+            assert held <= 40 * YAMUX_WINDOW_BYTES
+            assert connection._unsent is None or len(connection._unsent) <= 400_000
+            await hostile.aclose()
+            await wait_for(lambda: hostile.identity.id not in b.peers())
 
 
 async def test_identify_with_a_foreign_key_is_a_violation() -> None:

@@ -6,9 +6,17 @@ import gc
 import os
 import sys
 import threading
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+MIB: Final = 1 << 20
 
 FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 
@@ -27,6 +35,37 @@ def open_descriptors() -> dict[int, str]:
         except OSError:
             continue  # the descriptor of this listing itself, or not a link on this system
     return found
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now; 0 where the system does not tell."""
+    gc.collect()
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@asynccontextmanager
+async def left_as_found(*, growth_bytes_max: int = 16 * MIB) -> AsyncGenerator[None]:
+    """Demand that tasks, descriptors and memory after the block are what they were before.
+
+    What the block leaves to end by itself gets ten seconds.
+
+    Args:
+        growth_bytes_max: memory that pools of the interpreter and the allocator may keep.
+
+    Raises:
+        AssertionError: says what is left.
+    """
+    tasks, files, memory = task_count(), len(open_descriptors()), resident_bytes()
+    yield
+    with trio.move_on_after(10):
+        while task_count() > tasks or len(open_descriptors()) > files:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    assert task_count() <= tasks, f"{task_count() - tasks} tasks are left"
+    assert len(open_descriptors()) <= files, f"descriptors: {files} before, {open_descriptors()}"
+    grown = resident_bytes() - memory
+    assert grown <= growth_bytes_max, f"memory grew by {grown} bytes"
 
 
 def own_threads() -> set[str]:

@@ -131,12 +131,19 @@ class RawPeer:
         self.session = Session(
             self.identity, initiator=True, static=b"s" * 32, ephemeral=bytes([number]) * 32
         )
-        self._stream: TcpStream | None = None
+        self._stream: TcpStream | trio.SocketStream | None = None
 
-    async def connect(self, addr: Addr) -> None:
-        """Run the handshake until the muxer is agreed."""
+    async def connect(self, addr: Addr, *, source: str | None = None) -> None:
+        """Run the handshake until the muxer is agreed; `source`: from which address of ours."""
         self._env = SystemEnv()
-        self._stream = await TcpTransport(TEST).dial(addr)
+        if source is None:
+            self._stream = await TcpTransport(TEST).dial(addr)
+        else:
+            host, port = tcp_of(addr)
+            sock = trio.socket.socket()
+            await sock.bind((source, 0))
+            await sock.connect((host, port))
+            self._stream = trio.SocketStream(sock)
         await self.flush()
         while self.session.phase is not Phase.OPEN:
             data = await self._stream.receive_some()
