@@ -102,7 +102,7 @@ def test_a_dial_back_aimed_at_a_third_party_is_refused_without_a_packet() -> Non
         assert (answer.status, answer.index) == (RequestStatus.OK, 2)
         assert world.net.knocked(SERVER_IP, VICTIM) == 0
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_services_private_hosts_and_names_are_not_dialled(addr: str) -> None:
         assert (await request(attacker, server, addr)).status is RequestStatus.REFUSED
         assert len(world.net.knocks) == before
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_who_comes_over_a_relay_cannot_have_the_relay_dialled() -> None:
@@ -135,7 +135,7 @@ def test_who_comes_over_a_relay_cannot_have_the_relay_dialled() -> None:
         assert answer.status is RequestStatus.REFUSED
         assert world.net.knocked("45.77.2.1", "45.77.1.1") == before
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_flood_of_requests_is_answered_six_times_a_minute() -> None:
@@ -155,7 +155,7 @@ def test_a_flood_of_requests_is_answered_six_times_a_minute() -> None:
         await trio.sleep(60)
         assert (await request(attacker, server, addr)).status is RequestStatus.OK
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_many_attackers_together_get_sixty_dials_a_minute() -> None:
@@ -171,7 +171,7 @@ def test_many_attackers_together_get_sixty_dials_a_minute() -> None:
                 granted += answer.status is RequestStatus.OK
         assert granted == 60
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_request_brings_no_more_packets_than_it_costs() -> None:
@@ -188,7 +188,7 @@ def test_a_request_brings_no_more_packets_than_it_costs() -> None:
         # One of 32 addresses, with the repetitions of TCP's opening in five seconds.
         assert world.net.knocked(SERVER_IP, "45.77.2.1") <= 3
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 # --- what a server can make of us -----------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_a_server_that_lies_is_not_believed() -> None:
         assert count(node, "autonat_asked") > 0
         assert state_of(node) is Reach.UNKNOWN
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_one_bad_word_does_not_outweigh_a_proof() -> None:
@@ -222,7 +222,7 @@ def test_one_bad_word_does_not_outweigh_a_proof() -> None:
         await trio.sleep(1200)
         assert state_of(node) is Reach.PUBLIC
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_server_that_wants_bytes_gets_none() -> None:
@@ -245,7 +245,7 @@ def test_a_server_that_wants_bytes_gets_none() -> None:
         assert got == [b"reset"]
         assert state_of(node) is Reach.UNKNOWN
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_forged_nonce_proves_nothing() -> None:
@@ -263,7 +263,7 @@ def test_a_forged_nonce_proves_nothing() -> None:
         assert count(node, "autonat_nonces_refused") == 3
         assert state_of(node) is Reach.UNKNOWN
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_replayed_nonce_counts_once() -> None:
@@ -286,7 +286,7 @@ def test_a_replayed_nonce_counts_once() -> None:
         assert count(node, "reach_nonces") == 1
         assert state_of(node) is Reach.LIKELY
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_nonce_on_a_connection_that_we_made_or_had_proves_nothing() -> None:
@@ -316,7 +316,7 @@ def test_a_nonce_on_a_connection_that_we_made_or_had_proves_nothing() -> None:
         assert count(node, "autonat_nonces_refused") > before
         assert state_of(node) is Reach.UNKNOWN
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_host_that_we_talked_to_proves_nothing_by_connecting() -> None:
@@ -329,7 +329,7 @@ def test_a_host_that_we_talked_to_proves_nothing_by_connecting() -> None:
         assert node.fabric.peers()[other.id].inbound, "the firewall let it in for our sake"
         assert state_of(node) is Reach.UNKNOWN
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_neighbour_proves_nothing_by_connecting() -> None:
@@ -339,7 +339,7 @@ def test_a_neighbour_proves_nothing_by_connecting() -> None:
         await meet(neighbour, node)
         assert state_of(node) is Reach.UNKNOWN
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_lie_about_where_we_are_seen_brings_no_packet_to_that_place() -> None:
@@ -358,7 +358,7 @@ def test_a_lie_about_where_we_are_seen_brings_no_packet_to_that_place() -> None:
         for source in (SERVER_IP, "45.77.2.1", "10.0.5.2"):
             assert world.net.knocked(source, VICTIM) == 0
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 # --- what a helper can be made to do --------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_stranger_has_nobody_dialled() -> None:
             await call(stranger, helper, victim)
         assert world.net.knocked(SERVER_IP, VICTIM) == 0
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_no_member_is_asked_to_help_a_stranger() -> None:
@@ -394,7 +394,7 @@ def test_no_member_is_asked_to_help_a_stranger() -> None:
         assert state_of(stranger) is Reach.LIKELY, "the server itself serves anybody"
         assert count(helper, "dialback_served") == 0
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_member_has_six_dialled_a_minute_and_nobody_told_the_nonce() -> None:
@@ -414,7 +414,7 @@ def test_a_member_has_six_dialled_a_minute_and_nobody_told_the_nonce() -> None:
         await trio.sleep(60)
         await call(member, helper, other)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_a_helper_dials_no_service_no_private_host_and_no_name(addr: str) -> Non
                 await call(member, helper, target)
         assert len(world.net.knocks) == before
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_who_is_not_public_does_not_help() -> None:
@@ -446,4 +446,4 @@ def test_who_is_not_public_does_not_help() -> None:
             await call(member, helper, target)
         assert world.net.knocked(SERVER_IP, "45.77.3.1") == 0
 
-    play(scenario)
+    play(scenario, attack=True)

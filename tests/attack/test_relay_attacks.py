@@ -87,7 +87,7 @@ def test_nobody_is_reached_against_their_will() -> None:
         assert answer.status == Status.NO_RESERVATION
         await bystander_is_served(relay, hidden, seeker)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_stranger_gets_neither_a_place_nor_a_circuit_to_a_stranger() -> None:
@@ -103,7 +103,7 @@ def test_a_stranger_gets_neither_a_place_nor_a_circuit_to_a_stranger() -> None:
             await seeker.fabric.connect(stranger.id, [circuit])
         await bystander_is_served(relay, hidden, seeker)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_node_that_nobody_can_dial_gives_no_places() -> None:
@@ -114,7 +114,7 @@ def test_a_node_that_nobody_can_dial_gives_no_places() -> None:
             await hop(relay, hidden, HopMessage(type=HopType.RESERVE))
         await bystander_is_served(relay, hidden, seeker)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_only_our_relays_may_offer_circuits_and_only_so_many() -> None:
@@ -131,7 +131,7 @@ def test_only_our_relays_may_offer_circuits_and_only_so_many() -> None:
         await trio.sleep(61)
         await bystander_is_served(relay, hidden, seeker)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_silent_and_oversize_requests_cost_a_stream_for_a_while() -> None:
@@ -152,7 +152,7 @@ def test_silent_and_oversize_requests_cost_a_stream_for_a_while() -> None:
         huge.reset()
         await bystander_is_served(relay, hidden, seeker)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_circuit_ends_at_its_time_however_quiet() -> None:
@@ -165,7 +165,7 @@ def test_a_circuit_ends_at_its_time_however_quiet() -> None:
         assert hidden.id not in seeker.fabric.peers()
         await bystander_is_served(relay, hidden, seeker)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 def test_a_circuit_is_held_to_its_rate() -> None:
@@ -180,7 +180,7 @@ def test_a_circuit_is_held_to_its_rate() -> None:
         assert 8.5 < took_s < 20, "one second's worth is a burst, the rest is paced"
         await bystander_is_served(relay, hidden, seeker)
 
-    play(scenario)
+    play(scenario, attack=True)
 
 
 @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ def test_punching_asks_for_a_relayed_connection_and_is_counted() -> None:
             await direct.receive_some()
         assert relay.report().counters["violations"] == 1
 
-    play(scenario)
+    play(scenario, attack=True)

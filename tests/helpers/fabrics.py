@@ -11,6 +11,7 @@ import ipaddress
 import math
 import os
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ import trio
 
 from p2p.config import P2pConfig
 from p2p.env import Env, SeededEnv, SystemEnv
-from p2p.identity import Identity
+from p2p.identity import Identity, peer_text
 from p2p.net.memory import MemNet
 from p2p.net.seam import PeerUp
 from p2p.node import Node
@@ -27,7 +28,7 @@ from p2p.rpc_server import PROTOCOL
 from tests.helpers.det import run_seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from p2p.identity import PeerId
     from p2p.net.memory_fabric import MemFabric
@@ -360,3 +361,43 @@ async def next_event(
             event = await events.receive()
             if isinstance(event, kind) and event.peer == peer:
                 return event
+
+
+POOLED: Final = ("/covey/rpc/1", "/covey/main/kad/1")
+"""Protocols whose idle streams are kept for the next request."""
+
+
+async def nothing_left(nodes: Sequence[Node], *, after_s: float = 60.0) -> None:
+    """Demand that an attack left nothing open at these nodes, and that each serves the others.
+
+    Args:
+        nodes: on the real wire, with `ECHO`.
+        after_s: what ends by itself has this long.
+
+    Raises:
+        AssertionError: says at which node what is left.
+    """
+    from p2p.nat.relay_messages import HOP, STOP
+    from p2p.net.wire_fabric import WireFabric
+
+    await trio.sleep(after_s)
+    for node in nodes:
+        fabric = node.fabric
+        assert isinstance(fabric, WireFabric)
+        report = node.report()
+        assert report.counters.get("bug", 0) == 0, report.counters
+        live = Counter[str]()
+        for (_, name), number in fabric._live.items():
+            live[name] += number
+        assert report.traversal is not None
+        circuits = report.traversal.relay.circuits
+        assert live.pop(HOP, 0) == circuits, "a hop stream that carries no circuit"
+        relayed = [c for c in fabric._manager.table if c.path == "relay" and c.inbound]
+        assert live.pop(STOP, 0) == len(relayed), "a stop stream that carries no connection"
+        left = set(live) - {*POOLED, ECHO}
+        assert not left, f"{peer_text(node.id)} still serves {left}"
+        assert fabric._manager.gate._pending_total == 0
+        for other in nodes:
+            if other.id in fabric.peers():
+                async with await fabric.open(other.id, ECHO) as stream:
+                    assert await ask(stream, b"served") == b"served"

@@ -14,7 +14,7 @@ from p2p.net.memory import MemNet
 from p2p.net.memory_host import Kind
 from p2p.node import Node
 from tests.helpers.det import run_seeded
-from tests.helpers.fabrics import ECHO, echo, identity
+from tests.helpers.fabrics import ECHO, echo, identity, nothing_left
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,6 +57,7 @@ class ReachWorld:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
         self.net = WatchedNet(SeededEnv(1, "net", trio.current_time))
+        self.nodes: list[Node] = []
         self.strangers: set[PeerId] = set()
         self.gateways: dict[int, Gateway] = {}
 
@@ -87,6 +88,7 @@ class ReachWorld:
         node.set_members(lambda peer: peer not in self.strangers)
         node.fabric.handle(ECHO, echo, per_peer_max=64)
         await self.nursery.start(node.run)
+        self.nodes.append(node)
         return node
 
 
@@ -118,12 +120,17 @@ def count(node: Node, name: str) -> int:
     return node.report().counters.get(name, 0)
 
 
-def play(scenario: Callable[[ReachWorld], Awaitable[None]], *, seed: int = 1) -> None:
-    """Run a scenario under a virtual clock."""
+def play(
+    scenario: Callable[[ReachWorld], Awaitable[None]], *, seed: int = 1, attack: bool = False
+) -> None:
+    """Run a scenario under a virtual clock; after an attack nothing may be left of it."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await scenario(ReachWorld(nursery))
+            world = ReachWorld(nursery)
+            await scenario(world)
+            if attack:
+                await nothing_left(world.nodes)
             nursery.cancel_scope.cancel()
 
     run_seeded(main, seed=seed)

@@ -13,7 +13,7 @@ from p2p.nat.relay_config import RelayConfig, RelayQuota
 from p2p.net.memory import MemNet
 from p2p.node import Node
 from tests.helpers.det import run_seeded
-from tests.helpers.fabrics import ECHO, echo, identity
+from tests.helpers.fabrics import ECHO, echo, identity, nothing_left
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,6 +41,7 @@ class RelayWorld:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
         self.net = MemNet(SeededEnv(1, "net", trio.current_time), latency_s=0.01)
+        self.nodes: list[Node] = []
         self.members: set[PeerId] = {identity(n).id for n in (RELAY, HIDDEN, SEEKER)}
 
     async def node(self, number: int, *, public: bool, relay: RelayConfig | None = None) -> Node:
@@ -57,6 +58,7 @@ class RelayWorld:
         node.set_members(lambda peer: peer in self.members)
         node.fabric.handle(ECHO, echo, per_peer_max=64)
         await self.nursery.start(node.run)
+        self.nodes.append(node)
         return node
 
     async def trio_of_nodes(self, relay: RelayConfig | None = None) -> tuple[Node, Node, Node]:
@@ -70,12 +72,17 @@ class RelayWorld:
         return middle, hidden, seeker
 
 
-def play(scenario: Callable[[RelayWorld], Awaitable[None]], *, seed: int = 1) -> None:
-    """Run a scenario in virtual time."""
+def play(
+    scenario: Callable[[RelayWorld], Awaitable[None]], *, seed: int = 1, attack: bool = False
+) -> None:
+    """Run a scenario in virtual time; after an attack nothing may be left of it."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await scenario(RelayWorld(nursery))
+            world = RelayWorld(nursery)
+            await scenario(world)
+            if attack:
+                await nothing_left(world.nodes)
             nursery.cancel_scope.cancel()
 
     run_seeded(main, seed=seed)
