@@ -202,14 +202,16 @@ async def test_64_slow_handshakes_end_at_the_deadline_while_a_bystander_is_serve
 
 
 async def _dribble(addr: str) -> None:
-    """Begin an honest handshake, a byte at a time, for ever."""
-    flight = START + b"\x00\x20" + identity(66).id + b"\x00" * 10_000
+    """Begin an honest handshake, a byte at a time, and wait for the answer for ever."""
+    key = X25519PrivateKey.from_private_bytes(b"k" * 32).public_key().public_bytes_raw()
     stream = await trio.open_tcp_stream(*tcp_of(addr))
     async with stream:
         with contextlib.suppress(trio.BrokenResourceError):
-            for at in range(len(flight)):
-                await stream.send_all(flight[at : at + 1])
+            for byte in START + b"\x00\x20" + key:
+                await stream.send_all(bytes([byte]))
                 await trio.sleep(0.02)
+            while await stream.receive_some():
+                pass
 
 
 PLACES = {"pending_per_prefix_max": 8, "pending_per_ip_max": 2, "private_prefix_factor": 1}

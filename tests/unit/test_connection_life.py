@@ -205,10 +205,22 @@ def test_a_restarted_peer_does_not_lose_to_its_ghost(restarted: str) -> None:
 # --- liveness ---
 
 
-def test_a_silent_peer_is_reported_in_40_s_and_in_15_s_when_somebody_waits() -> None:
+LAN = replace(
+    WAN, **{name: getattr(P2pConfig.lan(), name) for name in ("ping_idle_s", "dead_idle_s")}
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "limits"), [(WAN, ((False, 45.0), (True, 15.1))), (LAN, ((False, 10.1),))]
+)
+def test_a_silent_peer_is_reported_in_40_s_and_in_15_s_when_somebody_waits(
+    config: P2pConfig, limits: tuple[tuple[bool, float], ...]
+) -> None:
+    """In a local network in 10 s."""
+
     async def scenario(world: World) -> None:
-        low, high = await world.pair()
-        for waits, limit_s in ((False, 45.0), (True, 15.1)):
+        low, high = await world.pair(config)
+        for waits, limit_s in limits:
             await low.connect(high.id, high.addrs())
             await trio.sleep(1)
             stream = await low.open(high.id, HOLD)
@@ -431,6 +443,23 @@ def test_a_fresh_address_is_tried_at_once() -> None:
         await _next(events, PeerUp)
         # The dead address goes first for one stagger.
         assert trio.current_time() - started_s < 21
+
+    play(scenario)
+
+
+def test_a_change_of_network_ends_the_waiting_for_pinned_peers() -> None:
+    """Deep in the backoff; without the word it would be another three minutes on average."""
+
+    async def scenario(world: World) -> None:
+        low, high = await world.pair()
+        world.net.partition("10.0.0.1", "10.0.0.2")
+        low.pin(high.id, high.addrs())
+        await trio.sleep(3000)
+        world.net.heal()
+        events = low.events()
+        low.network_changed()
+        with trio.fail_after(2):
+            await _next(events, PeerUp)
 
     play(scenario)
 
