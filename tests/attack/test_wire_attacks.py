@@ -424,8 +424,14 @@ async def test_a_ping_flood_by_a_peer_that_does_not_read_ends_it() -> None:
             await hostile.aclose()
 
 
+HOARD_BYTES = 32 << 20
+
+
 async def test_a_peer_that_does_not_read_holds_a_bounded_buffer() -> None:
-    """Its echo fills the send buffer and the socket; the rest waits in its own window."""
+    """Its echo fills the send buffer; then nobody reads what it sends, and it is granted no more.
+
+    It sends whatever it is granted, up to 32 MiB on four streams, and reads nothing.
+    """
     a, b = make(1), make(2)
     async with running(a, b):
         await a.connect(b.id, b.addrs())
@@ -434,18 +440,29 @@ async def test_a_peer_that_does_not_read_holds_a_bounded_buffer() -> None:
             hostile = RawPeer(66)
             await hostile.connect(b.addrs()[0])
             opening = encode_line(MULTISTREAM) + encode_line(ECHO)
-            for sid in range(1, 41, 2):
-                await hostile.send_frames(
-                    HEADER.pack(0, 0, SYN, sid, len(opening))
-                    + opening
-                    + HEADER.pack(0, 0, 0, sid, YAMUX_WINDOW_BYTES - len(opening))
-                    + bytes(YAMUX_WINDOW_BYTES - len(opening))
-                )
-            await exchange(a, b.id, bytes(300_000))
+            sids = range(1, 9, 2)
+            for sid in sids:
+                await hostile.send_frames(HEADER.pack(0, 0, SYN, sid, len(opening)) + opening)
+            await wait_for(lambda: hostile.identity.id in b.peers())
             connection = next(c for c in b._manager.table if c.peer == hostile.identity.id)
+            await wait_for(lambda: set(sids) <= set(connection.mux._streams))
+            sent, quiet = 0, 0
+            while sent < HOARD_BYTES and quiet < 20:
+                streams = connection.mux._streams
+                granted = {sid: streams[sid].recv_window for sid in sids if sid in streams}
+                before = connection.bytes_in
+                for sid, room in granted.items():
+                    await hostile.send_frames(HEADER.pack(0, 0, 0, sid, room) + bytes(room))
+                sent += sum(granted.values())
+                await wait_for(lambda: connection.bytes_in >= before + sum(granted.values()))  # noqa: B023
+                quiet = 0 if any(granted.values()) else quiet + 1
+                await trio.sleep(0.01)
+            # What a stream's send buffer, both windows and one read of the echo take.
+            assert sent <= len(sids) * 6 * YAMUX_WINDOW_BYTES
             held = sum(len(s.out) for s in connection.mux._streams.values()) + connection.mux.unread
-            assert held <= 40 * YAMUX_WINDOW_BYTES
+            assert held <= len(sids) * 4 * YAMUX_WINDOW_BYTES
             assert connection._unsent is None or len(connection._unsent) <= 400_000
+            await exchange(a, b.id, bytes(300_000))
             await hostile.aclose()
             await wait_for(lambda: hostile.identity.id not in b.peers())
 
