@@ -168,10 +168,12 @@ async def test_300_silent_connections_are_closed_while_a_bystander_is_served() -
                     nursery.start_soon(_silent, b.addrs()[0])
 
         async with left_as_found():
+            began_s = trio.current_time()
             assert await served_while(a, b, attack) > 3
-            refused = b.counters()["refused_pending"]
-            assert refused + b.counters()["handshakes_failed"] == 300
-            assert refused >= 300 - 2 * 64
+            refused, held = b.counters()["refused_pending"], b.counters()["handshakes_failed"]
+            assert refused + held == 300
+            # However slow this machine is: 64 places, each taken for a whole deadline.
+            assert held <= 64 * (1 + (trio.current_time() - began_s) // 0.5)
         # The places came back: a new peer is let in.
         c = make(3)
         async with running(c):
