@@ -16,8 +16,14 @@ run the same code, so what one sends the other expects:
   here, 64 records at a time, down to the first difference: that pair proves the fork.
 * COMPARE: *Done* with a root over both lanes. Unequal: fetch what both hold above a gap, where no
   head speaks, then a second *Done* ends it, honestly unequal.
-* RECONCILE, TRANSFER, BODIES keep their places for range-based reconciliation; version 1 without
-  feature 1 never enters them.
+  With feature 1 on both sides:
+* RECONCILE: instead of looking above gaps, both sets are compared by ranges (`reconciling`), which
+  finds every difference whatever its cause: a record lost below a head, a branch nobody saw.
+* TRANSFER: the initiator sends what only it has, and asks for what only the responder has; then
+  both say the second *Done*.
+* A session to verify (feature 2) goes from unequal states to RECONCILE at once and ends there:
+  nothing is fetched, only counted.
+* BODIES keeps its place for fetching bodies on demand; nothing enters it.
 
 A hostile peer may answer nothing (the session's idle limit), answer for ever (its byte and time
 limits, and `rounds_max` here), claim heads it cannot serve (counted as withheld), echo our root
@@ -52,23 +58,28 @@ from p2p.replication.exchange_types import (
 )
 from p2p.replication.heads import Place, Summary
 from p2p.replication.messages import (
+    IDS_MAX,
     LIST_MAX,
     Counts,
     Done,
     Erased,
     HeadEntry,
     Heads,
+    Recon,
     Records,
     State,
     Want,
     WantBodies,
+    WantIds,
     WantRange,
 )
+from p2p.replication.reconciling import Reconciling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from p2p.replication.messages import Message
+    from p2p.replication.ranges import RangeSet
     from p2p.replication.record import RecordWire
     from p2p.replication.store import LogKey, LogState
 
@@ -82,6 +93,9 @@ that claims 2**62 records costs rounds and no more. Source: a guess, ~3 MB of us
 BY_ID_MAX: Final = 256
 """Cited control records asked for by id at once."""
 
+SERVE_IDS_MAX: Final = 64
+"""Records read by id at once for an answer: at most 4 MiB."""
+
 
 class Port(Protocol):
     """What an exchange may ask of its session."""
@@ -90,6 +104,10 @@ class Port(Protocol):
     side: bytes
     other_side: bytes
     me: bytes
+    reconciles: bool
+    """Whether both sides compare by ranges."""
+    verifies: bool
+    """Whether the session is to compare and to fetch nothing."""
 
     def send(self, message: Message) -> None:
         """Queue a message to the peer."""
@@ -99,6 +117,9 @@ class Port(Protocol):
 
     def ask_logs(self, group: bytes, then: Callable[[Sequence[LogState]], None]) -> None:
         """Where our logs stand."""
+
+    def ask_ranges(self, group: bytes, then: Callable[[Sequence[RangeSet]], None]) -> None:
+        """Our sets of both lanes."""
 
     def ask_ids(
         self,
@@ -159,6 +180,10 @@ class _Wanting:
     gaps: dict[LogKey, int] = field(default_factory=dict)
     searched: set[tuple[LogKey, int]] = field(default_factory=set)
     forks: set[LogKey] = field(default_factory=set)
+    short: list[bytes] = field(default_factory=list)
+    """Short ids only the peer holds."""
+    short_closed: bool = False
+    """Whether the initiator's empty *WantIds* went out, or came in."""
 
 
 class Exchange:
@@ -199,6 +224,7 @@ class Exchange:
         self._done_received: list[Done] = []
         self._comparing = False
         self._throttled = False
+        self._reconciling: Reconciling | None = None
 
     # --- state --------------------------------------------------------------------------------
 
@@ -240,8 +266,14 @@ class Exchange:
             self._move(Input.CUT)
             self._finish(equal=False, reason=reason)
 
+    @property
+    def _begins(self) -> bool:
+        return self._port.side == heads.INITIATOR
+
     def _finish(self, *, equal: bool, reason: str) -> None:
         short = 0 if equal else max(0, self._totals.missing - self._totals.delivered)
+        ranges = self._reconciling
+        mine = self._done_sent[-1] if self._done_sent else self._control.mine
         self._port.finished(
             GroupReport(
                 group=self.group,
@@ -251,17 +283,22 @@ class Exchange:
                 sent=self._totals.sent,
                 missing=short,
                 forks=len(self._want.forks),
-                rounds=self._totals.rounds,
+                rounds=self._totals.rounds + (0 if ranges is None else ranges.rounds),
                 control_incomplete=self._control_incomplete,
                 withheld=short > 0 and self.state is GroupState.DONE and self._asked_all(),
                 confirmed=self._confirmed(),
                 gaps_failed=tuple(sorted(self._want.gaps)) if short else (),
+                records=0 if mine is None else mine.control_count + mine.data_count,
+                reconciled=ranges is not None,
+                compared_all=ranges is not None and self._begins and ranges.complete,
+                only_here=() if ranges is None else tuple(ranges.have),
+                only_there=0 if ranges is None else len(ranges.need),
             )
         )
 
     def _asked_all(self) -> bool:
         """Whether what is missing was asked for: else it is no fault of the peer."""
-        return not self._throttled and not self._want.queue
+        return not self._throttled and not self._want.queue and not self._want.short
 
     def _confirmed(self) -> bool:
         if self._control_equal:
@@ -294,6 +331,10 @@ class Exchange:
                 self._on_want_bodies(message)
             case Done():
                 self._on_done(message)
+            case Recon():
+                self._on_recon(message)
+            case WantIds():
+                self._on_want_ids(message)
             case Erased():
                 pass  # Erasure comes later; the pairs are hints, the erase record itself decides.
             case _:
@@ -328,6 +369,8 @@ class Exchange:
         if control_equal and data_equal:
             self._move(Input.ROOTS_EQUAL)
             self._finish(equal=True, reason="")
+        elif self._port.verifies:
+            self._enter_reconcile()
         elif control_equal:
             self._enter_heads()
         else:
@@ -473,6 +516,10 @@ class Exchange:
             want.ends_due += 1
         elif self.state is GroupState.CONTROL:
             self._control_advance()
+        elif want.short:
+            short, want.short = tuple(want.short[:IDS_MAX]), want.short[IDS_MAX:]
+            self._port.send(WantIds(self.tag, short))
+            want.ends_due += 1
         elif want.queue and self._totals.rounds < ROUNDS_MAX and not self._throttled:
             ranges = cut_ranges(want.queue)
             self._totals.rounds += 1
@@ -484,12 +531,17 @@ class Exchange:
             self._tails_advance()
         elif self.state is GroupState.COMPARE:
             self._compare_advance()
+        elif self.state is GroupState.TRANSFER:
+            self._transfer_advance()
 
     def _on_records(self, message: Records) -> None:
         if not self._want.ends_due:
             raise ProtocolError("records that were not asked for")
         if message.wires:
-            if self.state is GroupState.TAILS:
+            # In TRANSFER only the initiator asked for what comes.
+            if self.state is GroupState.TAILS or (
+                self.state is GroupState.TRANSFER and self._begins
+            ):
                 self._totals.delivered += len(message.wires)
             self._port.admit(self.group, message.wires, self._on_admitted)
             return
@@ -501,6 +553,7 @@ class Exchange:
         if result.throttled:
             self._throttled = True
             self._want.queue.clear()
+            self._want.short.clear()
         for record_id in result.missing:
             if record_id not in self._want.asked_ids:
                 self._want.asked_ids.add(record_id)
@@ -540,6 +593,8 @@ class Exchange:
             self._control_advance()
         elif self.state is GroupState.TAILS:
             self._tails_advance()
+        elif self.state is GroupState.TRANSFER:
+            self._transfer_advance()
 
     def _tails_advance(self) -> None:
         if self._want.sent_nothing and self._want.peer_nothing and self.serving == 0:
@@ -562,7 +617,7 @@ class Exchange:
 
     def _compare(self) -> None:
         pairs = list(zip(self._done_sent, self._done_received, strict=False))
-        if not pairs:
+        if not pairs or (self.state is GroupState.TRANSFER and len(pairs) == 1):
             return
         mine, theirs = pairs[-1]
         expected = heads.bound_root(self._port.salt, self._port.other_side, mine.control, mine.data)
@@ -570,6 +625,9 @@ class Exchange:
         if equal or len(pairs) == 2:
             self._move(Input.COMPARED)
             self._finish(equal=equal, reason="" if equal else self._why_unequal())
+        elif self._port.reconciles:
+            # Both sides come to this from the same two roots.
+            self._enter_reconcile()
         elif not self._comparing:
             self._comparing = True
             self._search_above_gaps()
@@ -581,9 +639,12 @@ class Exchange:
             return "rate"
         if self._held:
             return "held"
-        if self._want.queue:
+        if self._want.queue or self._want.short or not self._compared_all():
             return "rounds: the next session goes on"
         return "control_incomplete" if self._control_incomplete else "unequal"
+
+    def _compared_all(self) -> bool:
+        return self._reconciling is None or self._reconciling.complete
 
     def _search_above_gaps(self) -> None:
         """Roots differ though the tails are here: look where no head speaks."""
@@ -597,6 +658,68 @@ class Exchange:
     def _compare_advance(self) -> None:
         """Nothing more to ask in COMPARE: the second *Done* ends it."""
         if self._comparing and len(self._done_sent) == 1:
+            self._port.ask_roots(self.group, self._send_done)
+
+    # --- RECONCILE and TRANSFER ---------------------------------------------------------------
+
+    def _enter_reconcile(self) -> None:
+        self._move(Input.RECONCILE_AGREED)
+        self._port.ask_ranges(self.group, self._start_ranges)
+
+    def _start_ranges(self, sets: Sequence[RangeSet]) -> None:
+        self._reconciling = Reconciling(sets, self._port.salt, initiator=self._begins)
+        for lane, message in self._reconciling.start():
+            self._port.send(Recon(self.tag, lane, message))
+
+    def _on_recon(self, message: Recon) -> None:
+        ranges = self._reconciling
+        if ranges is None:
+            raise ProtocolError("ranges before both sides agreed on them")
+        answer = ranges.receive(message.lane, message.message)
+        if answer is not None:
+            self._port.send(Recon(self.tag, message.lane, answer))
+        if ranges.over:
+            self._end_reconcile(ranges)
+
+    def _end_reconcile(self, ranges: Reconciling) -> None:
+        if self._port.verifies:
+            self._move(Input.COMPARED)
+            self._finish(equal=False, reason="they differ")
+            return
+        self._move(Input.RECONCILED)
+        if not self._begins:
+            self._want.ends_due += 1  # What only the initiator has comes unasked, with an end.
+            return
+        have = ranges.have
+        for at in range(0, len(have), SERVE_IDS_MAX):
+            self._port.serve(self, ServeIds(tuple(have[at : at + SERVE_IDS_MAX])))
+        self._port.serve(self, ServeEnd())
+        self._want.short = [] if self._throttled else ranges.need
+        # Exact now; what heads promised was a guess.
+        self._totals.missing, self._totals.delivered = len(ranges.need), 0
+        self._want_next()
+
+    def _on_want_ids(self, message: WantIds) -> None:
+        if self._begins or self._want.short_closed or self._reconciling is None:
+            raise ProtocolError("short ids that were not expected")
+        if not message.short:
+            self._want.short_closed = True
+            self._transfer_advance()
+            return
+        ids = self._reconciling.resolve(message.short)
+        for at in range(0, len(ids), SERVE_IDS_MAX):
+            self._port.serve(self, ServeIds(tuple(ids[at : at + SERVE_IDS_MAX])))
+        self._port.serve(self, ServeEnd())
+
+    def _transfer_advance(self) -> None:
+        """Nothing is under way any more, either way: say how we stand."""
+        want = self._want
+        if want.ends_due or want.by_id or self.serving or len(self._done_sent) > 1:
+            return
+        if self._begins and not want.short_closed:
+            want.short_closed = True
+            self._port.send(WantIds(self.tag, ()))
+        if want.short_closed:
             self._port.ask_roots(self.group, self._send_done)
 
 

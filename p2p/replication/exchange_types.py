@@ -63,6 +63,7 @@ TRANSITIONS: Final[Mapping[tuple[GroupState, Input], GroupState]] = {
     (_S.CONTROL, _I.RECV_WANT_BODIES): _S.CONTROL,
     (_S.CONTROL, _I.ROOTS_EQUAL): _S.DONE,
     (_S.CONTROL, _I.CONTROL_SETTLED): _S.HEADS,
+    (_S.CONTROL, _I.RECONCILE_AGREED): _S.RECONCILE,
     (_S.CONTROL, _I.CUT): _S.FAILED,
     (_S.HEADS, _I.RECV_HEADS): _S.HEADS,
     (_S.HEADS, _I.HEADS_COMPLETE): _S.TAILS,
@@ -82,9 +83,14 @@ TRANSITIONS: Final[Mapping[tuple[GroupState, Input], GroupState]] = {
     (_S.COMPARE, _I.CUT): _S.FAILED,
     (_S.RECONCILE, _I.RECV_RECON): _S.RECONCILE,
     (_S.RECONCILE, _I.RECONCILED): _S.TRANSFER,
+    (_S.RECONCILE, _I.COMPARED): _S.DONE,
     (_S.RECONCILE, _I.CUT): _S.FAILED,
     (_S.TRANSFER, _I.RECV_RECORDS): _S.TRANSFER,
+    (_S.TRANSFER, _I.RECV_WANT): _S.TRANSFER,
     (_S.TRANSFER, _I.RECV_WANT_IDS): _S.TRANSFER,
+    (_S.TRANSFER, _I.RECV_WANT_BODIES): _S.TRANSFER,
+    (_S.TRANSFER, _I.RECV_DONE): _S.TRANSFER,
+    (_S.TRANSFER, _I.COMPARED): _S.DONE,
     (_S.TRANSFER, _I.TRANSFERRED): _S.BODIES,
     (_S.TRANSFER, _I.CUT): _S.FAILED,
     (_S.BODIES, _I.RECV_RECORDS): _S.BODIES,
@@ -155,6 +161,16 @@ class GroupReport:
     confirmed: bool = False
     """The peer holds all our own control records."""
     gaps_failed: tuple[LogKey, ...] = ()
+    records: int = 0
+    """How many records of ours were compared, both lanes; of the last comparison."""
+    reconciled: bool = False
+    """Whether the sets were compared by ranges: what differed is then known record by record."""
+    compared_all: bool = False
+    """Whether the comparing by ranges came to its end; we were its initiator."""
+    only_here: tuple[bytes, ...] = ()
+    """Ids only we held when the ranges were compared; known to the initiator."""
+    only_there: int = 0
+    """How many only the peer held then; known to the initiator."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,12 @@ IDS_MAX: Final = 2048
 VERSION: Final = 1
 """Protocol version we speak: the range we offer is [1, 1]."""
 
+FEATURE_RANGES: Final = 1
+"""The sender reconciles by ranges: messages 7 and 8."""
+
+FEATURE_VERIFY: Final = 2
+"""The initiator wants to compare and to fetch nothing; counts where both have feature 1."""
+
 Bytes8 = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -129,7 +135,7 @@ class Want(msgspec.Struct, array_like=True, tag=6, frozen=True, forbid_unknown_f
 
 
 class Recon(msgspec.Struct, array_like=True, tag=7, frozen=True, forbid_unknown_fields=True):
-    """A message of range-based reconciliation. Reserved: needs feature 1."""
+    """A message of range-based reconciliation of a lane; needs feature 1 on both sides."""
 
     group: GroupTag
     lane: Lane
@@ -137,7 +143,7 @@ class Recon(msgspec.Struct, array_like=True, tag=7, frozen=True, forbid_unknown_
 
 
 class WantIds(msgspec.Struct, array_like=True, tag=8, frozen=True, forbid_unknown_fields=True):
-    """Records by the short ids of a reconciliation. Reserved with it."""
+    """Records by the short ids a responder listed; an empty list says that no more follows."""
 
     group: GroupTag
     short: Annotated[tuple[Bytes8, ...], msgspec.Meta(max_length=IDS_MAX)]

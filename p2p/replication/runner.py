@@ -25,6 +25,7 @@ from p2p.replication.session_types import (
     LogsAsk,
     OwnLogAhead,
     Query,
+    RangesAsk,
     Report,
     RootsAsk,
     TailAsk,
@@ -191,6 +192,8 @@ class SessionRunner:
                     len(control),
                     len(data),
                 )
+            case RangesAsk():
+                return [await self._ranges(group, lane) for lane in (0, 1)]
             case LogsAsk():
                 return await store.logs(group)
             case IdsAsk(places=places):

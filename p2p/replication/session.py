@@ -44,6 +44,8 @@ from p2p.replication.heads import Place, Summary
 from p2p.replication.messages import (
     ERROR_PROTOCOL,
     ERROR_VERSION,
+    FEATURE_RANGES,
+    FEATURE_VERIFY,
     FRAME_BYTES_MAX,
     LIST_MAX,
     VERSION,
@@ -68,6 +70,7 @@ from p2p.replication.session_types import (
     LogsAsk,
     OwnLogAhead,
     Query,
+    RangesAsk,
     Report,
     RootsAsk,
     SessionInput,
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from p2p.replication.config import ReplicationConfig
+    from p2p.replication.ranges import RangeSet
     from p2p.replication.record import RecordWire
     from p2p.replication.store import LogKey, LogState, Stored
 
@@ -110,6 +114,9 @@ class Session:
         now: seconds, as for every later call.
         skip_gaps: logs whose gap this peer failed to fill within the hour.
         held: logs with records in quarantine, and the lowest seq of those.
+        verify: compare and fetch nothing; for the initiator. A peer that does not compare by ranges
+            gets an ordinary session.
+        features: what we offer; without `FEATURE_RANGES` as a peer of the first version.
     """
 
     def __init__(
@@ -123,8 +130,12 @@ class Session:
         now: float,
         skip_gaps: frozenset[LogKey] = frozenset(),
         held: Mapping[LogKey, int] | None = None,
+        verify: bool = False,
+        features: tuple[int, ...] = (FEATURE_RANGES,),
     ) -> None:
         self.me = me
+        self.reconciles = False
+        self.verifies = False
         self.state = SessionState.HELLO
         self.salt = b""
         self.side = heads.INITIATOR if initiator else heads.RESPONDER
@@ -150,7 +161,8 @@ class Session:
         self._serving: int | None = None
         self._exchanges: dict[bytes, Exchange] = {}
         self._ignored: set[bytes] = set()
-        self.send(Hello(VERSION, VERSION, (), nonce))
+        self._features = (*features, FEATURE_VERIFY) if verify and initiator else features
+        self.send(Hello(VERSION, VERSION, self._features, nonce))
 
     # --- the machine's face -------------------------------------------------------------------
 
@@ -314,6 +326,7 @@ class Session:
             )
         if message.nonce == self._nonce:
             raise ProtocolError("the peer echoed our nonce")
+        self._agree(message)
         pair = (self._nonce, message.nonce)
         self.salt = heads.session_salt(*(pair if self._initiator else pair[::-1]))
         if not self._initiator:
@@ -321,6 +334,11 @@ class Session:
             self.send(Groups(tuple(sorted(tags))[:LIST_MAX]))
             for tag in sorted(tags)[:LIST_MAX]:
                 self._begin(tags[tag], tag)
+
+    def _agree(self, message: Hello) -> None:
+        asked = self._features if self._initiator else message.features
+        self.reconciles = FEATURE_RANGES in self._features and FEATURE_RANGES in message.features
+        self.verifies = self.reconciles and FEATURE_VERIFY in asked
 
     def _on_groups(self, message: Groups) -> None:
         if len(set(message.tags)) != len(message.tags):
@@ -397,6 +415,10 @@ class Session:
     def ask_logs(self, group: bytes, then: Callable[[Sequence[LogState]], None]) -> None:
         """Where our logs stand."""
         self._ask(group, LogsAsk(), lambda result: then(cast("Sequence[LogState]", result)))
+
+    def ask_ranges(self, group: bytes, then: Callable[[Sequence[RangeSet]], None]) -> None:
+        """Our sets of both lanes."""
+        self._ask(group, RangesAsk(), lambda result: then(cast("Sequence[RangeSet]", result)))
 
     def ask_ids(
         self,

@@ -64,6 +64,11 @@ class RootsAsk:
 
 
 @dataclass(frozen=True)
+class RangesAsk:
+    """Sets of both lanes: answered by a list of two `ranges.RangeSet`."""
+
+
+@dataclass(frozen=True)
 class LogsAsk:
     """`RecordStore.logs`: answered by its result."""
 
@@ -97,7 +102,7 @@ class FetchAsk:
     ids: tuple[bytes, ...]
 
 
-Ask: TypeAlias = RootsAsk | LogsAsk | IdsAsk | ControlAsk | TailAsk | FetchAsk
+Ask: TypeAlias = RootsAsk | RangesAsk | LogsAsk | IdsAsk | ControlAsk | TailAsk | FetchAsk
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from p2p.replication.config import ReplicationConfig
 from p2p.replication.exchange_types import AdmitResult, Suspect
 from p2p.replication.heads import Summary
 from p2p.replication.memstore import MemStore
+from p2p.replication.messages import FEATURE_RANGES
+from p2p.replication.ranges import RangeSet
 from p2p.replication.record import RecordWire, verify_record
 from p2p.replication.session import Session
 from p2p.replication.session_types import (
@@ -26,6 +28,7 @@ from p2p.replication.session_types import (
     LogsAsk,
     OwnLogAhead,
     Query,
+    RangesAsk,
     Report,
     RootsAsk,
     TailAsk,
@@ -72,7 +75,10 @@ class Side:
     own_ahead: list[bytes] = field(default_factory=list)
     unshared: tuple[bytes, ...] = ()
     refuse: frozenset[bytes] = frozenset()
-    """Ids it pretends not to have when asked."""
+    """Ids it pretends not to have when asked for a log or for control records."""
+    refuse_by_id: frozenset[bytes] = frozenset()
+    """Ids it pretends not to have when asked for them."""
+    features: tuple[int, ...] = (FEATURE_RANGES,)
 
     def __post_init__(self) -> None:
         self.store = MemStore(PlainSealer(self.me))
@@ -82,7 +88,13 @@ class Side:
         for record in records:
             now(self.store.admit(record.group, [record]))
 
-    def begin(self, *, initiator: bool, config: ReplicationConfig | None = None) -> None:
+    def begin(
+        self,
+        *,
+        initiator: bool,
+        config: ReplicationConfig | None = None,
+        verify: bool = False,
+    ) -> None:
         """A new machine."""
         self.closed = None
         self.reports = {}
@@ -93,6 +105,8 @@ class Side:
             nonce=(b"i" if initiator else b"r") * 16,
             config=config or ReplicationConfig(),
             now=0.0,
+            verify=verify,
+            features=self.features,
         )
 
     def carry(self, events: list[Event], at: float) -> None:
@@ -123,6 +137,8 @@ class Side:
                 lanes = [now(store.index(group, lane)) for lane in (0, 1)]
                 prints = [heads.fingerprint(salt, lane.packed) for lane in lanes]
                 return Summary(prints[0], prints[1], len(lanes[0]), len(lanes[1]))
+            case RangesAsk():
+                return [RangeSet(now(store.index(group, lane)).packed) for lane in (0, 1)]
             case LogsAsk():
                 return now(store.logs(group))
             case IdsAsk(places=places):
@@ -134,7 +150,8 @@ class Side:
                 rows = now(store.tail(log, first, last, bytes_max))
                 return [row for row in rows if row.id not in self.refuse]
             case FetchAsk(ids=ids):
-                return now(store.fetch(ids, bodies=True))
+                rows = now(store.fetch(ids, bodies=True))
+                return [row for row in rows if row.id not in self.refuse_by_id]
 
     def admit(self, event: Admit) -> AdmitResult:
         """Store what fits."""
@@ -179,6 +196,7 @@ def run_pair(
     rng: random.Random | None = None,
     config: ReplicationConfig | None = None,
     bytes_max: int | None = None,
+    verify: bool = False,
 ) -> tuple[int, int]:
     """Run a session of two sides to its end; bytes sent each way.
 
@@ -188,8 +206,9 @@ def run_pair(
         rng: cuts the streams at random places; None: as they come.
         config: limits.
         bytes_max: cut the connection after so many bytes of the initiator.
+        verify: compare and fetch nothing.
     """
-    a.begin(initiator=True, config=config)
+    a.begin(initiator=True, config=config, verify=verify)
     b.begin(initiator=False, config=config)
     wires = {id(a): bytearray(), id(b): bytearray()}
     sent = {id(a): 0, id(b): 0}

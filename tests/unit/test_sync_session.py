@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
@@ -41,6 +42,11 @@ from p2p.replication.messages import (
 from tests.helpers.chains import Chain, build, digest
 from tests.helpers.pairs import Side, now, run_pair, wires_of
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from p2p.replication.record import Record
+
 GROUP = digest("group")
 OTHER = digest("other group")
 ALICE, BOB, CAROL = digest("alice"), digest("bob"), digest("carol")
@@ -74,10 +80,12 @@ class NullPort:
     salt = b"s" * 16
     side, other_side = b"i", b"r"
     me = A
+    reconciles = verifies = False
 
     def send(self, message: object) -> None: ...
     def ask_roots(self, group: object, then: object) -> None: ...
     def ask_logs(self, group: object, then: object) -> None: ...
+    def ask_ranges(self, group: object, then: object) -> None: ...
     def ask_ids(self, group: object, places: object, then: object) -> None: ...
     def admit(self, group: object, wires: object, then: object) -> None: ...
     def serve(self, exchange: object, job: object) -> None: ...
@@ -116,7 +124,7 @@ def test_every_message_in_every_group_state_is_taken_or_a_protocol_error() -> No
         assert allowed, f"{name} was taken in {state}"
 
 
-def test_states_of_the_later_reconciliation_cannot_be_entered() -> None:
+def test_ranges_are_not_taken_before_both_sides_agreed_on_them() -> None:
     entries = [key for key, to in types.TRANSITIONS.items() if to is GroupState.RECONCILE]
     assert {event for _, event in entries} == {Input.RECONCILE_AGREED, Input.RECV_RECON}
     for name in ("Recon", "WantIds"):
@@ -270,6 +278,7 @@ def test_a_peer_that_claims_endless_logs_costs_rounds_and_no_more() -> None:
     a, b = pair()
     far = build((GROUP, ALICE, 1, 1), 2**62, b"p" * 32, 1 << 40, b"far")
     b.hold([far])
+    a.features = ()
     run_pair(a, b)
     assert a.reports[GROUP].rounds == ex.ROUNDS_MAX
     assert not a.reports[GROUP].equal
@@ -411,6 +420,126 @@ def test_a_branch_above_a_gap_shows_in_the_roots_and_is_looked_for() -> None:
         assert side.reports[GROUP].reason
 
 
+# --- ranges -----------------------------------------------------------------------------------
+
+
+def lose(side: Side, records: Sequence[Record]) -> None:
+    """Rows vanish while the logs still claim them: what no head shows."""
+    for record in records:
+        del side.store.disk.rows[record.id]
+        key = (record.group, record.author, record.incarnation, record.lane)
+        del side.store.disk.logs[key].ids[record.seq]
+    side.store._indexes.clear()
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+def test_what_was_lost_below_a_head_is_repaired_on_both_sides(lane: int) -> None:
+    a, b = pair()
+    records = Chain(GROUP, ALICE, lane=lane).many(300)
+    a.hold(records)
+    b.hold(records)
+    lose(a, records[10:40])
+    lose(b, records[100:103])
+    run_pair(a, b)
+    assert a.index(GROUP) == b.index(GROUP)
+    report = a.reports[GROUP]
+    assert (report.equal, report.reconciled, report.compared_all) == (True, True, True)
+    assert (report.received, report.sent) == (30, 3)
+    assert (report.only_there, report.only_here) == (30, tuple(r.id for r in records[100:103]))
+    assert b.reports[GROUP].equal
+
+
+def test_a_peer_of_the_first_version_is_served_without_ranges() -> None:
+    for old in (0, 1):
+        sides = pair()
+        sides[old].features = ()
+        records = Chain(GROUP, ALICE).many(30)
+        for side in sides:
+            side.hold(records)
+        lose(sides[0], records[10:20])
+        run_pair(*sides)
+        for side in sides:
+            assert side.closed == se.Close("done")
+            assert not side.reports[GROUP].equal
+            assert not side.reports[GROUP].reconciled
+
+
+def test_more_than_one_frame_of_short_ids_is_asked_for() -> None:
+    a, b = pair()
+    records = Chain(GROUP, ALICE).many(5_000)
+    a.hold(records)
+    b.hold(records)
+    lose(a, records[:3_000])
+    run_pair(a, b)
+    assert a.reports[GROUP].equal
+    assert a.reports[GROUP].received == 3_000
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32))
+def test_any_damage_is_repaired_whatever_the_cuts(seed: int) -> None:
+    rng = random.Random(seed)
+    a, b = pair()
+    for author, lane in itertools.product(range(rng.randint(1, 3)), (0, 1)):
+        name = digest(f"author {author}")
+        records = Chain(GROUP, name, lane=lane).many(rng.randint(1, 60), f"{author}/{lane}/")
+        for side in (a, b):
+            side.hold(records[: rng.randint(1, len(records))])
+            held = [record for record in records if record.id in side.store.disk.rows]
+            lose(side, rng.sample(held, rng.randint(0, len(held) // 2)))
+    everything = {*a.store.disk.rows, *b.store.disk.rows}
+    run_pair(a, b, rng=rng)
+    assert set(a.store.disk.rows) == set(b.store.disk.rows) == everything
+    assert a.reports[GROUP].equal
+    assert b.reports[GROUP].equal
+
+
+@pytest.mark.parametrize("bytes_max", [500, 2_000, 9_000, 30_000])
+def test_a_cut_repair_loses_nothing_and_the_next_session_goes_on(bytes_max: int) -> None:
+    a, b = pair()
+    records = Chain(GROUP, ALICE).many(400)
+    a.hold(records)
+    b.hold(records)
+    lose(a, records[50:150])
+    lose(b, records[200:300])
+    run_pair(a, b, bytes_max=bytes_max)
+    run_pair(a, b)
+    assert a.index(GROUP) == b.index(GROUP)
+    assert a.reports[GROUP].equal
+
+
+def test_verifying_counts_what_differs_and_changes_nothing() -> None:
+    a, b = pair()
+    shared = Chain(GROUP, ALICE).many(200)
+    mine, theirs = Chain(GROUP, BOB).many(3), Chain(GROUP, CAROL).many(5)
+    a.hold([*shared, *mine])
+    b.hold([*shared, *theirs])
+    before = a.index(GROUP), b.index(GROUP)
+    run_pair(a, b, verify=True)
+    assert (a.index(GROUP), b.index(GROUP)) == before
+    report = a.reports[GROUP]
+    assert (report.equal, report.compared_all, report.reason) == (False, True, "they differ")
+    assert set(report.only_here) == {record.id for record in mine}
+    assert report.only_there == 5
+    assert report.records == 203
+    run_pair(a, b)
+    run_pair(a, b, verify=True)
+    assert a.reports[GROUP].equal
+    assert a.reports[GROUP].records == 208
+
+
+def test_short_ids_listed_and_not_brought_are_reported() -> None:
+    a, b = pair()
+    records = Chain(GROUP, ALICE).many(50)
+    a.hold(records)
+    b.hold(records)
+    lose(a, records[10:20])
+    b.refuse_by_id = frozenset(record.id for record in records)
+    run_pair(a, b)
+    report = a.reports[GROUP]
+    assert (report.equal, report.withheld, report.missing) == (False, True, 10)
+
+
 # --- lies and limits --------------------------------------------------------------------------
 
 
@@ -418,7 +547,7 @@ def test_what_a_peer_lists_and_does_not_bring_is_reported() -> None:
     a, b = pair()
     records = Chain(GROUP, ALICE).many(10)
     b.hold(records)
-    b.refuse = frozenset(record.id for record in records[4:])
+    b.refuse = b.refuse_by_id = frozenset(record.id for record in records[4:])
     run_pair(a, b)
     report = a.reports[GROUP]
     assert not report.equal
@@ -431,7 +560,7 @@ def test_withheld_control_records_are_flagged() -> None:
     a, b = pair()
     records = Chain(GROUP, ALICE, lane=0).many(4)
     b.hold(records)
-    b.refuse = frozenset(record.id for record in records)
+    b.refuse = b.refuse_by_id = frozenset(record.id for record in records)
     run_pair(a, b)
     assert a.reports[GROUP].control_incomplete
     assert not a.reports[GROUP].equal
