@@ -172,6 +172,8 @@ def configure_sync(parser: argparse.ArgumentParser) -> None:
     for verb, text in (
         ("status", "how far the machines agree (also without a verb)"),
         ("now", "synchronise at once"),
+        ("verify", "prove that both hold the same records, or count what differs; fetches nothing"),
+        ("repair", "synchronise until both hold the same"),
     ):
         sub = add_verb(verbs, verb, text)
         sub.add_argument("--group", help="only this group")
@@ -183,11 +185,27 @@ def run_sync(args: argparse.Namespace) -> int:
     params: dict[str, Json] = {
         key: value for key in ("group", "peer") if (value := getattr(args, key, None)) is not None
     }
-    result = connect(args).call(f"sync.{args.verb or 'status'}", params)
+    verb = args.verb or "status"
+    result = connect(args).call(f"sync.{verb}", params)
     if args.json:
         out.say_json(result)
-        return 0
-    found = out.rows(result)
+    elif verb == "verify":
+        _show_verified(out.rows(result))
+    else:
+        _show_synced(out.rows(result), carried=verb == "repair")
+    return _exit_code(verb, out.rows(result))
+
+
+def _exit_code(verb: str, rows: list[dict[str, Json]]) -> int:
+    """1 where sets are not proven equal, for scripts."""
+    if verb == "verify":
+        return 0 if rows and all(row.get("verdict") == "equal" for row in rows) else 1
+    if verb == "repair":
+        return 0 if all(row.get("equal") for row in rows) else 1
+    return 0
+
+
+def _show_synced(found: list[dict[str, Json]], *, carried: bool) -> None:
     now_ms = time.time_ns() / 1e6
     lines = [
         [
@@ -203,4 +221,55 @@ def run_sync(args: argparse.Namespace) -> int:
     out.table(["machine", "group", "state", "last", "carried", "why not"], lines)
     if not found:
         out.note("nothing to synchronise with yet")
-    return 0
+    for row in found if carried else []:
+        out.say(
+            f"{out.text(row.get('name'))}, {out.text(row.get('group'))}: "
+            f"{int(out.number(row.get('received')))} records came, "
+            f"{int(out.number(row.get('sent')))} went"
+        )
+
+
+def _show_verified(found: list[dict[str, Json]]) -> None:
+    if not found:
+        out.note("no machine is connected to compare with")
+        return
+    lines = [
+        [
+            out.text(row.get("name")),
+            out.text(row.get("group")),
+            out.text(row.get("verdict")),
+            f"{int(out.number(row.get('records'))):,}",
+            f"{int(out.number(row.get('only_here'))):,}",
+            f"{int(out.number(row.get('only_there'))):,}",
+            out.size(out.number(row.get("bytes"))),
+            out.one_line(out.text(row.get("why")), 60),
+        ]
+        for row in found
+    ]
+    head = ["machine", "group", "verdict", "records", "only here", "only there", "carried", "why"]
+    out.table(head, lines)
+    for row in found:
+        _explain_verdict(row)
+
+
+def _explain_verdict(row: dict[str, Json]) -> None:
+    name, group = out.text(row.get("name")), out.text(row.get("group"))
+    if row.get("verdict") == "equal":
+        digest = out.text(row.get("digest"))[:16]
+        out.say(f"{name} holds exactly our records of {group}; digest {digest} on both machines")
+    elif row.get("verdict") == "differs":
+        for record in out.rows(row.get("here")):
+            out.say(
+                f"only here: {out.text(record.get('id'))[:16]}  {_kind_name(record.get('kind'))}"
+                f"  by {out.text(record.get('author'))}  {out.ago(out.number(record.get('at_ms')))}"
+            )
+        if out.number(row.get("only_there")):
+            out.say(f"what only {name} holds, `covey sync verify` shows there")
+        out.note("`covey sync repair` makes both hold everything")
+
+
+def _kind_name(kind: Json) -> str:
+    number = int(out.number(kind))
+    if number < 32:
+        return "group operation"
+    return {32: "memory", 33: "state value"}.get(number, f"record of kind {number}")

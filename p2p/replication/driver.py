@@ -42,6 +42,16 @@ log = logging.getLogger("covey.p2p.replication")
 SESSIONS_MAX: Final = 8
 """Outgoing sessions at a time."""
 
+THIRD_EVERY: Final = 16
+"""Every so many scheduled sessions another follows, with a member drawn at random: who always meets
+the same peer would never learn that it lies. Source: docs/specs/sync.md s.6."""
+
+VERIFY_TRIES: Final = 3
+"""Sessions to verify until one is not replaced by the peer's own."""
+
+SHOWN_IDS_MAX: Final = 32
+"""Ids of differing records kept of a comparison."""
+
 MEETING: Final = b"covey group "
 """Before a group's id: the name under which its members find each other in the DHT."""
 FALLBACK_S: Final = 3.0
@@ -73,6 +83,7 @@ class Driver:
         self._due: dict[bytes, float] = {}
         self._due_changed = trio.Event()
         self._status: dict[tuple[bytes, bytes], PeerSync] = {}
+        self._scheduled_sessions = 0
         self._pinned: set[bytes] = set()
         self._nursery: trio.Nursery | None = None
         self.failures = 0
@@ -222,11 +233,21 @@ class Driver:
             if peer in self._peers and self._core.quota.may_ask(peer, self._core.env.now()):
                 try:
                     await self.sync_with(peer)
+                    await self._sync_with_third(peer)
                     await self._learn_addrs(peer)
                 except Exception:  # a supervisor: a full disk ends this session, not the daemon
                     self.failures += 1
                     log.exception("session_failed", extra={"f": {"peer": peer.hex()[:16]}})
         self._set_next(peer)
+
+    async def _sync_with_third(self, peer: bytes) -> None:
+        """Now and then compare with a member drawn at random as well."""
+        self._scheduled_sessions += 1
+        if self._scheduled_sessions % THIRD_EVERY:
+            return
+        others = sorted(p for p in self._core.groups.peers() if p != peer)
+        if others:
+            await self.sync_with(self._core.env.rng.choice(others))
 
     # --- sessions -----------------------------------------------------------------------------
 
@@ -238,7 +259,23 @@ class Driver:
             if group.state in {STATE_MEMBER, STATE_PENDING} and group.role(peer) is not None
         ]
 
-    async def sync_with(self, peer: bytes) -> list[SyncResult]:
+    async def verify_with(self, peer: bytes) -> list[SyncResult]:
+        """Compare with a peer and fetch nothing; its results, none if it cannot be reached.
+
+        A peer that does not compare by ranges gets an ordinary session, which is no verdict unless
+        it ends equal.
+        """
+        results: list[SyncResult] = []
+        for _ in range(VERIFY_TRIES):
+            running = self._running.get(peer)
+            if running is not None:
+                await running.over.wait()
+            results = await self.sync_with(peer, verify=True)
+            if all(result.verified for result in results):
+                break
+        return results
+
+    async def sync_with(self, peer: bytes, *, verify: bool = False) -> list[SyncResult]:
         """Run a session with a peer, or wait for the one under way; its results."""
         running = self._running.get(peer)
         if running is not None:
@@ -255,7 +292,7 @@ class Driver:
         if peer in self._running:
             stream.reset()  # Theirs came while we opened ours.
         else:
-            results = await self._run_session(stream, outgoing=True)
+            results = await self._run_session(stream, outgoing=True, verify=verify)
         replaced = self._running.get(peer)
         if replaced is not None:
             await replaced.over.wait()
@@ -276,14 +313,16 @@ class Driver:
             await running.over.wait()
         await self._run_session(stream, outgoing=False)
 
-    async def _run_session(self, stream: Stream, *, outgoing: bool) -> list[SyncResult]:
+    async def _run_session(
+        self, stream: Stream, *, outgoing: bool, verify: bool = False
+    ) -> list[SyncResult]:
         peer = stream.peer
         running = _Running(outgoing, trio.CancelScope(), trio.Event())
         self._running[peer] = running
         runner: SessionRunner | None = None
         try:
             with running.scope:
-                machine = await self._new_session(peer, outgoing=outgoing)
+                machine = await self._new_session(peer, outgoing=outgoing, verify=verify)
                 runner = SessionRunner(self._core, machine, stream, self._pusher.note_origins)
                 await runner.run()
         finally:
@@ -296,7 +335,7 @@ class Driver:
             await self._after_session(peer, runner)
         return running.results
 
-    async def _new_session(self, peer: bytes, *, outgoing: bool) -> session.Session:
+    async def _new_session(self, peer: bytes, *, outgoing: bool, verify: bool) -> session.Session:
         groups = self.session_groups(peer)
         held: dict[LogKey, int] = {}
         for group_id in groups:
@@ -310,6 +349,7 @@ class Driver:
             config=self._core.config,
             now=self._core.env.now(),
             skip_gaps=self._core.quota.skip_gaps(peer, self._core.env.now()),
+            verify=verify,
         )
 
     def _take_reports(self, peer: bytes, runner: SessionRunner) -> list[SyncResult]:
@@ -353,6 +393,11 @@ class Driver:
             bytes=size,
             rounds=report.rounds,
             why=report.reason,
+            records=report.records,
+            verified=report.equal or report.compared_all,
+            only_here=len(report.only_here),
+            only_there=report.only_there,
+            here=report.only_here[:SHOWN_IDS_MAX],
         )
         self._status[report.group, peer] = state
         self._core.events.emit(

@@ -86,6 +86,9 @@ class PendingView:
     check_words: tuple[str, ...]
 
 
+RecordIds: TypeAlias = "tuple[bytes, ...]"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PeerSync:
     """How the last comparison of a group with a peer ended."""
@@ -104,6 +107,28 @@ class PeerSync:
     rounds: int
     why: str
     """Why not equal; empty when it is."""
+    records: int = 0
+    """Records of ours that were compared, both lanes."""
+    verified: bool = False
+    """Whether the sets were compared to the last record: they were equal, or what differed was
+    counted."""
+    only_here: int = 0
+    """Records only we held when that was counted."""
+    only_there: int = 0
+    """Records only the peer held then."""
+    here: RecordIds = ()
+    """Ids of the first records that only we held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordView:
+    """What a header tells of a record."""
+
+    id: bytes
+    author: bytes
+    kind: int
+    at_ms: int
+    """Its clock, Unix milliseconds."""
 
 
 SyncResult: TypeAlias = PeerSync
