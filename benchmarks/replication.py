@@ -1,4 +1,4 @@
-"""Replication: how fast a newcomer gets everything, beside checking the signatures alone."""
+"""Replication: what comparing two sets costs, and how fast a newcomer gets everything."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from benchmarks import ranges_rows
 from benchmarks.needles import corpus
 from benchmarks.node import BlockingClient, DaemonUnderTest
 from benchmarks.report import percentile
@@ -24,6 +25,7 @@ WAIT_S = 120.0
 
 def run(options: Options, report: Report) -> None:
     """Measure."""
+    ranges_rows.run(options, report)
     rates, carried = [], []
     for _ in range(1 if options.quick else 3):
         rate, wire_bytes = _newcomer()
