@@ -24,6 +24,7 @@ import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
 
 const ECHO = '/covey-test/echo/1' // sends back what comes, ends when the other side ends
+const NETNS_ECHO = '/test/echo/1' // the same, under the name that tests/netns/peer.py uses
 const COUNT = '/covey-test/count/1' // reads to the end, then answers how much it was (u64 BE)
 const RESET = '/covey-test/reset/1' // resets at the first byte
 const HOLD = '/covey-test/hold/1' // reads; tells the test how the stream ended
@@ -112,14 +113,16 @@ async function readAll (stream) {
   return Buffer.concat(chunks)
 }
 
-await node.handle(ECHO, async (stream) => {
-  try {
-    await read(stream, (chunk) => send(stream, chunk))
-    await stream.close()
-  } catch (error) {
-    stream.abort(error)
-  }
-}, STREAMS)
+for (const name of [ECHO, NETNS_ECHO]) {
+  await node.handle(name, async (stream) => {
+    try {
+      await read(stream, (chunk) => send(stream, chunk))
+      await stream.close()
+    } catch (error) {
+      stream.abort(error)
+    }
+  }, STREAMS)
+}
 
 await node.handle(COUNT, async (stream) => {
   const count = (await readAll(stream)).length
