@@ -582,6 +582,54 @@ def test_sync_now_reports_what_it_found() -> None:
     play(scene)
 
 
+def test_every_sixteenth_session_is_followed_by_one_with_another_member() -> None:
+    async def scene() -> None:
+        config = replace(ReplicationConfig.test(), sync_interval_s=100_000)
+        async with nodes("alice", "bob", "carol", config=config) as (alice, bob, carol):
+            group = await pair_up(alice, bob)
+            invite = await alice.replication.create_invite(group)
+            await carol.replication.join(invite.ticket)
+            await trio.sleep(120)
+
+            def others() -> int:
+                return sum(1 for e in alice.named("sync.finished") if e.data["peer"] == carol.id)
+
+            driver, before = alice.replication._driver, others()
+            driver._scheduled_sessions = 0
+            for _ in range(15):
+                await driver._sync_with_third(bob.id)
+            assert others() == before
+            await driver._sync_with_third(bob.id)
+            assert others() == before + 1
+
+    play(scene)
+
+
+def test_verifying_fetches_nothing_and_repairing_brings_it() -> None:
+    async def scene() -> None:
+        config = replace(ReplicationConfig.test(), push=False, sync_interval_s=100_000)
+        async with nodes("alice", "bob", config=config) as (alice, bob):
+            group = await pair_up(alice, bob)
+            await trio.sleep(60)
+            await alice.replication.sync_now(group)
+            (same,) = await alice.replication.verify(group)
+            assert (same.verified, same.equal) == (True, True)
+            here = [await alice.write(group, "mine")]
+            for n in range(3):
+                await bob.write(group, f"{n}")
+            (found,) = await alice.replication.verify(group, bob.id)
+            assert (found.verified, found.equal, found.received) == (True, False, 0)
+            assert (found.only_here, found.only_there, list(found.here)) == (1, 3, here)
+            (record,) = await alice.replication.describe(found.here)
+            assert (record.author, record.kind) == (alice.id, 32)
+            assert bob.texts(group) == ["0", "1", "2"]
+            (done,) = await alice.replication.repair(group)
+            assert (done.equal, done.received, done.sent) == (True, 3, 1)
+            assert alice.roots(group) == bob.roots(group)
+
+    play(scene)
+
+
 def test_a_full_disk_ends_sessions_not_replication_and_is_made_up_for() -> None:
     async def scene() -> None:
         async with nodes("alice", "bob") as (alice, bob):
