@@ -301,7 +301,8 @@ class Driver:
 
     async def _serve_session(self, stream: Stream) -> None:
         peer: bytes = stream.peer
-        if self._core.quota.banned(peer, self._core.env.now()):
+        quota, now = self._core.quota, self._core.env.now()
+        if quota.banned(peer, now) or not quota.may_compare(peer, now):
             stream.reset()
             return
         running = self._running.get(peer)
@@ -329,7 +330,7 @@ class Driver:
             if self._running.get(peer) is running:
                 del self._running[peer]
             if runner is not None:
-                running.results = self._take_reports(peer, runner)
+                running.results = self._take_reports(peer, runner, outgoing=outgoing)
             running.over.set()
         if runner is not None:
             await self._after_session(peer, runner)
@@ -352,9 +353,14 @@ class Driver:
             verify=verify,
         )
 
-    def _take_reports(self, peer: bytes, runner: SessionRunner) -> list[SyncResult]:
+    def _take_reports(
+        self, peer: bytes, runner: SessionRunner, *, outgoing: bool
+    ) -> list[SyncResult]:
         size = runner.machine.bytes_in + runner.machine.bytes_out
         results = [self._note_report(peer, report, size) for report in runner.reports]
+        if not outgoing:
+            asked = sum(report.range_messages for report in runner.reports)
+            self._core.quota.compared(peer, asked, self._core.env.now())
         log.info(
             "session_closed",
             extra={

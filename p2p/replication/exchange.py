@@ -290,6 +290,7 @@ class Exchange:
                 gaps_failed=tuple(sorted(self._want.gaps)) if short else (),
                 records=0 if mine is None else mine.control_count + mine.data_count,
                 reconciled=ranges is not None,
+                range_messages=0 if ranges is None else ranges.messages,
                 compared_all=ranges is not None and self._begins and ranges.complete,
                 only_here=() if ranges is None else tuple(ranges.have),
                 only_there=0 if ranges is None else len(ranges.need),

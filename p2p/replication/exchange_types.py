@@ -165,6 +165,8 @@ class GroupReport:
     """How many records of ours were compared, both lanes; of the last comparison."""
     reconciled: bool = False
     """Whether the sets were compared by ranges: what differed is then known record by record."""
+    range_messages: int = 0
+    """Range messages of the peer, both lanes: what it cost us."""
     compared_all: bool = False
     """Whether the comparing by ranges came to its end; we were its initiator."""
     only_here: tuple[bytes, ...] = ()

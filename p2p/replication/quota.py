@@ -26,6 +26,13 @@ WITHHELD_MAX: Final = 3
 WITHHELD_S: Final = 86_400.0
 """For how long it is asked last then."""
 
+COMPARED_PER_MIN: Final = 32
+"""Range messages of a peer a minute that we answer, each at most two passes of hashing over a set
+(5 ms for 100,000 records). Source: docs/specs/sync.md s.6."""
+
+COMPARED_BURST: Final = 96
+"""So many at once: an honest comparison of a lane takes 2 to 4."""
+
 PEERS_MAX: Final = 4096
 """Slates kept; the one not touched for longest goes first."""
 
@@ -46,6 +53,8 @@ class Slate:
     asked_last_until_s: float = 0.0
     gaps: dict[LogKey, float] = field(default_factory=dict)
     refused_total: int = 0
+    compared: float = float(COMPARED_BURST)
+    compared_s: float = 0.0
 
 
 class Quota:
@@ -116,6 +125,28 @@ class Quota:
         gained = (now - slate.refilled_s) * self._config.records_per_min / 60
         slate.tokens = min(float(self._config.records_burst), slate.tokens + gained)
         slate.refilled_s = now
+
+    # --- comparing ----------------------------------------------------------------------------
+
+    def compared(self, peer: bytes, messages: int, now: float) -> None:
+        """Count the range messages of a session."""
+        slate = self._slate(peer, now)
+        self._refill_compared(slate, now)
+        slate.compared -= messages
+
+    def may_compare(self, peer: bytes, now: float) -> bool:
+        """Whether a session that the peer opens is served."""
+        slate = self._slates.get(peer)
+        if slate is None:
+            return True
+        self._refill_compared(slate, now)
+        return slate.compared > 0
+
+    @staticmethod
+    def _refill_compared(slate: Slate, now: float) -> None:
+        gained = max(0.0, now - slate.compared_s) * COMPARED_PER_MIN / 60
+        slate.compared = min(float(COMPARED_BURST), slate.compared + gained)
+        slate.compared_s = now
 
     # --- the join door ------------------------------------------------------------------------
 

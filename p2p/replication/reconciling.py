@@ -57,6 +57,11 @@ class Reconciling:
         """Round trips of the longer lane."""
         return max(lane.rounds for lane in [*self._asking, *self._answering])
 
+    @property
+    def messages(self) -> int:
+        """Messages of the peer so far, both lanes."""
+        return sum(lane.rounds for lane in [*self._asking, *self._answering])
+
     def start(self) -> list[tuple[int, bytes]]:
         """The initiator's first messages, a lane each."""
         return [(lane, self._asking[lane].start()) for lane in LANES if self._asking]

@@ -150,6 +150,22 @@ def test_the_third_refusal_within_an_hour_bans_for_ten_minutes() -> None:
     assert quota.refused_total(PEER) == 5
 
 
+def test_a_peer_that_compares_without_end_is_not_served_for_a_while() -> None:
+    quota = Quota(CONFIG)
+    assert quota.may_compare(PEER, 1000.0)
+    quota.compared(PEER, 64, 1000.0)
+    assert quota.may_compare(PEER, 1000.0)
+    quota.compared(PEER, 64, 1000.0)
+    assert not quota.may_compare(PEER, 1000.0)
+    assert not quota.may_compare(PEER, 1059.0)
+    assert quota.may_compare(PEER, 1061.0)
+    quota.compared(PEER, 0, 10_000.0)
+    quota.compared(PEER, 95, 10_000.0)
+    assert quota.may_compare(PEER, 10_000.0), "room does not pile up beyond the burst"
+    quota.compared(PEER, 1, 10_000.0)
+    assert not quota.may_compare(PEER, 10_000.0)
+
+
 def test_a_rate_refills_and_never_exceeds_its_burst() -> None:
     quota = Quota(replace(CONFIG, records_burst=100, records_per_min=60))
     assert quota.spend(PEER, 99, 0.0)
