@@ -7,6 +7,7 @@ the others' sections as they are; `--readme` alone rewrites README's table witho
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -113,10 +114,21 @@ def _machine() -> str:
     return f"Python {platform.python_version()}, {platform.machine()}, {packages}.\n"
 
 
+def _load(rows: list[Row]) -> str:
+    """How busy the machine was, this run's own processes included."""
+    loads = [float(row["load"] or 0) for row in rows if "load" in row]
+    if not loads:
+        return ""
+    return (
+        f"; load {min(loads):.1f} to {max(loads):.1f} on {os.cpu_count()} cores. Above the number"
+        " of cores, times that have no ratio are the worse for it."
+    )
+
+
 def _table(name: str, flags: list[str], rows: list[Row]) -> str:
     lines = [
         f"## {name}\n",
-        f"`python -m benchmarks {' '.join([name, *flags])}`\n",
+        f"`python -m benchmarks {' '.join([name, *flags])}`{_load(rows)}\n",
         "| figure | value | yardstick, same run | ratio (min-max) | target | holds |",
         "|---|---|---|---|---|---|",
     ]
