@@ -310,11 +310,13 @@ class Dht:
         """
         if named.peer == self._signer.id:
             return None
-        if not self._config.require_signed and not named.claim:
+        claimed = self._config.require_signed or bool(named.claim)
+        if not claimed and not named.signed_record:
             return self._usable(named.peer, named.addrs)
         record = self._asker.records.verify(named.peer, named.signed_record)
         try:
-            verify_claim(key, named.peer, named.claim, self._env.wall_ms())
+            if claimed:
+                verify_claim(key, named.peer, named.claim, self._env.wall_ms())
         except LimitError:
             return None
         return list((self._asker.records.newest(named.peer) or record).addrs)

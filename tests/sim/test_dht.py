@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from p2p.dht.keys import provider_key, value_key
-from p2p.dht.messages import DhtMessage, DhtPeer, MessageReader, frame
+from p2p.dht.messages import DhtMessage, DhtPeer, MessageReader, MessageType, frame
+from p2p.dht.records import seal_own_record
 from p2p.env import SeededEnv
 from p2p.identity import Identity
 from tests.helpers.det import run_seeded
@@ -286,19 +287,28 @@ def test_who_knows_enough_nodes_asks_no_stranger_of_the_local_network() -> None:
 
 
 async def serve_plainly(net: DhtNet, number: int) -> MemFabric:
-    """A node as other software makes them: it signs nothing, and answers FIND_NODE with itself."""
-    peer = Identity.from_seed(number.to_bytes(4, "big") * 8).id
+    """A node as other software makes them, which names itself in every answer.
+
+    As a provider it has a record, as identify brings one to others, and no claim.
+    """
+    identity = Identity.from_seed(number.to_bytes(4, "big") * 8)
+    peer = identity.id
     fabric = net.net.fabric(peer, net.ip(number), env=SeededEnv(1, "plain", trio.current_time))
     itself = (DhtPeer(peer, tuple(fabric.addrs())),)
+    provider = (DhtPeer(peer, (), seal_own_record(identity, 1, fabric.addrs())),)
 
     async def answer(stream: Stream) -> None:
         reader = MessageReader()
         while data := await stream.receive_some():
             reader.feed(data)
             while (asked := reader.next_message_untrusted()) is not None:
-                await stream.send_all(
-                    frame(DhtMessage(kind=asked.kind, key=asked.key, closer=itself))
+                reply = DhtMessage(
+                    kind=asked.kind,
+                    key=asked.key,
+                    closer=itself,
+                    providers=provider if asked.kind is MessageType.GET_PROVIDERS else (),
                 )
+                await stream.send_all(frame(reply))
 
     fabric.handle(LAB_PROTOCOL, answer, per_peer_max=16)
     await net.nursery.start(fabric.run)
@@ -316,6 +326,8 @@ async def check_unsigned(*, require_signed: bool) -> None:
         await until(lambda: plain.id in middle.dht.table and middle.id in seeker.dht.table)
         found = await seeker.dht.find_peer(plain.id)
         assert found == ([] if require_signed else plain.addrs())
+        providers = await seeker.dht.providers(provider_key(b"what"), 1)
+        assert providers == ([] if require_signed else [(plain.id, plain.addrs())])
         nursery.cancel_scope.cancel()
 
 

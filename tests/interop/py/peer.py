@@ -2,10 +2,18 @@
 
 The same commands and protocols as `tests/interop/js/peer.mjs`. It runs in an environment of its own
 (build/interop/py) and ends with its stdin.
+
+    python peer.py LISTEN [ROLES]
+
+ROLES is JSON with any of:
+    relay: true           carries circuits
+    circuit: [ADDR, ...]  dials over relays, and takes a place at each of these
+    kad: true             serves the DHT, under /ipfs/kad/1.0.0 as always
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,9 +29,15 @@ from libp2p.custom_types import TProtocol
 from libp2p.host.ping import PingService
 from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.identity.identify.identify import parse_identify_response
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
+from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
+from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID as HOP
+from libp2p.relay.circuit_v2.protocol import CircuitV2Protocol
+from libp2p.relay.circuit_v2.transport import CircuitV2Transport
 from libp2p.security.noise.transport import PROTOCOL_ID, Transport
+from libp2p.tools.anyio_service import background_trio_service
 
 ECHO = TProtocol("/covey-test/echo/1")
 COUNT = TProtocol("/covey-test/count/1")
@@ -100,8 +114,10 @@ async def on_hold(stream) -> None:
 class Peer:
     """The commands."""
 
-    def __init__(self, host, nursery) -> None:
+    def __init__(self, host, nursery, parts) -> None:
         self.host = host
+        self.circuits = parts.get("circuits")
+        self.kad = parts.get("kad")
         self.nursery = nursery
         self.go = trio.Event()
 
@@ -127,6 +143,44 @@ class Peer:
             got = await read_all(stream)
         if hashlib.sha256(got).digest() != hashlib.sha256(data).digest():
             raise RuntimeError(f"{len(got)} of {size} bytes came back")
+
+    async def reserve(self, relay: str) -> None:
+        """Take a place at a relay."""
+        stream = await self.stream_to(relay, HOP)
+        peer = info_from_p2p_addr(multiaddr.Multiaddr(relay)).peer_id
+        if not await self.circuits.reserve(stream, peer, self.nursery):
+            raise RuntimeError("no place was given")
+        await stream.close()
+
+    async def dial_circuit(self, addr: str) -> dict:
+        """Dial `<relay>/p2p/R/p2p-circuit/p2p/P`."""
+        await self.circuits.dial(multiaddr.Multiaddr(addr))
+        return {}
+
+    async def kad_join(self, addr: str) -> dict:
+        """Know a node of the DHT."""
+        info = info_from_p2p_addr(multiaddr.Multiaddr(addr))
+        await self.host.connect(info)
+        return {"added": await self.kad.add_peer(info.peer_id, skip_server_mode_check=True)}
+
+    async def kad_find(self, peer: str) -> dict:
+        info = await self.kad.find_peer(ID.from_base58(peer))
+        return {"addrs": [] if info is None else [str(addr) for addr in info.addrs]}
+
+    async def kad_put(self, key: str, value: str) -> dict:
+        await self.kad.put_value(key, value.encode())
+        return {}
+
+    async def kad_get(self, key: str) -> dict:
+        value = await self.kad.get_value(key)
+        return {"value": None if value is None else value.decode()}
+
+    async def kad_provide(self, key: str) -> dict:
+        return {"done": await self.kad.provide(key)}
+
+    async def kad_providers(self, key: str) -> dict:
+        found = await self.kad.find_providers(key)
+        return {"found": [str(info.peer_id) for info in found]}
 
     async def dial(self, addr: str) -> dict:
         info = info_from_p2p_addr(multiaddr.Multiaddr(addr))
@@ -214,13 +268,45 @@ class Peer:
         self.nursery.cancel_scope.cancel()
 
 
-async def main(listen: str) -> None:
+class AnyValue:
+    """Takes whatever is stored."""
+
+    def validate(self, key: str, value: bytes) -> None:
+        """Find nothing wrong."""
+
+    def select(self, key: str, values: list[bytes]) -> int:  # noqa: ARG002 - its interface
+        """Prefer the first."""
+        return 0
+
+
+async def start_parts(host, roles: dict, stack: contextlib.AsyncExitStack) -> dict:
+    """What it does besides serving streams."""
+    parts: dict = {}
+    if "relay" in roles or "circuit" in roles:
+        carries = "relay" in roles
+        role = RelayRole.HOP if carries else RelayRole.STOP | RelayRole.CLIENT
+        protocol = CircuitV2Protocol(host, None, allow_hop=carries)
+        await stack.enter_async_context(background_trio_service(protocol))
+        await protocol.event_started.wait()
+        parts["circuits"] = CircuitV2Transport(host, protocol, RelayConfig(roles=role))
+    if "kad" in roles:
+        parts["kad"] = KadDHT(host, DHTMode.SERVER)
+        parts["kad"].register_validator("test", AnyValue())
+        await stack.enter_async_context(background_trio_service(parts["kad"]))
+    return parts
+
+
+async def main(listen: str, roles: dict) -> None:
     """Serve until stdin ends."""
     key = create_new_key_pair()
     # Its default accepts plaintext from anybody under any id; so Noise only.
     noise = Transport(libp2p_keypair=key, noise_privkey=new_noise_key().private_key)
     host = new_host(key_pair=key, sec_opt={PROTOCOL_ID: noise}, muxer_preference="YAMUX")
-    async with host.run(listen_addrs=[multiaddr.Multiaddr(listen)]), trio.open_nursery() as nursery:
+    async with (
+        host.run(listen_addrs=[multiaddr.Multiaddr(listen)]),
+        contextlib.AsyncExitStack() as stack,
+        trio.open_nursery() as nursery,
+    ):
         for protocol, handler in (
             (ECHO, on_echo),
             (COUNT, on_count),
@@ -228,6 +314,9 @@ async def main(listen: str) -> None:
             (HOLD, on_hold),
         ):
             host.set_stream_handler(protocol, handler)
+        peer = Peer(host, nursery, await start_parts(host, roles, stack))
+        for relay in roles.get("circuit", ()):
+            await peer.reserve(relay)
         addrs = [str(addr) for addr in host.get_addrs()]
         own = str(host.get_id())
         say(
@@ -238,8 +327,9 @@ async def main(listen: str) -> None:
                 }
             }
         )
-        await Peer(host, nursery).serve()
+        await peer.serve()
 
 
 logging.disable(logging.CRITICAL)
-trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "/ip4/127.0.0.1/tcp/0")
+listen, roles = [*sys.argv[1:], "{}"][:2]
+trio.run(main, listen, json.loads(roles))
