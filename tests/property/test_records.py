@@ -92,6 +92,12 @@ PAYLOADS = {
     Kind.EPOCH: st.builds(ops.Epoch, b32, ascending(public, sealed112)),
     Kind.KEY_SHARE: st.builds(ops.KeyShare, public, ascending(b32, sealed112)),
     Kind.ERASE: st.builds(ops.Erase, ascending(b32, max_size=20), u8),
+    Kind.ERASE_ACK: st.builds(
+        ops.EraseAck,
+        st.lists(st.tuples(b32, u32, st.integers(0, 1)), max_size=9, unique_by=lambda r: r[0]).map(
+            lambda rows: tuple(sorted(rows))
+        ),
+    ),
     Kind.FORK_PROOF: st.builds(
         ops.ForkProof, st.binary(max_size=1_024), b64, st.binary(max_size=1_024), b64
     ),
