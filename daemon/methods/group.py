@@ -313,13 +313,14 @@ async def set_role(call: Call, p: RoleParams) -> MemberInfo:
 @method("group.leave", scope="admin")
 async def leave(call: Call, p: GroupParams) -> Left:
     """Take this device out of a group; what it wrote stays there, what it holds stays here."""
-    if p.group in {"home", "private"}:
+    group = find_group(call.services, p.group)
+    own = {view.group for view in call.services.replication.groups() if view.home}
+    if group in own or p.group == "private":
         raise RpcError(
             "refused",
             f"{p.group} is this device's own",
             remedy="To take it out of a home, remove it there on another machine.",
         )
-    group = find_group(call.services, p.group)
     await call.services.replication.membership.leave(group)
     return Left(group=p.group)
 

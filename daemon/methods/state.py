@@ -275,6 +275,8 @@ def split_path(path: str | list[str]) -> tuple[str, ...]:
 
 def _scope(services: Services, group: bytes, part: str) -> str:
     """A cell's scope, as memories' are written: the first part of its path, of its group."""
+    if "/" in part:  # or it could name a scope of another group
+        raise RpcError("invalid_params", "the first part of a path is a scope: it has no slash")
     for view in services.replication.groups():
         if view.group == group:
             return write_scope(view.name, part, home=view.home)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import apsw
 
+    from memory.storage.txn import Txn
+
 STATE_KIND: Final = 33
 """Record kind that has cells."""
 
@@ -36,8 +38,9 @@ class _Place(NamedTuple):
 
 
 _GONE: Final = (
-    "EXISTS (SELECT 1 FROM supersede s JOIN record o ON o.n = s.src WHERE s.dst = r.id"
-    " AND o.state = 'live' AND o.grp = r.grp AND o.key_tag = r.key_tag"
+    # A fixed order: without statistics the planner might scan the cell for each row.
+    "EXISTS (SELECT 1 FROM supersede s CROSS JOIN record o ON o.n = s.src WHERE s.dst = r.id"
+    f" AND o.kind = {STATE_KIND} AND o.state = 'live' AND o.grp = r.grp AND o.key_tag = r.key_tag"
     " AND EXISTS (SELECT 1 FROM body ob WHERE ob.n = o.n))"
 )
 _COUNTS: Final = (
@@ -83,7 +86,9 @@ def enter(connection: apsw.Connection, n: int) -> None:
             (*here[:3], newest[0]),
         )
     if is_newest or not gone:
-        connection.execute("INSERT INTO cell VALUES (?, ?, ?, ?, ?, ?)", (*here[:4], n, gone))
+        connection.execute(
+            "INSERT OR REPLACE INTO cell VALUES (?, ?, ?, ?, ?, ?)", (*here[:4], n, gone)
+        )
 
 
 def _supersede(connection: apsw.Connection, here: _Place, n: int) -> None:
@@ -104,13 +109,22 @@ def _supersede(connection: apsw.Connection, here: _Place, n: int) -> None:
         connection.execute(act + where, place)
 
 
-def renew(connection: apsw.Connection, n: int) -> None:
-    """Record `n` counts again or no more, so what it supersedes may have changed: its cell anew."""
-    here = _place(connection, n)
+def renew(txn: Txn, n: int) -> None:
+    """Record `n` counts again or no more, so what it supersedes may have changed: its cell anew.
+
+    At the end of the unit, by `rebuild`: a whole log may turn at once.
+    """
+    here = _place(txn.connection, n)
     if here is not None:
-        bound = (here.grp, here.tag)
-        connection.execute("DELETE FROM cell WHERE grp = ? AND key_tag = ?", bound)
-        connection.execute(_REBUILD, bound)
+        txn.cells.add((here.grp, here.tag))
+
+
+def rebuild(txn: Txn) -> None:
+    """Make anew the cells that a unit has touched so."""
+    for bound in sorted(txn.cells):
+        txn.connection.execute("DELETE FROM cell WHERE grp = ? AND key_tag = ?", bound)
+        txn.connection.execute(_REBUILD, bound)
+    txn.cells.clear()
 
 
 # ---- reading

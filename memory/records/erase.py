@@ -111,7 +111,7 @@ def erase_record(
     if kind == ENTRY_KIND:
         _erase_entry(txn, n, record_id)
     elif kind == cells.STATE_KIND:
-        cells.renew(connection, n)
+        cells.renew(txn, n)
     txn.changed.add(group)
     return derived
 

@@ -348,6 +348,7 @@ class Replica:
             now_ms = self.db.wall_ms()
             txn = Txn(connection, self._lookups, scanner=self.scanner, now_ms=now_ms)
             result = fn(txn)
+            cells.rebuild(txn)
             settle(txn, now_ms)
             # Nobody to tell, nothing to look up.
             places = _places(txn) if self._on_touched and txn.touched else {}

@@ -303,7 +303,7 @@ def _changed(txn: Txn, group: bytes, record_id: bytes, row: tuple[int, int] | No
     if row[1] == ENTRY_KIND:
         resettle(txn, row[0], record_id)
     elif row[1] == cells.STATE_KIND:
-        cells.renew(txn.connection, row[0])
+        cells.renew(txn, row[0])
     return 1
 
 

@@ -47,6 +47,7 @@ FATES: Final[Mapping[str, Fate]] = {
     "body_key": "keys",
     "control": "copied",
     "supersede": "copied",
+    "cell": "copied",
     "fork": "copied",
     "erased": "copied",
     "erasing": "dropped",  # work that is left in this folder, not in another

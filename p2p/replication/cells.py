@@ -25,6 +25,7 @@ from p2p.replication.record import LANE_DATA
 from p2p.replication.shares import record_of
 from p2p.replication.state import (
     CELL_TYPES,
+    WRITING,
     Change,
     Entry,
     Folded,
@@ -177,7 +178,6 @@ class Cells:
         if role is None or role < Role.WRITE:
             raise GroupError("not_permitted", f"this device may only read in {found.name}")
         tag = self._tag(found, change.type, change.path)
-        _, author, incarnation, _ = self._core.sealer.log(group, LANE_DATA)
 
         def make(rows: Sequence[CellRow]) -> Sequence[Draft]:
             # In the writer's thread; the loop shares nothing with it but the cache of entries.
@@ -188,11 +188,14 @@ class Cells:
                     raise GroupError(
                         "expect_failed", "the cell has changed since: read it again, then write"
                     )
-            if len(rows) >= CELL_RECORDS_MAX:
+            adds = change.op == WRITING[change.type]
+            if adds and len(rows) >= CELL_RECORDS_MAX:
                 raise GroupError(
                     "cell_too_large",
                     f"a cell holds {CELL_RECORDS_MAX} records: spread it over several paths",
                 )
+            # Read here: between a read outside and this write the log might have been changed.
+            _, author, incarnation, _ = self._core.sealer.log(group, LANE_DATA)
             return drafts_of(change, tag, before, (author, incarnation))
 
         ids = tuple(await self._core.store.compose(group, tag, make, receipt))
@@ -378,9 +381,9 @@ class Cells:
         """
         found = self._member_of(group)
         me = self._core.me
-        known = await self._core.store.known([ident])
-        held: list[bytes] = [me] if ident in known else []
-        missing: list[bytes] = [] if ident in known else [me]
+        here = bool(await self._held(group, [ident]))
+        held: list[bytes] = [me] if here else []
+        missing: list[bytes] = [] if here else [me]
         unknown: list[bytes] = []
         connected = self._node.fabric.peers()
 
@@ -409,8 +412,14 @@ class Cells:
         group = self._core.groups.get(query.group)
         if group is None or not group.founded or group.role(caller.peer) is None:
             return HoldsReply([])  # a stranger to the group learns nothing of it
-        rows = await self._core.store.fetch(list(dict.fromkeys(query.ids)), bodies=False)
-        return HoldsReply([row.id for row in rows if record_of(row).group == query.group])
+        return HoldsReply(await self._held(query.group, list(dict.fromkeys(query.ids))))
+
+    async def _held(self, group: bytes, ids: Sequence[bytes]) -> list[bytes]:
+        """Those of the ids that are records of the group and here with their bodies."""
+        rows = await self._core.store.fetch(ids, bodies=True)
+        return [
+            row.id for row in rows if row.envelope is not None and record_of(row).group == group
+        ]
 
     # ---- inside
 

@@ -9,18 +9,15 @@ Source: docs/specs/record.md s.9.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from p2p.replication.ops import ERASE_ACKS_MAX, EraseAck, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from p2p.replication.groups import Group
     from p2p.replication.ops import Payload
-
-GONE: Final = frozenset({"stub", "erased"})
-"""States of a record whose body is not here and does not come back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +100,14 @@ def unconfirmed(group: Group, me: bytes) -> list[bytes]:
     return [ident for _, ident in sorted(due)]
 
 
-def confirm(
-    group: Group, idents: Sequence[bytes], states: Mapping[bytes, str]
-) -> list[tuple[Kind, Payload]]:
+def confirm(gone: Mapping[bytes, int]) -> list[tuple[Kind, Payload]]:
     """The records that confirm erase records.
 
     Args:
-        group: where.
-        idents: erase records carried out here.
-        states: of what they name and is here, as the store knows it.
+        gone: id of an erase record carried out here -> how many of the records it names are here
+            without their bodies.
     """
-    rows = []
-    for ident in sorted(idents):
-        mine = [states[t] for t in group.erase_records[ident].targets if t in states]
-        rows.append((ident, sum(state in GONE for state in mine), 0))
+    rows = [(ident, bodies, 0) for ident, bodies in sorted(gone.items())]
     return [
         (Kind.ERASE_ACK, EraseAck(tuple(rows[at : at + ERASE_ACKS_MAX])))
         for at in range(0, len(rows), ERASE_ACKS_MAX)

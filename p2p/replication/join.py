@@ -49,7 +49,7 @@ from p2p.replication.messages import (
     Message,
     Records,
 )
-from p2p.replication.ops import Join, Kind, Role
+from p2p.replication.ops import REASON_TAKEN_BACK, Join, Kind, Role
 from p2p.replication.record import (
     LANE_DATA,
     STATE_VOID,
@@ -130,12 +130,17 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
     offered = await _receive_control(talk, ticket.group)
     group = core.groups.get(ticket.group)
     fresh = group is None or group.state == STATE_REFUSED
+    was_member = (
+        group is not None and group.state == STATE_MEMBER and group.role(core.me) is not None
+    )
     if group is None or fresh:
         group = await _prepare(core, ticket, offered, invite_key)
     else:
         async with core.keeper.turn(group):
             _, admitted = await core.admission.admit(group, offered, talk.peer)
             await core.keeper.after(group, admitted)
+    if was_member and group.role(core.me) is not None:
+        raise GroupError("already_member", f"this device is in {group.name} already")
     join = await _own_join(core, group, ticket, invite_key)
     await talk.send(Records(group.id, (join,)))
     try:
@@ -247,8 +252,6 @@ def _check_invite(standing: Standing, invite_id: bytes | None, ticket: Ticket) -
 async def _own_join(core: Core, group: Group, ticket: Ticket, invite_key: bytes) -> RecordWire:
     """Our join for this invite, written if it is not there yet."""
     async with core.keeper.turn(group):
-        if group.state == STATE_MEMBER and group.role(core.me) is not None:
-            raise GroupError("already_member", f"this device is in {group.name} already")
         invite_id = find_invite(group.standing, invite_key)
         if invite_id is None:
             raise GroupError("bad_ticket", "the group has no such invite: ask for a new ticket")
@@ -270,15 +273,19 @@ async def _own_join(core: Core, group: Group, ticket: Ticket, invite_key: bytes)
 async def _write_what_was_cut(core: Core, group: Group) -> None:
     """What we wrote before we heard of our removal counts nowhere: sign it anew, now we are back.
 
-    Only what the removal did not know of; what it took away on purpose stays away.
+    Only what the last removal did not know of: what one took away on purpose stays away, and what
+    was cut by an earlier one was signed anew then.
     """
     async with core.keeper.turn(group):
-        kept: dict[tuple[int, int], int] = {}
-        for limit in group.standing.limits_on(core.me):
-            for incarnation, lane, seq in limit.keep:
-                kept[incarnation, lane] = min(seq, kept.get((incarnation, lane), seq))
+        limits = group.standing.limits_on(core.me)
+        if not limits or limits[-1].reason == REASON_TAKEN_BACK:
+            return
+        kept = {(incarnation, lane): seq for incarnation, lane, seq in limits[-1].keep}
+        since = max((limit.next_incarnation for limit in limits[:-1]), default=0)
         for log in await core.store.logs(group.id):
             last = kept.get((log.key[2], log.key[3]))
+            if log.key[2] < since:
+                continue
             if log.key[1] == core.me and log.key[3] == LANE_DATA and last:
                 row = await core.store.at(log.key, last + 1)
                 if row is not None and row.state == STATE_VOID:

@@ -55,6 +55,9 @@ RESCAN_BYTES: Final = 256 * 1024
 
 MAX_SEQ: Final = 2**63 - 1
 
+ERASURES_AT_A_TIME: Final = 256
+"""Erase records confirmed at one upkeep."""
+
 _UNSETTLING: Final = frozenset({Kind.LIMIT, Kind.INVITE_CLOSE})
 """Kinds that can take away what stood; data records are judged anew after one."""
 
@@ -197,6 +200,18 @@ class Keeper:
             ]
         self.load_sealer(group)
 
+    async def follow_limits(self, group: Group) -> None:
+        """Write in new logs where a limit that spares us a role asks for that (a demotion)."""
+        if not group.founded or group.role(self._me) is None:
+            return
+        limits = group.standing.limits_on(self._me)
+        needed = max((limit.next_incarnation for limit in limits), default=0)
+        if min(group.incarnations) >= needed:
+            return
+        used = [s.key[2] for s in await self._store.logs(group.id) if s.key[1] == self._me]
+        if next_incarnation(max([*used, 0]), self._env.wall_ms()) >= needed:
+            await self.renew(group)
+
     def load_sealer(self, group: Group) -> None:
         """Tell the sealer the group's authority, incarnations and keys."""
         control, data = group.incarnations
@@ -230,6 +245,7 @@ class Keeper:
                     )
             await self.shares.take(group, control)
             await self._judge_anew(group, control)
+            await self.follow_limits(group)
             await self._tell_members(group)
             await self._tell_owners(group)
             await self.settle_erasures(group, _named(control))
@@ -290,7 +306,8 @@ class Keeper:
                 record = record_of(row)
                 seq = record.seq + 1
                 plain = self.shares.open_row(row)
-                if plain is not None:
+                # Not shared values: signed anew they would count twice, or beat what came since.
+                if plain is not None and record.kind != Kind.STATE:
                     drafts.append(
                         ControlDraft(record.kind, plain, record.key_tag, record.supersedes)
                     )
@@ -474,25 +491,34 @@ class Keeper:
     async def do_duties(self, group: Group) -> None:
         """Do what our position obliges us to now, and follow up on it."""
         await self.after(group, await self._duties(group))
-        # Not at once for each erasure, so that many are confirmed in one record.
+        # These not in the turn that calls for them: at most one new key, many words in one record.
+        if group.state == STATE_MEMBER and group.role(self._me) is not None:
+            rotation = self._rotation(group)
+            if rotation:
+                await self.write(group, rotation)
         await self._confirm_erasures(group)
 
     async def _confirm_erasures(self, group: Group) -> None:
         """Say which erase records were carried out here."""
         if group.state != STATE_MEMBER or group.role(self._me) is None:
             return
-        due = unconfirmed(group, self._me)
-        if due:
-            targets = [target for ident in due for target in group.erase_records[ident].targets]
-            states = await self._store.known(targets)
-            await self.write(group, confirm(group, due, states))
+        due = unconfirmed(group, self._me)[:ERASURES_AT_A_TIME]
+        gone: dict[bytes, int] = {}
+        for ident in due:
+            rows = await self._store.fetch(group.erase_records[ident].targets, bodies=True)
+            if all(row.envelope is None for row in rows):
+                gone[ident] = len(
+                    rows
+                )  # else it has no effect here, so there is nothing to confirm
+        if gone:
+            await self.write(group, confirm(gone))
 
     async def _duties(self, group: Group) -> list[Record]:
         """Write what our position obliges us to; the records written."""
         if group.state != STATE_MEMBER or group.role(self._me) is None:
             return []
         payloads, local = await self._owners.duties(group)
-        payloads = [*payloads, *await self._unpublished(group), *self._rotation(group)]
+        payloads = [*payloads, *await self._unpublished(group)]
         if not payloads:
             return []
         return await self.write_only(group, payloads, local)

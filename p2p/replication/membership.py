@@ -15,7 +15,7 @@ from p2p.replication.epoch import next_epoch, readers
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_MEMBER
 from p2p.replication.invites import make_close
-from p2p.replication.ops import KEEP_MAX, Grant, Kind, Limit, Role
+from p2p.replication.ops import KEEP_MAX, REASON_TAKEN_BACK, Grant, Kind, Limit, Role
 from p2p.replication.record import LANE_DATA, decode_header_untrusted
 
 if TYPE_CHECKING:
@@ -140,6 +140,9 @@ class Membership:
                 (Kind.EPOCH, self._epoch(found, but={member})),
             ]
             await self._core.keeper.write(found, payloads)
+            if found.standing.rotation_due():
+                # Somebody fell with the member, whose invite it was, and was handed the new key.
+                await self._core.keeper.write(found, [(Kind.EPOCH, self._epoch(found))])
         return plan
 
     async def set_role(self, group: bytes, member: bytes, role: Role) -> None:
@@ -163,6 +166,10 @@ class Membership:
             if role > before:
                 self._check_admin(found)
                 payloads = [grant]
+                key = found.standing.exchange_key(member)
+                if before < Role.READ and key is not None:
+                    share = self._core.keeper.shares.key_share(found, member, key)
+                    payloads.append((Kind.KEY_SHARE, share))
             else:
                 self._check_limit(found, member)
                 payloads = [(Kind.LIMIT, await self._limit(found, member, None)), grant]
@@ -279,7 +286,8 @@ class Membership:
         rows = sorted((log.key[2], log.key[3], last) for log, last in kept if last)
         newest = rows[-KEEP_MAX:]
         after = max((log.key[2] for log, _ in kept), default=0) + 1
-        return Limit(member, tuple(newest), after, REASON_UNSTATED)
+        reason = REASON_UNSTATED if keep is None else REASON_TAKEN_BACK
+        return Limit(member, tuple(newest), after, reason)
 
     def _epoch(self, group: Group, *, but: Collection[bytes] = ()) -> Epoch:
         """A new epoch for everybody who may read, but some."""

@@ -48,6 +48,8 @@ MEMBERS_MAX: Final = 400
 KEEP_MAX: Final = 1_024
 ERASE_MAX: Final = 256
 ERASE_ACKS_MAX: Final = 256
+REASON_TAKEN_BACK: Final = 1
+"""Of a limit: what lies beyond `keep` was taken away on purpose, not just unknown."""
 SEALED_EPOCH_BYTES: Final = 112
 SEALED_OWNER_BYTES: Final = 80
 
@@ -137,7 +139,7 @@ class Limit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
     next_incarnation: U32
     """From this one on a member who is let in again may write."""
     reason: U8
-    """0 = unstated."""
+    """0 = unstated; `REASON_TAKEN_BACK`."""
 
 
 class Invite(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -210,6 +210,7 @@ class Replication:
             )
             await load_group(core, group)
             core.groups.add(group)
+            await core.keeper.follow_limits(group)
             if group.founded:
                 # Of a run that ended between an erase record and what it asks for.
                 await core.keeper.settle_erasures(group, sorted(group.erasures))

@@ -308,26 +308,30 @@ class Standing:
         )
 
     def limits_on(self, member: bytes) -> list[Limit]:
-        """Standing limits that name a member."""
-        return [
-            op.payload
+        """Standing limits that name a member, oldest first."""
+        found = [
+            (op.head.hlc, op.id, op.payload)
             for op, stands in zip(self._book.ops, self._fold.stands, strict=True)
             if stands and isinstance(op.payload, Limit) and op.payload.member == member
         ]
-
-    @cached_property
-    def removals(self) -> int:
-        """How many limits stand."""
-        return sum(
-            1
-            for op, stands in zip(self._book.ops, self._fold.stands, strict=True)
-            if stands and isinstance(op.payload, Limit)
-        )
+        return [payload for _, _, payload in sorted(found, key=lambda one: one[:2])]
 
     def rotation_due(self) -> bool:
-        """Whether the newest key was made without knowing of a removal: who left may hold it."""
-        newest = next(iter(self.epochs()), None)
-        return newest is not None and self.standing_removals(newest.head.auth) < self.removals
+        """Whether who is out may hold the newest key: it was handed it, or left afterwards.
+
+        By time, not by what the epoch cites: a record cites 8 operations at most, so with more
+        heads than that an epoch might never be seen to know of a limit.
+        """
+        newest = max(self.epochs(), key=lambda e: (e.head.hlc, e.id), default=None)
+        if newest is None:
+            return False
+        members = self.members()
+        if any(members.get(who, Role.RELAY) < Role.READ for who, _ in newest.payload.shares):
+            return True
+        return any(
+            stands and isinstance(op.payload, Limit) and op.head.hlc > newest.head.hlc
+            for op, stands in zip(self._book.ops, self._fold.stands, strict=True)
+        )
 
     @cached_property
     def upgrade_needed(self) -> bool:

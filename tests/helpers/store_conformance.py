@@ -501,6 +501,19 @@ class StoreConformance:
         assert await cell_of(store) == {(first.id, False), (last.id, False)}
         assert list(await store.state_among([entry.id, last.id])) == [last.id]
 
+    async def test_a_record_of_another_kind_under_a_cells_tag_is_none_of_it(
+        self, store: RecordStore
+    ) -> None:
+        alice, bob = Chain(GROUP, ALICE), Chain(GROUP, BOB)
+        first, last = alice.next(kind=33, key_tag=TAG), alice.next(kind=33, key_tag=TAG)
+        other = bob.next(kind=40, key_tag=TAG, supersedes=(first.id, last.id))
+        await store.admit(GROUP, [other])
+        await store.admit(GROUP, [first, last])
+        assert await cell_of(store) == {(first.id, False), (last.id, False)}
+        await store.settle(GROUP, void=[last.id])
+        await store.settle(GROUP, revive=[last.id])
+        assert await cell_of(store) == {(first.id, False), (last.id, False)}
+
     async def test_a_void_or_erased_record_gives_back_what_it_superseded(
         self, store: RecordStore
     ) -> None:

@@ -196,6 +196,7 @@ def test_a_kill_in_a_backup_leaves_a_whole_one_or_none(home: Home, point: str) -
     home.ok("backup", "verify", backup(home).name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "count", "then"),
     [

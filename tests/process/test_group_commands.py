@@ -84,6 +84,7 @@ def test_an_invite_can_be_read_by_a_camera(pair: tuple[Home, Home]) -> None:
     assert sum(line.count("█") for line in shown.splitlines()) > 200
 
 
+@pytest.mark.slow
 def test_an_erasure_is_confirmed_by_the_other_machine(pair: tuple[Home, Home]) -> None:
     laptop, desk = pair
     desk.ok("join", ticket_of(laptop), "--yes")

@@ -38,6 +38,8 @@ TOOLS = [
     "memory_recall",
     "memory_remember",
     "peers_list",
+    "state_change",
+    "state_get",
 ]
 
 

@@ -305,3 +305,22 @@ async def test_a_word_of_nobody_confirms_nothing() -> None:
     await b.admit([stranger.write(Kind.ERASE_ACK, word)])
     (view,) = views(b.group)
     assert view.confirmed == ()
+
+
+def test_an_erasure_without_effect_is_confirmed_by_nobody() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            group = await pair_up(alice, bob)
+            theirs = await bob.write(group, "bob's")
+            await wait_until(lambda: alice.texts(group) == ["bob's"])
+            held = alice.replication._core.groups.get(group)
+            assert held is not None
+            async with alice.replication._core.keeper.turn(held):
+                payload = Erase((theirs,), 0)
+                await alice.replication._core.keeper.write(held, [(Kind.ERASE, payload)])
+            await wait_until(lambda: len(bob.replication.erasures(group)) == 1)
+            await trio.sleep(200)
+            (view,) = alice.replication.erasures(group)
+            assert (view.confirmed, view.outstanding) == ((), (bob.id,))
+
+    play(scene)

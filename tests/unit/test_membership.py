@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from p2p.replication.events import GroupError
-from p2p.replication.ops import Role
-from p2p.replication.record import Record
+from p2p.replication.ops import Grant, Kind, Role, encode_payload
+from p2p.replication.record import Envelope, Record
+from p2p.replication.sealing import ControlDraft, Place, sign_record
+from p2p.replication.state import Change
 from tests.helpers.mesh import wait_until
 from tests.unit.test_replication_service import nodes, pair_up, play, roles
 
@@ -237,5 +240,129 @@ def test_a_closed_invite_lets_nobody_in() -> None:
                 await bob.replication.join(invite.ticket)
             with pytest.raises(GroupError, match="no such invite"):
                 await alice.replication.membership.close_invite(group, bytes(32))
+
+    play(scene)
+
+
+# --- what a hostile or a demoted member may not bring about ----------------------------------------
+
+
+def test_a_demoted_member_goes_on_writing() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol, role=Role.ADMIN)
+            await bob.write(group, "as an admin")
+            await agree(group, alice, bob, carol)
+            await alice.replication.membership.set_role(group, bob.id, Role.WRITE)
+            await agree(group, alice, bob, carol)
+            await bob.write(group, "as a writer")
+            await agree(group, alice, bob, carol)
+            assert carol.texts(group) == bob.texts(group) == ["as a writer", "as an admin"]
+
+    play(scene)
+
+
+def test_a_relay_that_may_read_gets_the_keys() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            group = await pair_up(alice, bob, role=Role.RELAY)
+            await alice.write(group, "sealed")
+            await agree(group, alice, bob)
+            assert bob.texts(group) == []
+            await alice.replication.membership.set_role(group, bob.id, Role.WRITE)
+            await agree(group, alice, bob)
+            assert bob.texts(group) == ["sealed"]
+
+    play(scene)
+
+
+def test_what_was_taken_back_on_purpose_stays_away_when_its_author_returns() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            await bob.write(group, "good")
+            await agree(group, alice, bob, carol)
+            since = alice.env.wall_ms()
+            await wait_until(lambda: alice.env.wall_ms() > since + 5)
+            await bob.write(group, "bad")
+            await agree(group, alice, bob, carol)
+            await alice.replication.membership.remove(group, bob.id, since)
+            invite = await alice.replication.create_invite(group)
+            await bob.replication.join(invite.ticket)
+            await agree(group, alice, bob, carol)
+            assert alice.texts(group) == bob.texts(group) == ["good"]
+
+    play(scene)
+
+
+def test_a_counter_does_not_count_twice_when_a_member_returns() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            step = Change("counter", ("n",), "incr", 5)
+            await bob.replication.cells.change(group, step)
+            await agree(group, alice, bob, carol)
+            await part(bob, alice, carol)
+            await bob.replication.cells.change(group, Change("counter", ("n",), "incr", 3))
+            await alice.replication.membership.remove(group, bob.id)
+            bob.node.resume()
+            invite = await alice.replication.create_invite(group)
+            await bob.replication.join(invite.ticket)
+            await agree(group, alice, bob, carol)
+            for peer in (alice, bob, carol):
+                folded = await peer.replication.cells.get(group, "counter", ("n",))
+                assert folded.value == 5
+
+    play(scene)
+
+
+def test_who_falls_with_a_removed_admin_does_not_get_the_new_key() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await pair_up(alice, bob, role=Role.ADMIN)
+            invite = await bob.replication.create_invite(group)
+            await carol.replication.join(invite.ticket)
+            await agree(group, alice, bob, carol)
+            await alice.replication.membership.remove(group, bob.id, 0)
+            assert roles(alice, group) == {alice.id: Role.ADMIN}
+            held = alice.replication._core.groups.get(group)
+            assert held is not None
+            newest = held.standing.epochs()[0]
+            assert [who for who, _ in newest.payload.shares] == [alice.id]
+
+    play(scene)
+
+
+def test_many_heads_do_not_make_an_admin_write_keys_for_ever() -> None:
+    """A member that signs in many logs at once keeps an epoch from citing all operations."""
+
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            held = bob.replication._core.groups.get(group)
+            assert held is not None
+            auth = held.authority.heads(bob.id)
+            logs = [(group, bob.id, 9_000_000 + n, 0) for n in range(9)]
+            payload = encode_payload(Grant(carol.id, Role.READ))
+            ahead = (bob.env.wall_ms() + 300_000) << 16
+            forged = []
+            for n, log in enumerate(logs):
+                envelope = Envelope(bytes([n]) * 16, None, None, payload)
+                draft = ControlDraft(Kind.GRANT, payload)
+                place = Place(log, 1, None, 0)
+                forged.append(
+                    sign_record(bob.identity, group, draft, place, ahead + n, auth, envelope)
+                )
+            here = alice.replication._core.groups.get(group)
+            assert here is not None
+            core = alice.replication._core
+            async with core.keeper.turn(here):
+                _, admitted = await core.admission.admit(here, [r.wire() for r in forged], bob.id)
+                await core.keeper.after(here, admitted)
+            assert len(here.authority.heads(alice.id)) == 8
+            await carol.replication.membership.leave(group)
+            await wait_until(lambda: carol.id not in roles(alice, group))
+            await trio.sleep(400)
+            assert len(here.standing.epochs()) <= 4
 
     play(scene)

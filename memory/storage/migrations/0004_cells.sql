@@ -8,8 +8,8 @@ CREATE TABLE cell(
 
 INSERT INTO cell SELECT grp, key_tag, log, seq, n, gone FROM (
   SELECT r.grp, r.key_tag, r.log, r.seq, r.n,
-    EXISTS (SELECT 1 FROM supersede s JOIN record o ON o.n = s.src WHERE s.dst = r.id
-      AND o.state = 'live' AND o.grp = r.grp AND o.key_tag = r.key_tag
+    EXISTS (SELECT 1 FROM supersede s CROSS JOIN record o ON o.n = s.src WHERE s.dst = r.id
+      AND o.kind = 33 AND o.state = 'live' AND o.grp = r.grp AND o.key_tag = r.key_tag
       AND EXISTS (SELECT 1 FROM body ob WHERE ob.n = o.n)) AS gone,
     max(r.seq) OVER (PARTITION BY r.grp, r.key_tag, r.log) AS newest
   FROM record r WHERE r.kind = 33 AND r.key_tag IS NOT NULL AND r.state = 'live'
