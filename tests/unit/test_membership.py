@@ -244,7 +244,7 @@ def test_a_closed_invite_lets_nobody_in() -> None:
     play(scene)
 
 
-# --- what a hostile or a demoted member may not bring about ----------------------------------------
+# --- what a hostile or a demoted member may not bring about -----------------------------------
 
 
 def test_a_demoted_member_goes_on_writing() -> None:
