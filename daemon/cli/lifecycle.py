@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
     from daemon.paths import Paths
 
+UP_TRIES = 3
+"""Starts of one `covey up`, where what was found running ends at once."""
+
 DOWN_S = 40.0
 """Longest wait for the end: the drain time, the mesh's goodbye and the last checkpoint."""
 
@@ -62,9 +65,7 @@ def run_up(args: argparse.Namespace) -> int:
 
         return run_foreground(paths, args.set)
     first = not os.path.exists(paths.key)
-    started = _start(paths, args)
-    client = _client(args)
-    status = out.mapping(client.call("daemon.status"))
+    started, status = _up(paths, args)
     if args.json:
         out.say_json({"started": started, "first": first, "status": status})
         return 0
@@ -79,6 +80,23 @@ def run_up(args: argparse.Namespace) -> int:
     out.say(f"  this machine   {out.text(status.get('peer_id'))}")
     _next_steps(status, first=first)
     return 0
+
+
+def _up(paths: Paths, args: argparse.Namespace) -> tuple[bool, dict[str, Json]]:
+    """Whether we started it, and the status of the daemon that runs now.
+
+    One that answered and then ended before it could be asked (it was killed, or another start of
+    it gave up) is started once more.
+    """
+    started = False
+    for left in reversed(range(UP_TRIES)):
+        started = _start(paths, args) or started
+        try:
+            return started, out.mapping(_client(args).call("daemon.status"))
+        except NotRunning:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _start(paths: Paths, args: argparse.Namespace) -> bool:

@@ -386,3 +386,32 @@ def test_what_is_no_utf8_is_called_so(monkeypatch: pytest.MonkeyPatch, errors: s
     monkeypatch.setattr("sys.stdin", piped)
     with pytest.raises(CliError, match="no UTF-8 text"):
         run_remember(argparse.Namespace(text=["-"]))
+
+
+def test_up_starts_anew_what_ended_before_it_could_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from daemon.cli import lifecycle
+    from daemon.cli.client import NotRunning
+
+    starts: list[bool] = []
+    answers: list[object] = [NotRunning("gone"), {"name": "laptop"}]
+
+    class Dying:
+        def call(self, _: str) -> object:
+            answer = answers.pop(0)
+            if isinstance(answer, NotRunning):
+                raise answer
+            return answer
+
+    def start(*_: object) -> bool:
+        starts.append(True)
+        return len(starts) > 1
+
+    monkeypatch.setattr(lifecycle, "_start", start)
+    monkeypatch.setattr(lifecycle, "_client", lambda _: Dying())
+    started, status = lifecycle._up(None, None)  # type: ignore[arg-type]
+    assert (started, status, len(starts)) == (True, {"name": "laptop"}, 2)
+    answers[:] = [NotRunning("gone")] * lifecycle.UP_TRIES
+    with pytest.raises(NotRunning):
+        lifecycle._up(None, None)  # type: ignore[arg-type]
