@@ -8,6 +8,7 @@ right to the name. Source: docs/specs/state.md.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Final
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from p2p.replication.groups import Group
     from p2p.replication.state import CellType
     from p2p.replication.store import CellRow, Draft, Receipt, Stored
+
+log = logging.getLogger("covey.p2p.replication")
 
 ENTRIES_KEPT: Final = 20_000
 """Opened entries remembered: opening one takes some 20 us, and a set reads all of its elements."""
@@ -329,7 +332,10 @@ class Cells:
             self._news = trio.Event()
             stored, self._stored = self._stored, []
             for group_id, ids in stored:
-                await self._tell(group_id, ids)
+                try:
+                    await self._tell(group_id, ids)
+                except Exception:  # a supervisor: a full disk costs watchers a word, not the daemon
+                    log.exception("cell_change_untold", extra={"f": {"records": len(ids)}})
             if not self._stored:
                 await self._news.wait()
 

@@ -29,6 +29,7 @@ fingerprints and ids. Source: docs/specs/sync.md s.10.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -328,7 +329,7 @@ class _Writer:
 # --- the two sides --------------------------------------------------------------------------------
 
 
-class _Side:
+class _Side(ABC):
     """What both sides do with a range that differs.
 
     Args:
@@ -359,16 +360,16 @@ class _Side:
             found[digest.digest()[:SHORT_BYTES]] = record_id
         return found
 
-    def _listed(self, short_ids: dict[bytes, bytes]) -> None:
+    def _listed(self, short_ids: dict[bytes, bytes]) -> None:  # noqa: B027 - a hook, not a duty
         """A list of ours goes out."""
 
-    def _list_below(self, out: _Writer) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _list_below(self, out: _Writer) -> int: ...
 
+    @abstractmethod
     def _answer_ids(
         self, out: _Writer, first: int, end: int, upper: bytes, theirs: Sequence[bytes]
-    ) -> bool:
-        raise NotImplementedError
+    ) -> bool: ...
 
     def _answer(self, ranges: Sequence[Range]) -> bytes:
         """Our word on each range of the peer, as far as the message has room."""

@@ -17,6 +17,8 @@ from tests.helpers.mesh import wait_until
 from tests.unit.test_replication_service import nodes, pair_up, play
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from p2p.replication.cells import CellChange
     from p2p.replication.state import CellType, Json, Op
     from tests.helpers.mesh import Peer
@@ -151,6 +153,33 @@ def test_a_watcher_hears_of_foreign_changes() -> None:
             assert folded.value == "news"
             await wait_until(lambda: bool(heard))
             assert [(one.cell.path, one.ids) for one in heard] == [(ITEMS, (ident,))]
+
+    play(scene)
+
+
+def test_a_store_that_fails_once_costs_watchers_a_word_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            heard: list[CellChange] = []
+            alice.replication.cells.on_change(heard.append)
+            asked: list[object] = []
+            real = alice.store.state_among
+
+            async def failing(ids: Sequence[bytes]) -> Sequence[bytes]:
+                asked.append(ids)
+                if len(asked) == 1:
+                    raise OSError("disk full")
+                return await real(ids)
+
+            monkeypatch.setattr(alice.store, "state_among", failing)
+            await do(alice, group, "lww", "set", 1)
+            await wait_until(lambda: bool(asked))
+            ident = await do(alice, group, "lww", "set", 2)
+            await wait_until(lambda: bool(heard))
+            assert heard[-1].ids[-1:] == (ident,)
 
     play(scene)
 
