@@ -494,8 +494,12 @@ class WireFabric:
             await self._changed.wait()
             await trio.sleep(self._config.push_delay_s)
             self._changed = trio.Event()
-            for connection in self._manager.table:
-                connection.start_soon(self._identify.push)
+            self._push_to_all()
+
+    def _push_to_all(self) -> None:
+        # Not in the loop above: its frame would keep the last connection until the next change.
+        for connection in self._manager.table:
+            connection.start_soon(self._identify.push)
 
     def identified(self, peer: PeerId) -> None:
         """A peer told what it serves."""
