@@ -1,1 +1,1 @@
-"""Jobs and rounds over peers (later). Imports p2p only; its doors are seams.Mesh and seams.Db."""
+"""Jobs and rounds over peers. Imports p2p only; its doors are in seams.py."""
