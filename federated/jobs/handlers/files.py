@@ -1,0 +1,216 @@
+"""`files.list@1` and `files.wordcount@1`: files of folders that the operator named.
+
+A row names a root and either one file (`path`) or several (`pattern`), never a folder of its own
+choice: {"root": "notes", "pattern": "**/*.md"}. How paths are opened: `beneath`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+from typing_extensions import override
+
+from federated.jobs.handlers.base import HandlerInfo
+from federated.jobs.handlers.beneath import Found, Refusal, Root
+from federated.jobs.handlers.builtin import count_words, sorted_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from federated.jobs.handlers.base import Batch, BatchRow, Handler, TaskCtx
+    from federated.jobs.types import Row, RowOut
+    from p2p.env import Offload
+
+T = TypeVar("T")
+
+FILE_BYTES_MAX: Final = 16 * 2**20
+# All files of one row of files.wordcount: ten seconds of counting or so.
+ROW_BYTES_READ_MAX: Final = 64 * 2**20
+# Files of one answer of files.list; `after` asks for those behind.
+FILES_LISTED_MAX: Final = 1000
+# Characters counted between two looks at whether the task was cancelled: some 20 ms.
+_SLICE_CHARS: Final = 1 << 18
+# What an entry of an answer takes beside its path; and what is left for the rest of the answer.
+_ENTRY_BYTES: Final = 48
+_ANSWER_BYTES: Final = 256
+
+
+async def offload_stoppable(offload: Offload, fn: Callable[[Callable[[], bool]], T]) -> T:
+    """Run `fn` off the loop; it gets a function that says whether to give up.
+
+    A thread cannot be cancelled, and trio waits for it: so it is told.
+    """
+    stop = threading.Event()
+
+    async def tell() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            stop.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tell)
+        result = await offload.run(lambda: fn(stop.is_set))
+        nursery.cancel_scope.cancel()
+    return result
+
+
+class _FilesHandler:
+    """What both have in common: a row's root, and one trip to a thread a task."""
+
+    info: HandlerInfo
+
+    def __init__(self, roots: Mapping[str, str]) -> None:
+        self._roots = {name: Root(path) for name, path in roots.items()}
+
+    async def run(self, batch: Batch, ctx: TaskCtx) -> Sequence[RowOut]:
+        """Answer the rows; a row that names no file of ours is missing, with the reason."""
+        out_bytes = ctx.limits.out_bytes
+
+        def compute(stopped: Callable[[], bool]) -> list[RowOut]:
+            answers: list[RowOut] = []
+            for item in batch.rows:
+                if stopped():
+                    break
+                answers.append(self._one(item, out_bytes, stopped))
+            return answers
+
+        return await offload_stoppable(ctx.offload, compute)
+
+    async def aclose(self) -> None:
+        """Nothing is kept between tasks."""
+
+    def _one(self, item: BatchRow, out_bytes: int, stopped: Callable[[], bool]) -> RowOut:
+        try:
+            return item.k, self._answer(item.row, out_bytes, stopped), ""
+        except Refusal as refusal:
+            return item.k, None, refusal.reason
+
+    def _answer(self, row: Row, out_bytes: int, stopped: Callable[[], bool]) -> Row:
+        raise NotImplementedError
+
+    def _root(self, row: Row) -> Root:
+        name = row.get("root")
+        root = self._roots.get(name) if isinstance(name, str) else None
+        if root is None:
+            raise Refusal("unknown_root")
+        return root
+
+
+class FilesList(_FilesHandler):
+    """`files.list@1`: which files a root has.
+
+    Row: {root, path} or {root, pattern, after?}. Answer: {"files": [{"path", "bytes"}, ...],
+    "more": whether there are others behind the last, "unnamed": files left out because their
+    names are not UTF-8 in NFC}, ascending by path.
+
+    Args:
+        roots: {name: folder}.
+    """
+
+    info: HandlerInfo = HandlerInfo(
+        id="files.list@1",
+        kind="named",
+        deterministic=True,
+        local=True,
+        summary="lists files of a folder that this node's operator named",
+    )
+
+    @override
+    def _answer(self, row: Row, out_bytes: int, stopped: Callable[[], bool]) -> Row:
+        files, unnamed = _chosen(self._root(row), row, stopped)
+        after = row.get("after", "")
+        if not isinstance(after, str):
+            raise Refusal("bad_row")
+        listed: list[object] = []
+        left = out_bytes - _ANSWER_BYTES
+        behind = [file for file in files if file.path > after]
+        for file in behind[:FILES_LISTED_MAX]:
+            left -= 2 * len(file.path.encode()) + _ENTRY_BYTES
+            if left < 0:
+                break
+            listed.append({"path": file.path, "bytes": file.size_bytes})
+        if behind and not listed:
+            raise Refusal("too_large")
+        return {"files": listed, "more": len(listed) < len(behind), "unnamed": unnamed}
+
+
+class FilesWordCount(_FilesHandler):
+    """`files.wordcount@1`: {"pairs": [[word, n], ...]} of one file or of all that match.
+
+    Row: {root, path} or {root, pattern}. Files are UTF-8; bytes that are not end a word. One with
+    a NUL is no text: alone it is `missing: not_text`, among others it is left out.
+
+    Args:
+        roots: {name: folder}.
+    """
+
+    info: HandlerInfo = HandlerInfo(
+        id="files.wordcount@1",
+        kind="named",
+        deterministic=True,
+        local=True,
+        summary="counts words in files of a folder that this node's operator named",
+    )
+
+    @override
+    def _answer(self, row: Row, out_bytes: int, stopped: Callable[[], bool]) -> Row:
+        root = self._root(row)
+        files, _ = _chosen(root, row, stopped)
+        alone = "path" in row
+        left = ROW_BYTES_READ_MAX
+        counts: Counter[str] = Counter()
+        for file in files:
+            data = _read_one(root, file, alone=alone)
+            left -= len(data)
+            if left < 0:
+                raise Refusal("too_large")
+            _count(data.decode("utf-8", "replace"), counts, stopped)
+        if sum(len(word.encode()) + 8 for word in counts) > out_bytes:
+            raise Refusal("too_large")
+        return {"pairs": sorted_pairs(counts)}
+
+
+def files_handlers(roots: Mapping[str, str]) -> Sequence[Handler]:
+    """What a node offers once a root is named; nothing without one."""
+    return (FilesList(roots), FilesWordCount(roots)) if roots else ()
+
+
+def _chosen(root: Root, row: Row, stopped: Callable[[], bool]) -> tuple[list[Found], int]:
+    path, pattern = row.get("path"), row.get("pattern")
+    if isinstance(path, str) and pattern is None:
+        return [root.look(path)], 0
+    if isinstance(pattern, str) and path is None:
+        return root.find(pattern, stopped=stopped)
+    raise Refusal("bad_row")
+
+
+def _read_one(root: Root, file: Found, *, alone: bool) -> bytes:
+    """The bytes of a text; none for one among several that has gone or is no text."""
+    try:
+        data = root.read(file.path, bytes_max=FILE_BYTES_MAX)
+    except Refusal as refusal:
+        if alone or refusal.reason == "too_large":
+            raise
+        return b""
+    if b"\0" in data:
+        if alone:
+            raise Refusal("not_text")
+        return b""
+    return data
+
+
+def _count(text: str, counts: Counter[str], stopped: Callable[[], bool]) -> None:
+    """Count slice by slice, cut at a space so that no word is."""
+    start = 0
+    while start < len(text):
+        if stopped():
+            raise Refusal("cancelled")
+        end = min(len(text), start + _SLICE_CHARS)
+        while end < len(text) and not text[end].isspace():
+            end += 1
+        count_words(text[start:end], counts)
+        start = end
