@@ -37,6 +37,9 @@ LEVEL_REPUTATION: Final = 1
 LEVEL_AGREED: Final = 2
 LEVEL_OWN: Final = 3
 
+OWNER_BYTES: Final = 32
+_PARTING: Final = bytes(OWNER_BYTES)
+
 WHOLE_ROW: Final = ""
 """The name of the one cell of a row without declared columns."""
 
@@ -115,8 +118,8 @@ class Accepted:
         level: 0 unchecked, 1 by reputation, 2 agreed by m owners, 3 computed by an own device.
         agreed: owners whose whole row this is: they won the vote.
         lost: owners who contradicted a cell of it.
-        backing: for each cell who carries it, every set once; what `reopen` asks. Empty if an own
-            device does.
+        backing: sets of owners, what `reopen` asks: `agreed` alone, or if nobody gave the row
+            whole those who carry a cell of it. Empty if an own device computed it.
         conflicts: the cells that were answered in several ways.
     """
 
@@ -228,7 +231,9 @@ def wants_audit(policy: Policy, rng: Random) -> bool:
 def reopen(
     rows: Mapping[int, Iterable[frozenset[bytes]]], quarantined: Collection[bytes]
 ) -> list[int]:
-    """The rows with a cell that quarantined owners alone carry, ascending.
+    """The rows that quarantined owners alone carry, or of which they alone carry a cell, ascending.
+
+    What is left of such a row's answers without theirs is judged anew, with `alone=False`.
 
     Args:
         rows: `Accepted.backing` by row.
@@ -238,6 +243,23 @@ def reopen(
     return sorted(
         k for k, backing in rows.items() if any(owners and owners <= bad for owners in backing)
     )
+
+
+def pack_backing(backing: Iterable[frozenset[bytes]]) -> bytes:
+    """`Accepted.backing` as bytes for the journal: keys of 32, sets parted by as many zeros."""
+    return _PARTING.join(sorted(b"".join(sorted(owners)) for owners in backing))
+
+
+def unpack_backing(data: bytes) -> frozenset[frozenset[bytes]]:
+    """What `pack_backing` packed."""
+    found: list[set[bytes]] = [set()]
+    for i in range(0, len(data), OWNER_BYTES):
+        key = data[i : i + OWNER_BYTES]
+        if key == _PARTING:
+            found.append(set())
+        else:
+            found[-1].add(key)
+    return frozenset(frozenset(owners) for owners in found if owners)
 
 
 class Judge:
@@ -376,7 +398,7 @@ class Judge:
             LEVEL_OWN if own else LEVEL_AGREED,
             agreed,
             lost,
-            frozenset(backing),
+            frozenset((agreed,) if agreed else backing) if not own else frozenset(),
             conflicts,
         )
 

@@ -19,9 +19,11 @@ from federated.jobs.verify import (
     NoQuorum,
     Policy,
     Verdict,
+    pack_backing,
     parse_policy,
     reopen,
     resolve_policy,
+    unpack_backing,
 )
 
 QUORUM = Policy("quorum", 0.0, 2)
@@ -91,9 +93,26 @@ def test_cells_are_voted_on_by_themselves() -> None:
     assert verdict.agreed == {b"r"}
     assert verdict.lost == {b"p", b"q"}
     assert [conflict.column for conflict in verdict.conflicts] == ["a", "b"]
-    backing = {3: verdict.backing, 9: frozenset({frozenset({b"p", b"s"})})}
-    assert reopen(backing, [b"r"]) == []
-    assert reopen(backing, [b"p", b"r"]) == [3]
+    assert verdict.backing == {frozenset({b"r"})}
+
+
+def test_a_row_that_nobody_gave_whole_reopens_for_each_cell() -> None:
+    judge = Judge([Column(name=name) for name in "abc"])
+    rows = {"p": "yxx", "q": "xyx", "r": "xxy"}
+    answers = [
+        Answer(who.encode() * 32, who.encode(), 1, dict(zip("abc", cells, strict=True)))
+        for who, cells in rows.items()
+    ]
+    verdict = judge.judge(answers, QUORUM, alone=False, arbiter=False, owners_left=0)
+    assert isinstance(verdict, Accepted)
+    assert verdict.row == {"a": "x", "b": "x", "c": "x"}
+    assert verdict.agreed == frozenset()
+    p, q, r = (who.encode() * 32 for who in rows)
+    kept = unpack_backing(pack_backing(verdict.backing))
+    assert kept == verdict.backing == {frozenset({q, r}), frozenset({p, r}), frozenset({p, q})}
+    backing = {3: kept, 9: frozenset({frozenset({p, b"s" * 32})}), 4: unpack_backing(b"")}
+    assert reopen(backing, [r, b"s" * 32]) == []
+    assert reopen(backing, [p, r, b"s" * 32]) == [3, 9]
 
 
 def test_one_is_enough_if_trusted_alone_and_not_contradicted() -> None:
