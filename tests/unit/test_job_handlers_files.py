@@ -14,8 +14,8 @@ from federated.jobs.handlers.files import (
     FilesList,
     FilesWordCount,
     files_handlers,
-    offload_stoppable,
 )
+from federated.jobs.handlers.threads import offload_stoppable
 from tests.helpers.job_handlers import Threads, make_batch, make_ctx
 
 if TYPE_CHECKING:

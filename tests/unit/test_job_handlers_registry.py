@@ -9,6 +9,7 @@ import pytest
 from federated.errors import HandlerError, UsageError
 from federated.jobs.config import HandlerConfig, JobsConfig, LlmConfig
 from federated.jobs.handlers.builtin import Echo
+from federated.jobs.handlers.expr import EXPR_ID
 from federated.jobs.handlers.memory import MemorySearch
 from federated.jobs.handlers.registry import ANYBODY, Handlers, Rule, build_handlers
 from tests.helpers.job_handlers import OWNER, PEER, make_batch, make_ctx
@@ -56,6 +57,16 @@ def test_files_are_offered_once_a_root_is_named_to_those_named() -> None:
     ours = build_handlers(config, search=None, named=named)
     assert "files.list@1" in ids(ours, "stranger", TEAM)
     assert "files.list@1" not in ids(ours, "stranger", OTHER)
+
+
+def test_expressions_are_taken_from_those_named_alone() -> None:
+    handlers = build_handlers(JobsConfig(expr=("own",), slots=3), search=None, named=named)
+    assert EXPR_ID in ids(handlers, "own", TEAM)
+    assert EXPR_ID not in ids(handlers, "friend", TEAM)
+    info = handlers.own(EXPR_ID)
+    assert info is not None
+    assert info.slots == 3
+    assert handlers.own("nothing@1") is None
 
 
 @pytest.mark.parametrize("trust", get_args(Trust))

@@ -6,25 +6,21 @@ choice: {"root": "notes", "pattern": "**/*.md"}. How paths are opened: `beneath`
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-import trio
 from typing_extensions import override
 
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.handlers.beneath import Found, Refusal, Root
 from federated.jobs.handlers.builtin import count_words, sorted_pairs
+from federated.jobs.handlers.threads import offload_stoppable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from federated.jobs.handlers.base import Batch, BatchRow, Handler, TaskCtx
     from federated.jobs.types import Row, RowOut
-    from p2p.env import Offload
-
-T = TypeVar("T")
 
 FILE_BYTES_MAX: Final = 16 * 2**20
 # All files of one row of files.wordcount: ten seconds of counting or so.
@@ -36,26 +32,6 @@ _SLICE_CHARS: Final = 1 << 18
 # What an entry of an answer takes beside its path; and what is left for the rest of the answer.
 _ENTRY_BYTES: Final = 48
 _ANSWER_BYTES: Final = 256
-
-
-async def offload_stoppable(offload: Offload, fn: Callable[[Callable[[], bool]], T]) -> T:
-    """Run `fn` off the loop; it gets a function that says whether to give up.
-
-    A thread cannot be cancelled, and trio waits for it: so it is told.
-    """
-    stop = threading.Event()
-
-    async def tell() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            stop.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(tell)
-        result = await offload.run(lambda: fn(stop.is_set))
-        nursery.cancel_scope.cancel()
-    return result
 
 
 class _FilesHandler:

@@ -6,6 +6,7 @@ does not exist are refused with the same word.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -14,6 +15,7 @@ import trio
 from federated.errors import HandlerError, UsageError
 from federated.jobs.config import FRIENDS, OWN
 from federated.jobs.handlers.builtin import builtins
+from federated.jobs.handlers.expr import Expr
 from federated.jobs.handlers.files import files_handlers
 from federated.jobs.handlers.memory import MemorySearch
 
@@ -140,10 +142,21 @@ def build_handlers(
         search: this node's memory; None: it offers no search.
         named: the group that the operator calls so on this node.
         more: others, from elsewhere.
+
+    Raises:
+        HandlerError: `unavailable`: one needs an extra that is not installed; the message says
+            which.
     """
     offers: list[tuple[AnyHandler, Rule]] = [(handler, ANYBODY) for handler in builtins()]
     if search is not None:
         offers.append((MemorySearch(search), ANYBODY))
     files_rule = Rule(groups=frozenset(config.files_groups))
     offers += [(handler, files_rule) for handler in files_handlers(config.files)]
+    if config.expr:
+        offers.append((Expr(slots=slots_of(config)), Rule(groups=frozenset(config.expr))))
     return Handlers([*offers, *more], named=named)
+
+
+def slots_of(config: JobsConfig) -> int:
+    """Tasks at once on this machine."""
+    return config.slots or max(1, (os.cpu_count() or 2) // 2)
