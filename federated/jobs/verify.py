@@ -39,6 +39,7 @@ LEVEL_OWN: Final = 3
 
 OWNER_BYTES: Final = 32
 _PARTING: Final = bytes(OWNER_BYTES)
+_PLAIN: Final = frozenset({str, int, float, bool})
 
 WHOLE_ROW: Final = ""
 """The name of the one cell of a row without declared columns."""
@@ -369,46 +370,40 @@ class Judge:
         self, votes: list[Answer], conflicts: tuple[Conflict, ...], m: int
     ) -> Accepted | None:
         """The row of which every cell has m owners and more than any other value."""
+        heard = [vote for vote in votes if _completes(votes, vote)]
+        if len(heard) < m:
+            return None
         chosen: list[Answer] = []
         backing: list[frozenset[bytes]] = []
+        lost: set[bytes] = set()
         for cell in self._cells:
-            best = self._cell(cell, votes, m)
+            best = self._cell(cell, heard, m)
             if best is None:
                 return None
             chosen.append(best)
-            backing.append(
-                frozenset(
-                    vote.owner
-                    for vote in votes
-                    if _completes(votes, vote) and self._agree(cell, vote, best)
-                )
-            )
-        lost = frozenset(
-            vote.owner
-            for vote in votes
-            if not all(
-                self._agree(cell, vote, best)
-                for cell, best in zip(self._cells, chosen, strict=True)
-            )
-        )
-        agreed = frozenset(vote.owner for vote in votes if _completes(votes, vote)) - lost
-        own = any(vote.own and vote.owner in agreed for vote in votes)
+            against = {vote.owner for vote in votes if not self._agree(cell, vote, best)}
+            backing.append(frozenset(vote.owner for vote in heard if vote.owner not in against))
+            lost |= against
+        agreed = frozenset(vote.owner for vote in heard if vote.owner not in lost)
+        own = any(vote.own and vote.owner in agreed for vote in heard)
         return Accepted(
             self._merged(chosen),
             LEVEL_OWN if own else LEVEL_AGREED,
             agreed,
-            lost,
+            frozenset(lost),
             frozenset((agreed,) if agreed else backing) if not own else frozenset(),
             conflicts,
         )
 
-    def _cell(self, cell: Column | None, votes: list[Answer], m: int) -> Answer | None:
+    def _cell(self, cell: Column | None, heard: list[Answer], m: int) -> Answer | None:
         """A vote with the winning value.
 
         Of values within tolerance the one most agree with, then the least by canonical form, so
         that the order of the votes does not matter.
         """
-        heard = [vote for vote in votes if _completes(votes, vote)]
+        first = _value(cell, heard[0])
+        if all(_identical(first, _value(cell, vote)) for vote in heard):
+            return heard[0]
         backers = [sum(self._agree(cell, vote, other) for other in heard) for vote in heard]
         most = max(backers)
         if most < m:
@@ -445,7 +440,8 @@ class Judge:
         )
 
     def _agree(self, cell: Column | None, a: Answer, b: Answer) -> bool:
-        return a is b or self._equal(cell, _value(cell, a), _value(cell, b))
+        one, other = _value(cell, a), _value(cell, b)
+        return _identical(one, other) or self._equal(cell, one, other)
 
 
 def _votes(answers: Sequence[Answer]) -> list[Answer]:
@@ -477,7 +473,11 @@ def _value(cell: Column | None, vote: Answer) -> object:
     return row if cell is None else row.get(cell.name)
 
 
+def _identical(a: object, b: object) -> bool:
+    """Whether two values are equal at a glance: no comparer needs to be asked."""
+    kind = type(a)
+    return a is b or (kind is type(b) and kind in _PLAIN and a == b)
+
+
 def _same_form(_column: Column | None, a: object, b: object) -> bool:
-    if type(a) is str and type(b) is str and a == b:
-        return True
     return canonical(a) == canonical(b)
