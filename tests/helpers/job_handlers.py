@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -61,3 +63,22 @@ def make_ctx(
         limits=limits or TaskLimits(),
         offload=Threads(),
     )
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has asked about yet (a zombie) has."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+async def until_gone(pid: int) -> None:
+    """Wait until a process has ended; the caller limits how long."""
+    while not gone(pid):  # noqa: ASYNC110 - a stranger's process tells nobody of its end
+        await trio.sleep(0.01)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from federated.jobs.handlers.sandbox import sandbox_kind
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -93,7 +95,17 @@ def _ipv6() -> str | None:
     return None if " lo\n" in loopback else "no IPv6 address on the loopback interface"
 
 
+def _bubblewrap() -> str | None:
+    return None if sandbox_kind() == "bubblewrap" else "no bubblewrap that works here"
+
+
 REQUIREMENTS: Mapping[str, Requirement] = {
+    "bubblewrap": Requirement(
+        _bubblewrap,
+        "install the sandbox, for example `apt-get install bubblewrap`, where user namespaces are"
+        " allowed",
+        optional_in_ci=True,
+    ),
     "npm": Requirement(
         functools.partial(_command, "npm"),
         "install the system's npm package, for example `apt-get install npm`",

@@ -69,6 +69,23 @@ def test_expressions_are_taken_from_those_named_alone() -> None:
     assert handlers.own("nothing@1") is None
 
 
+def test_programs_are_offered_to_their_groups_and_one_that_is_not_there_to_nobody() -> None:
+    config = JobsConfig(
+        handlers={
+            "score@1": HandlerConfig(run="operators_own:score", groups=("team",)),
+            "list@1": HandlerConfig(run=("ls",), groups=("friends",)),
+            "gone@1": HandlerConfig(run=("no-such-program-of-ours",)),
+        }
+    )
+    handlers = build_handlers(config, search=None, named=named)
+    assert "score@1" in ids(handlers, "stranger", TEAM)
+    assert "score@1" not in ids(handlers, "friend", OTHER)
+    assert "list@1" in ids(handlers, "friend", OTHER)
+    assert "gone@1" not in ids(handlers, "own", None)
+    assert list(handlers.unavailable) == ["gone@1"]
+    assert "no-such-program-of-ours" in handlers.unavailable["gone@1"]
+
+
 @pytest.mark.parametrize("trust", get_args(Trust))
 @pytest.mark.parametrize("group", [None, TEAM, OTHER])
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ does not exist are refused with the same word.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
@@ -15,17 +17,20 @@ import trio
 from federated.errors import HandlerError, UsageError
 from federated.jobs.config import FRIENDS, OWN
 from federated.jobs.handlers.builtin import builtins
-from federated.jobs.handlers.expr import Expr
+from federated.jobs.handlers.expr import EXPR_ID, Expr
 from federated.jobs.handlers.files import files_handlers
 from federated.jobs.handlers.memory import MemorySearch
+from federated.jobs.handlers.proc import operator_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from federated.jobs.config import JobsConfig
     from federated.jobs.handlers.base import Handler, HandlerInfo, PureHandler
     from federated.jobs.handlers.memory import Search
     from federated.seams import GroupId, TrustClass
+
+log = logging.getLogger("covey.jobs.handlers")
 
 AnyHandler: TypeAlias = "Handler | PureHandler"
 
@@ -77,6 +82,7 @@ class Handlers:
     Args:
         offers: each handler with who may use it.
         named: the group that the operator calls so on this node; None: there is none (yet).
+        unavailable: what was switched on and cannot be offered, by id, and why.
 
     Raises:
         UsageError: two have the same id.
@@ -87,7 +93,9 @@ class Handlers:
         offers: Iterable[tuple[AnyHandler, Rule]],
         *,
         named: Callable[[str], GroupId | None],
+        unavailable: Mapping[str, str] | None = None,
     ) -> None:
+        self.unavailable: Final[Mapping[str, str]] = dict(unavailable or {})
         self._offers: dict[str, tuple[AnyHandler, Rule]] = {}
         self._named = named
         for handler, rule in offers:
@@ -143,18 +151,32 @@ def build_handlers(
         named: the group that the operator calls so on this node.
         more: others, from elsewhere.
 
-    Raises:
-        HandlerError: `unavailable`: one needs an extra that is not installed; the message says
-            which.
+    What needs a program or an extra that is not there is not offered, logged, and named in
+    `Handlers.unavailable`: the rest of the node is not to suffer from it.
     """
     offers: list[tuple[AnyHandler, Rule]] = [(handler, ANYBODY) for handler in builtins()]
     if search is not None:
         offers.append((MemorySearch(search), ANYBODY))
     files_rule = Rule(groups=frozenset(config.files_groups))
     offers += [(handler, files_rule) for handler in files_handlers(config.files)]
+    unavailable: dict[str, str] = {}
+    for name, groups, make in _switched_on(config):
+        try:
+            offers.append((make(), Rule(groups=frozenset(groups))))
+        except HandlerError as error:
+            unavailable[name] = str(error)
+            log.warning("handler_unavailable", extra={"f": {"handler": name, "why": str(error)}})
+    return Handlers([*offers, *more], named=named, unavailable=unavailable)
+
+
+def _switched_on(
+    config: JobsConfig,
+) -> Iterator[tuple[str, Iterable[str], Callable[[], AnyHandler]]]:
+    """What the operator switched on: its id, for whom, and how it is made."""
+    for name, program in config.handlers.items():
+        yield name, program.groups, partial(operator_handler, name, program)
     if config.expr:
-        offers.append((Expr(slots=slots_of(config)), Rule(groups=frozenset(config.expr))))
-    return Handlers([*offers, *more], named=named)
+        yield EXPR_ID, config.expr, partial(Expr, slots=slots_of(config))
 
 
 def slots_of(config: JobsConfig) -> int:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from federated.jobs.handlers.aside import with_aside
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,27 +35,21 @@ async def offload_stoppable(
         on_stop: called once in the loop when the caller was cancelled, to end what `fn` waits for.
     """
     stop = threading.Event()
+    done = False
+
+    async def work() -> T:
+        nonlocal done
+        try:
+            return await offload.run(lambda: fn(stop.is_set))
+        finally:
+            done = True
 
     async def tell() -> None:
         try:
             await trio.sleep_forever()
-        except trio.Cancelled:
+        finally:
             stop.set()
             if on_stop is not None and not done:
                 on_stop()
-            raise
 
-    done = False
-    error: BaseException | None = None
-    result: T | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(tell)
-        try:
-            result = await offload.run(lambda: fn(stop.is_set))
-        except Exception as raised:  # noqa: BLE001 - raised again outside, without a group around it
-            error = raised
-        done = True
-        nursery.cancel_scope.cancel()
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+    return await with_aside(work, tell)
