@@ -52,8 +52,11 @@ class Setting:
         liars: share of the peers.
         rate: how often a liar lies, where its kind leaves that open.
         kind: `steady` lies at `rate`; `sleeper` has a good past and lies once it is trusted;
-            `follower` repeats a partner's lie on the same row and dares the first at `rate`.
+            `follower` repeats a partner's lie on the same row and dares the first at `rate`;
+            `pair` lies where a partner holds the row at the same time.
         arbiter: whether an own device can recompute.
+        at_once: whether the first two owners hold the row at the same time, as a hedge makes them.
+        marked: whether the second is known to have overlapped; False is the control.
         peers: how many.
         tasks: rows of the job.
     """
@@ -61,8 +64,10 @@ class Setting:
     verify: str = "adaptive"
     liars: float = 0.2
     rate: float = 1.0
-    kind: Literal["steady", "sleeper", "follower"] = "steady"
+    kind: Literal["steady", "sleeper", "follower", "pair"] = "steady"
     arbiter: bool = True
+    at_once: bool = False
+    marked: bool = True
     peers: int = 20
     tasks: int = 2000
 
@@ -153,25 +158,33 @@ class Liars:
                     self._count(k, verdict, row.answers)
                     self._audit(k, row)
                 case NeedVote():
-                    self._ask(row, self._rng.choice(free))
+                    together = 2 if self._setting.at_once and not row.answers else 1
+                    self._ask(row, self._rng.sample(free, min(together, len(free))))
                 case NeedArbiter():
                     self._ask_own(row)
                 case _:
                     return
 
-    def _ask(self, row: _Row, peer: bytes) -> None:
-        self._executions += 1
-        said = WRONG if peer in self._liars and self._lies(peer, row) else RIGHT
-        row.answers.append(Answer(peer, peer, len(row.answers), {"answer": said}))
-        if not row.drawn:
-            row.drawn = True
-            row.alone = self._reputation.trusted_alone(peer, HANDLER, self._rng, self._wall_ms)
+    def _ask(self, row: _Row, peers: Sequence[bytes]) -> None:
+        """Ask owners for a row that they hold at the same time."""
+        for peer in peers:
+            self._executions += 1
+            said = WRONG if peer in self._liars and self._lies(peer, row, peers) else RIGHT
+            late = self._setting.marked and peer != peers[0]
+            row.answers.append(
+                Answer(peer, peer, len(row.answers), {"answer": said}, overlapped=late)
+            )
+            if not row.drawn:
+                row.drawn = True
+                row.alone = self._reputation.trusted_alone(peer, HANDLER, self._rng, self._wall_ms)
 
     def _ask_own(self, row: _Row) -> None:
         self._executions += 1
         row.answers.append(Answer(OWN, OWN, len(row.answers), {"answer": RIGHT}, own=True))
 
-    def _lies(self, peer: bytes, row: _Row) -> bool:
+    def _lies(self, peer: bytes, row: _Row, holders: Sequence[bytes]) -> bool:
+        if self._setting.kind == "pair":
+            return len(self._liars.intersection(holders)) > 1
         if self._setting.kind == "sleeper":
             cv = self._reputation.cv(peer, HANDLER, self._wall_ms)
             return cv >= 100 or (cv >= 10 and self._rng.random() < self._setting.rate)
@@ -251,6 +264,10 @@ TABLE: Final = {
     "10 % sleepers, adaptive": Setting(liars=0.1, kind="sleeper", rate=0.0),
     "10 % sleepers, adaptive, no arbiter": Setting(
         liars=0.1, kind="sleeper", rate=0.0, arbiter=False
+    ),
+    "20 % pairs at once, quorum:2": Setting(verify="quorum:2", kind="pair", at_once=True),
+    "20 % pairs at once, unnoticed": Setting(
+        verify="quorum:2", kind="pair", at_once=True, marked=False
     ),
     "20 % followers, never first": Setting(kind="follower", rate=0.0),
     "20 % followers, first 1 in 10": Setting(kind="follower", rate=0.1),

@@ -47,6 +47,18 @@ def test_followers_who_never_dare_say_nothing_wrong(count: int) -> None:
 
 
 @seeds
+def test_colluders_who_hold_a_row_at_once_gain_nothing_and_would_if_it_went_unnoticed(
+    count: int,
+) -> None:
+    noticed = median(runs(TABLE["20 % pairs at once, quorum:2"], count))
+    assert noticed.wrong == 0.0
+    assert noticed.liars_out == 1.0
+    unnoticed = median(runs(TABLE["20 % pairs at once, unnoticed"], count))
+    assert unnoticed.wrong >= 2.0
+    assert unnoticed.liars_out == 0.0
+
+
+@seeds
 @pytest.mark.parametrize(
     ("name", "wrong"), [("20 % always, nothing", 19.0), ("20 %, 1 in 10, nothing", 1.5)]
 )
