@@ -374,7 +374,7 @@ async def test_a_runner_that_lies_is_not_believed(script: str, reasons: set[str]
         assert caught.value.reason in reasons
         assert not runner.reusable
     finally:
-        await child.end()
+        await child.aclose()
 
 
 DAEMON = """

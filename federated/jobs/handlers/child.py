@@ -115,7 +115,7 @@ class Child:
         status = self._popen.poll()
         return status if status is not None else 0
 
-    async def end(self) -> None:
+    async def aclose(self) -> None:
         """Kill it and what it started, and wait until it is gone."""
         if self._ended:
             return

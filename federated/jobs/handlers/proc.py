@@ -157,31 +157,28 @@ class FunctionHandler(_Operators):
         async with self._slots:
             runner = await self._taken(ctx)
             try:
-                found = await runner.answers(batch, ctx.limits)
+                return await runner.answers(batch, ctx.limits)
             except HandlerError as error:
                 self._complain(runner.child, error)
-                if not runner.reusable:
-                    await runner.child.end()
-                raise
-            except BaseException:
-                await runner.child.end()
                 raise
             finally:
-                await self._give_back(runner)
-            return found
+                if self._keeps(runner):
+                    self._idle.append(runner)
+                else:
+                    await runner.child.aclose()
 
     async def aclose(self) -> None:
         """End the runner processes."""
         self._closed = True
         while self._idle:
-            await self._idle.pop().child.end()
+            await self._idle.pop().child.aclose()
 
     async def _taken(self, ctx: TaskCtx) -> _Runner:
         while self._idle:
             runner = self._idle.pop()
             if runner.child.alive():
                 return runner
-            await runner.child.end()
+            await runner.child.aclose()
         run = self._config.run
         setup: dict[str, object] = {
             "run": run,
@@ -193,20 +190,17 @@ class FunctionHandler(_Operators):
             await runner.ready()
         except HandlerError as error:
             self._complain(runner.child, error)
-            await runner.child.end()
+            await runner.child.aclose()
             raise
         except BaseException:
-            await runner.child.end()
+            await runner.child.aclose()
             raise
         return runner
 
-    async def _give_back(self, runner: _Runner) -> None:
+    def _keeps(self, runner: _Runner) -> bool:
         most = self._config.mem_bytes * _PEAK_SHARE
-        kept = runner.reusable and runner.tasks < TASKS_MAX and runner.peak_bytes < most
-        if kept and not self._closed and runner.child.alive():
-            self._idle.append(runner)
-        else:
-            await runner.child.end()
+        fresh = runner.tasks < TASKS_MAX and runner.peak_bytes < most
+        return runner.reusable and fresh and not self._closed and runner.child.alive()
 
 
 class _Runner:
@@ -304,7 +298,7 @@ class CommandHandler(_Operators):
                 self._complain(child, error)
                 raise
             finally:
-                await child.end()
+                await child.aclose()
 
     async def aclose(self) -> None:
         """Nothing is kept between tasks."""
