@@ -7,6 +7,7 @@ chosen (a hostile device may grind its ids).
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import TYPE_CHECKING
 
 from p2p.replication import ops
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 RECOVERY = "recovery"
 
 
+@cache
 def key(name: str) -> bytes:
     """The device key a name stands for: a fixed 32 bytes that decoders accept."""
     return hashlib.sha256(b"device " + name.encode()).digest()
@@ -86,7 +88,7 @@ class Ledger:
         here = ident or hashlib.sha256(f"op {number} {author} {place}".encode()).digest()
         head = Header(
             version=1,
-            kind=_kind(payload) if kind is None else kind,
+            kind=kind_of(payload) if kind is None else kind,
             group=None if number == 0 else self.group,
             author=key(author),
             incarnation=incarnation,
@@ -203,7 +205,7 @@ _KINDS = {
 }
 
 
-def _kind(payload: ops.Payload | None) -> int:
+def kind_of(payload: ops.Payload | None) -> int:
     assert payload is not None, "an unknown op needs a kind"
     return _KINDS[type(payload)]
 

@@ -42,6 +42,8 @@ class Outcome:
     """Honest devices with more than before."""
     stayed: list[str] = field(default_factory=list)
     """Devices the removal did not remove."""
+    changed: list[int] = field(default_factory=list)
+    """Ops from before the late part on which the verdict is another one after it."""
 
 
 class Schedule:
@@ -60,6 +62,7 @@ class Schedule:
         self.rules = rules
         self.view = {name: {0} for name in HONEST + HOSTILE}
         self.forks: list[tuple[str, int, int]] = []
+        self._fed: Authority | None = None
 
     def run(self, *, rounds: int = 25, late: int = 14) -> Outcome | None:
         """Play it; None if the expeller could not remove everybody hostile."""
@@ -74,6 +77,7 @@ class Schedule:
             return None
         self._expel(targets)
         calm = self.fold()
+        told = len(self.ledger.entries)
         gone = [m for m in targets if role(calm, m) < 0]
         for name in HOSTILE:
             self.view[name] |= set(range(len(self.ledger.entries)))
@@ -90,6 +94,7 @@ class Schedule:
             lost=[m for m in HONEST if role(after, m) < role(calm, m)],
             gained=[m for m in HONEST if role(after, m) > role(calm, m)],
             stayed=[m for m in targets if m not in gone],
+            changed=[i for i in range(told) if after.stands[i] != calm.stands[i]],
         )
 
     def authority(self, order: Iterable[int] | None = None) -> Authority:
@@ -100,8 +105,14 @@ class Schedule:
         return authority
 
     def fold(self) -> Fold:
-        """The verdict on all ops so far."""
-        return fold_with(self.authority(), self.rules)
+        """The verdict on all ops so far, received in the order they were written in."""
+        if self._fed is None:
+            self._fed = self.ledger.authority([])
+        for entry in self.ledger.entries[len(self._fed) :]:
+            self._fed.add(*entry)
+        for name, incarnation, seq in self.forks:
+            fork(self._fed, name, incarnation, seq)
+        return fold_with(self._fed, self.rules)
 
     # The first part.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -35,10 +36,19 @@ def test_no_intruder_comes_back_and_no_honest_device_is_lost(batch, expeller):
 
 @pytest.mark.slow
 @pytest.mark.attack
-def test_no_intruder_comes_back_in_two_thousand_schedules():
-    played = [o for expeller in "FA" for o in outcomes(range(10_000, 11_300), expeller)]
-    assert len(played) > 1_500
-    assert all(outcome == Outcome() for outcome in played)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("expeller", ["F", "A"])
+def test_no_intruder_comes_back_in_ten_thousand_schedules(expeller):
+    """By the founder and by another admin: twenty thousand, and every verdict stays as it was."""
+    played = 0
+    for seed in itertools.count(10_000):
+        outcome = Schedule(seed, expeller).run()
+        if outcome is not None:
+            assert outcome == Outcome(), f"seed {seed}"
+            played += 1
+        if played == 10_000:
+            break
+    assert seed < 30_000
 
 
 def test_the_symmetric_rule_fails_such_schedules():
