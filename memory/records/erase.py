@@ -93,18 +93,22 @@ def erase_record(
         return None
     connection.execute("INSERT OR IGNORE INTO erased VALUES (?, ?, ?)", (record_id, by, hlc))
     connection.execute("INSERT OR IGNORE INTO erasing VALUES (?)", (record_id,))
+    hidden = connection.execute(
+        "SELECT 1 FROM hold WHERE id = ? AND reason = 'hidden'", (record_id,)
+    ).get
     connection.execute("DELETE FROM hold WHERE id = ?", (record_id,))
     txn.erased.append(record_id)
     if row is None:
         return []
     n, kind, group = row
     if by != HERE:
-        _note_quick(txn, n, record_id, hlc >> 16)
+        _note_quick(txn, n, record_id, hlc >> 16, by)
     derived = own_derived(connection, record_id)
     if copies_only:
         derived = _copies(connection, record_id, derived)
     connection.execute(
-        "UPDATE record SET state = 'stub' WHERE n = ? AND state IN ('live', 'sealed')", (n,)
+        "UPDATE record SET state = 'stub' WHERE n = ? AND (state IN ('live', 'sealed') OR ?)",
+        (n, bool(hidden)),  # hidden until an admin's erasure is carried out: void, and in the set
     )
     for table in ("body", "body_key"):
         connection.execute(f"DELETE FROM {table} WHERE n = ?", (n,))
@@ -116,17 +120,19 @@ def erase_record(
     return derived
 
 
-def _note_quick(txn: Txn, n: int, record_id: bytes, at_ms: int) -> None:
+def _note_quick(txn: Txn, n: int, record_id: bytes, at_ms: int, by: bytes) -> None:
     """Evidence against a foreign author that takes back what was used within the hour.
 
-    Not if something stands in its place.
+    Not if something stands in its place, and not for what an admin did to it.
     """
     row = txn.connection.execute(
         "SELECT m.author FROM memory m JOIN author a ON a.id = m.author WHERE m.id = ?1"
         " AND a.class NOT IN ('own', 'own_device') AND m.uses > 0"
         " AND m.used_ms BETWEEN ?2 - ?3 AND ?2 + ?3 AND NOT EXISTS"
-        " (SELECT 1 FROM link WHERE dst = ?4 AND type = 'supersedes')",
-        (n, at_ms, QUICK_MS, record_id),
+        " (SELECT 1 FROM link WHERE dst = ?4 AND type = 'supersedes') AND NOT EXISTS"
+        " (SELECT 1 FROM record e JOIN log el ON el.n = e.log JOIN record t ON t.n = ?1"
+        " JOIN log tl ON tl.n = t.log WHERE e.id = ?5 AND el.author <> tl.author)",
+        (n, at_ms, QUICK_MS, record_id, by),
     ).fetchone()
     if row is not None:
         observe(txn, author=row[0], kind="quick_erase", at_ms=at_ms)

@@ -27,8 +27,6 @@ class Confirmation:
     member: bytes
     bodies: int
     """How many of the named bodies it had and has no more, or knew to refuse."""
-    partial: bool
-    """Whether something of it is still to be done there."""
     at_ms: int
     """Unix milliseconds of the word, by the member's clock."""
 
@@ -47,6 +45,9 @@ class ErasureView:
     """Members that have not confirmed it yet."""
     out_of_reach: tuple[bytes, ...]
     """Devices that left or were removed without a word on it: they may hold the bodies for ever."""
+    hidden_until_ms: int = 0
+    """Of an admin's word on what others wrote: Unix milliseconds at which it is carried out here,
+    unless it is undone; 0 once it was, and of an author's word, which is carried out at once."""
 
 
 def views(group: Group) -> list[ErasureView]:
@@ -61,13 +62,12 @@ def views(group: Group) -> list[ErasureView]:
         told = {
             word.member: word
             for word in group.confirmations.get(ident, {}).values()
-            if standing.live(word.head, word.id)
+            if standing.live(word.head, word.id) and not word.partial
         }
         confirmed = [
             Confirmation(
                 member=word.member,
                 bodies=word.bodies,
-                partial=word.partial,
                 at_ms=word.head.hlc >> 16,
             )
             for word in told.values()
@@ -82,9 +82,16 @@ def views(group: Group) -> list[ErasureView]:
                 confirmed=tuple(sorted(confirmed, key=lambda one: one.member)),
                 outstanding=tuple(sorted(one for one in silent if one in members)),
                 out_of_reach=tuple(sorted(one for one in silent if one not in members)),
+                hidden_until_ms=_hidden_until(group, ident),
             )
         )
     return sorted(found, key=lambda one: (-one.at_ms, one.id))
+
+
+def _hidden_until(group: Group, ident: bytes) -> int:
+    """0 as well where the record hides nothing here: it names its author's own."""
+    record = group.erase_records[ident]
+    return group.windows.get(ident, 0) if group.hidden.intersection(record.targets) else 0
 
 
 def unconfirmed(group: Group, me: bytes) -> list[bytes]:

@@ -49,6 +49,10 @@ HOLD_FORK: Final = "fork"
 
 HOLD_REJECTED: Final = "rejected"
 """A join a person turned away here; no record, only its id."""
+HOLD_WINDOW: Final = "window"
+"""An admin's erase record of what others wrote: due when it is carried out here, 0 once it was."""
+HOLD_HIDDEN: Final = "hidden"
+"""A data record that such a one names: hidden, and still a part of the set."""
 
 SECRET_EXCHANGE: Final = "x25519"  # noqa: S105 - a purpose, not a secret
 SECRET_OWNER: Final = "owner"  # noqa: S105 - a purpose
@@ -143,6 +147,12 @@ class Group:
     """Id of a data record, here or not yet -> the erase records that name it."""
     erase_records: dict[bytes, EraseRecord] = field(default_factory=dict)
     """Erase records by their id, whether they count or not."""
+    windows: dict[bytes, int] = field(default_factory=dict)
+    """Id of an admin's erase record -> Unix ms at which it is carried out here; 0: it was."""
+    hidden: set[bytes] = field(default_factory=set)
+    """Data records that are hidden until then."""
+    confirmed_up_to: int = 0
+    """Where upkeep goes on looking for erase records to confirm."""
     confirmations: dict[bytes, dict[bytes, EraseWord]] = field(default_factory=dict)
     """Id of an erase record -> member -> its newest word on it."""
     quarantine: dict[bytes, Held] | None = None
@@ -195,19 +205,27 @@ class Group:
                     words[head.author] = EraseWord(ident, head, bodies, bool(partial))
 
     def erasure_of(self, target: bytes, author: bytes) -> Erasure | None:
-        """The record by which a data record's own author erased it, if one counts.
+        """The record that has a data record's content gone now, if there is one.
 
-        Another member's erase record has no effect in this version; it is kept and passed on.
+        Its own author's at once; an admin's when the time to object to it is over here, and then
+        for good, whatever becomes of that admin.
         """
-        named = self.erasures.get(target, ())
-        return next(
-            (
-                erasure
-                for erasure in named
-                if erasure.head.author == author and self.standing.live(erasure.head, erasure.id)
-            ),
-            None,
-        )
+        for erasure in self.erasures.get(target, ()):
+            head = erasure.head
+            if head.author == author:
+                if self.standing.live(head, erasure.id):
+                    return erasure
+            elif self.windows.get(erasure.id) == 0 and self.standing.outranks(head, author):
+                return erasure
+        return None
+
+    def announced_erasure_of(self, target: bytes, author: bytes) -> Erasure | None:
+        """An admin's record that will have a data record's content gone unless it is undone."""
+        for erasure in self.erasures.get(target, ()):
+            head = erasure.head
+            if head.author != author and self.standing.may_erase(head, author):
+                return erasure
+        return None
 
     def role(self, member: bytes) -> Role | None:
         """The member's role, None for who is none."""
@@ -337,6 +355,8 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
     group.erasures.clear()
     group.erase_records.clear()
     group.confirmations.clear()
+    group.windows.clear()
+    group.hidden.clear()
     group.quarantine = None
     group.unpublished_erasures = True
     # Whatever an operation cites has a lower hlc, so this order needs no second pass.
@@ -344,6 +364,13 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
         authority.add(ident, header, payload)
         group.note_erasure(ident, header, payload)
     group.authority = authority
+    for _, (held, _, reason, due_ms, _) in await store.local("hold", group.id):
+        assert isinstance(held, bytes), "we wrote it"
+        assert isinstance(due_ms, int), "we wrote it"
+        if reason == HOLD_WINDOW:
+            group.windows[held] = due_ms
+        elif reason == HOLD_HIDDEN:
+            group.hidden.add(held)
 
 
 async def held_beside(store: RecordStore, group: bytes) -> list[RecordWire]:

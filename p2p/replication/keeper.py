@@ -12,14 +12,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from p2p.replication.epoch import next_epoch
-from p2p.replication.erasures import confirm, unconfirmed
+from p2p.replication.erasing import Erasing
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group, load_authority
 from p2p.replication.hlc import next_incarnation
 from p2p.replication.invites import invites_to_close, make_close
 from p2p.replication.ops import (
-    ERASE_MAX,
-    Erase,
     EraseAck,
     ForkProof,
     Kind,
@@ -34,7 +32,6 @@ from p2p.replication.record import (
     STATE_VOID,
     Record,
     decode_header_untrusted,
-    lane_of,
 )
 from p2p.replication.sealing import ControlDraft
 from p2p.replication.shares import Shares, payload_of, record_of
@@ -54,9 +51,6 @@ RESCAN_BYTES: Final = 256 * 1024
 """Records read at once when liveness is judged anew."""
 
 MAX_SEQ: Final = 2**63 - 1
-
-ERASURES_AT_A_TIME: Final = 256
-"""Erase records confirmed at one upkeep."""
 
 _UNSETTLING: Final = frozenset({Kind.LIMIT, Kind.INVITE_CLOSE})
 """Kinds that can take away what stood; data records are judged anew after one."""
@@ -98,6 +92,7 @@ class Keeper:
         self._checkpoint = checkpoint
         self.shares = Shares(signer.id, store, sealer, env, checkpoint)
         self._owners = Owners(signer, store, env, groups)
+        self.erasing = Erasing(signer.id, store, env, emit)
         self.members_changed: Callable[[Group], None] = lambda group: None  # noqa: ARG005 - a hook
 
     # --- turns --------------------------------------------------------------------------------
@@ -137,7 +132,7 @@ class Keeper:
         await self._settle_forks(group, forks)
         group.void_ops = group.standing.void_ops()
         await self.rescan(group)
-        await self.settle_erasures(group, sorted(group.erasures))
+        await self.erasing.settle_all(group, sorted(group.erasures))
         await self._tell_members(group)
         await self._tell_owners(group)
 
@@ -248,7 +243,7 @@ class Keeper:
             await self.follow_limits(group)
             await self._tell_members(group)
             await self._tell_owners(group)
-            await self.settle_erasures(group, _named(control))
+            await self.erasing.follow(group, control)
             control = await self._duties(group)
 
     async def _apply_forks(self, group: Group, records: Sequence[Record]) -> None:
@@ -355,39 +350,7 @@ class Keeper:
             group: whose lock the caller holds.
             targets: ids that erase records name; those not here wait for their header.
         """
-        done = 0
-        for at in range(0, len(targets), ERASE_MAX):
-            part = targets[at : at + ERASE_MAX]
-            rows = await self._store.fetch(part, bodies=False)
-            erase = []
-            for row in rows:
-                header = decode_header_untrusted(row.header)
-                if header.group != group.id or lane_of(header.kind) == LANE_CONTROL:
-                    continue  # another group's author said nothing in this one
-                erasure = group.erasure_of(row.id, header.author)
-                if erasure is not None:
-                    erase.append((row.id, erasure.id, erasure.head.hlc))
-            if erase:
-                done += await self._store.settle(group.id, erase=erase)
-        if done:
-            group.unpublished_erasures = True  # what we derived from it went with it
-            self._emit("erasure.progress", {"group": group.id, "records": done})
-        return done
-
-    async def _unpublished(self, group: Group) -> list[tuple[Kind, Payload]]:
-        """Erase records for what of ours was erased here and no living record of ours says so."""
-        if not group.unpublished_erasures:
-            return []
-        group.unpublished_erasures = False
-        ids = [
-            ident
-            for ident in await self._store.erased(group.id, self._me)
-            if group.erasure_of(ident, self._me) is None
-        ]
-        return [
-            (Kind.ERASE, Erase(tuple(ids[at : at + ERASE_MAX]), 0))
-            for at in range(0, len(ids), ERASE_MAX)
-        ]
+        return await self.erasing.settle_all(group, targets) if targets else 0
 
     async def close_invites(self, group: Group) -> None:
         """Close own invites that are used up or expired: then no late or backdated admit counts.
@@ -441,7 +404,8 @@ class Keeper:
                     first = header.seq + 1
                     live = standing.live(header, row.id)
                     if live and row.state == STATE_VOID:
-                        revive.append(row.id)
+                        if row.id not in group.hidden:
+                            revive.append(row.id)
                     elif not live and row.state != STATE_VOID:
                         void.append(row.id)
                 if void or revive:
@@ -490,6 +454,7 @@ class Keeper:
 
     async def do_duties(self, group: Group) -> None:
         """Do what our position obliges us to now, and follow up on it."""
+        await self.erasing.settle_all(group, [])  # admins' words whose time has come
         await self.after(group, await self._duties(group))
         # These not in the turn that calls for them: at most one new key, many words in one record.
         if group.state == STATE_MEMBER and group.role(self._me) is not None:
@@ -502,23 +467,16 @@ class Keeper:
         """Say which erase records were carried out here."""
         if group.state != STATE_MEMBER or group.role(self._me) is None:
             return
-        due = unconfirmed(group, self._me)[:ERASURES_AT_A_TIME]
-        gone: dict[bytes, int] = {}
-        for ident in due:
-            rows = await self._store.fetch(group.erase_records[ident].targets, bodies=True)
-            if all(row.envelope is None for row in rows):
-                gone[ident] = len(
-                    rows
-                )  # else it has no effect here, so there is nothing to confirm
-        if gone:
-            await self.write(group, confirm(gone))
+        words = await self.erasing.confirmations(group)
+        if words:
+            await self.write(group, words)
 
     async def _duties(self, group: Group) -> list[Record]:
         """Write what our position obliges us to; the records written."""
         if group.state != STATE_MEMBER or group.role(self._me) is None:
             return []
         payloads, local = await self._owners.duties(group)
-        payloads = [*payloads, *await self._unpublished(group)]
+        payloads = [*payloads, *await self.erasing.unpublished(group)]
         if not payloads:
             return []
         return await self.write_only(group, payloads, local)
@@ -533,9 +491,3 @@ class Keeper:
         if first != self._me or not group.epochs or not group.standing.rotation_due():
             return []
         return [(Kind.EPOCH, next_epoch(group, self._env.rng))]
-
-
-def _named(records: Sequence[Record]) -> list[bytes]:
-    """What erase records among these name."""
-    payloads = map(payload_of, records)
-    return [ident for payload in payloads if isinstance(payload, Erase) for ident in payload.ids]

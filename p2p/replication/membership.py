@@ -15,11 +15,20 @@ from p2p.replication.epoch import next_epoch, readers
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_MEMBER
 from p2p.replication.invites import make_close
-from p2p.replication.ops import KEEP_MAX, REASON_TAKEN_BACK, Grant, Kind, Limit, Role
-from p2p.replication.record import LANE_DATA, decode_header_untrusted
+from p2p.replication.ops import (
+    ERASE_MAX,
+    KEEP_MAX,
+    REASON_TAKEN_BACK,
+    Erase,
+    Grant,
+    Kind,
+    Limit,
+    Role,
+)
+from p2p.replication.record import LANE_DATA, decode_header_untrusted, lane_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from p2p.replication.core import Core
     from p2p.replication.groups import Group
@@ -230,6 +239,53 @@ class Membership:
                 raise GroupError("unknown_invite", "no such invite: see `covey invite list`")
             if not view.closed:
                 await self._core.keeper.write(found, [(Kind.INVITE_CLOSE, make_close(invite))])
+
+    # ---- erasing what others wrote
+
+    async def erasable(self, group: bytes, ids: Sequence[bytes]) -> list[bytes]:
+        """Those of the ids that we may have erased by every member, as an admin; in their order.
+
+        Raises:
+            GroupError: unknown group.
+        """
+        found = self._group(group)
+        if found.role(self._core.me) != Role.ADMIN:
+            return []
+        standing = found.standing
+        ours, members = standing.rank(self._core.me) or 0, standing.members()
+        allowed = []
+        for row in await self._core.store.fetch(ids, bodies=False):
+            header = decode_header_untrusted(row.header)
+            theirs = standing.rank(header.author) if header.author in members else None
+            if (
+                header.group == group
+                and lane_of(header.kind) == LANE_DATA
+                and header.author != self._core.me
+                and (theirs is None or theirs > ours)
+            ):
+                allowed.append(row.id)
+        return allowed
+
+    async def erase(self, group: bytes, ids: Sequence[bytes]) -> list[bytes]:
+        """Have other members' records erased by all members; the ids that are.
+
+        Each member hides them at once and erases them 24 hours after it heard of it, unless this
+        device is limited meanwhile by somebody above it. Afterwards nothing brings them back.
+
+        Raises:
+            GroupError: `unknown_group`, or `not_permitted`: we are no admin.
+        """
+        found = self._group(group)
+        async with self._core.keeper.turn(found):
+            self._check_admin(found)
+            allowed = sorted(set(await self.erasable(group, ids)))
+            payloads: list[tuple[Kind, Payload]] = [
+                (Kind.ERASE, Erase(tuple(allowed[at : at + ERASE_MAX]), 0))
+                for at in range(0, len(allowed), ERASE_MAX)
+            ]
+            if payloads:
+                await self._core.keeper.write(found, payloads)
+        return allowed
 
     # ---- inside
 

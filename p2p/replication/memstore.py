@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from p2p.replication.groups import HOLD_HIDDEN
 from p2p.replication.record import (
     LANE_CONTROL,
     STATE_LIVE,
@@ -335,7 +336,13 @@ class MemStore:
         fork = self._log(row.record).fork_seq
         if fork is not None and row.record.seq >= fork:
             return False
-        return row.record.lane == LANE_CONTROL or row.state != STATE_VOID
+        if row.record.lane == LANE_CONTROL or row.state != STATE_VOID:
+            return True
+        return self._hidden(row.id)
+
+    def _hidden(self, record_id: bytes) -> bool:
+        found = self.disk.local.get(("hold", (record_id,)))
+        return found is not None and found[1][2] == HOLD_HIDDEN
 
     async def known(self, ids: Sequence[bytes]) -> Mapping[bytes, str]:
         """State of those that are here."""
@@ -407,6 +414,8 @@ class MemStore:
         if record_id in self.disk.erased or (row and row.record.lane == LANE_CONTROL):
             return 0
         self.disk.erased.add(record_id)
+        if row is not None and self._hidden(record_id):
+            row.state = STATE_STUB
         self.disk.local.pop(("hold", (record_id,)), None)
         self._indexes.clear()
         if row is not None:

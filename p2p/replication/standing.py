@@ -251,9 +251,32 @@ class Standing:
             return False
         return self._supported(header)
 
-    def _supported(self, header: Header) -> bool:
+    def admin_at(self, header: Header) -> bool:
+        """Whether a record counts as an admin's: by its author's standing where it was written."""
+        log = (header.author, header.incarnation, lane_of(header.kind))
+        if header.seq >= self._book.forks.get(log, header.seq + 1):
+            return False
+        return self._supported(header, Role.ADMIN)
+
+    def outranks(self, header: Header, member: bytes) -> bool:
+        """Whether a record's author ranked above a member where the record was written.
+
+        As a limit would need it (authority.md, rule 3): what came later changes nothing, so that
+        every replica says the same.
+        """
+        within = self.closure(header.auth)
+        if within is None:
+            return False
+        return self._fold.rank(member, within) > self._fold.rank(header.author, within)
+
+    def may_erase(self, header: Header, author: bytes) -> bool:
+        """Whether an erase record counts for what another member wrote."""
+        return self.admin_at(header) and self.outranks(header, author)
+
+    def _supported(self, header: Header, need: Role | None = None) -> bool:
         data = lane_of(header.kind) == 1
-        need = _NEED.get(header.kind, Role.WRITE if data else Role.RELAY)
+        if need is None:
+            need = _NEED.get(header.kind, Role.WRITE if data else Role.RELAY)
         key = (header.author, header.auth, need)
         judged = self._judged.get(key)
         if judged is None:

@@ -369,6 +369,36 @@ class StoreConformance:
         assert (await store.known([late.id]))[late.id] == "void"
         assert [v.outcome for v in await store.admit(GROUP, [late])] == ["duplicate"]
 
+    async def test_what_is_hidden_until_it_is_erased_stays_in_the_set(
+        self, world: StoreWorld
+    ) -> None:
+        chain = Chain(GROUP, ALICE)
+        records = chain.many(3)
+        store = world.store
+        await store.admit(GROUP, records)
+        before = (await store.index(GROUP, 1)).packed
+        hidden, lost = records[1], records[2]
+        marks: list[LocalRow] = [
+            ("hold", (one.id, GROUP, "hidden", 0, b"")) for one in (hidden, lost)
+        ]
+        await store.admit(GROUP, [], marks)
+        assert await store.settle(GROUP, void=[hidden.id, lost.id]) == 2
+        for reopened in (False, True):
+            store = await world.reopen() if reopened else store
+            assert (await store.index(GROUP, 1)).packed == before
+            (row,) = await store.fetch([hidden.id], bodies=True)
+            assert (row.state, row.envelope is None) == ("void", False)
+        # Shown again, and void for another reason: out of the set.
+        await store.settle(GROUP, revive=[lost.id])
+        await store.admit(GROUP, [], [("hold-", (lost.id,))])
+        assert (await store.known([lost.id]))[lost.id] == "live"
+        await store.settle(GROUP, void=[lost.id])
+        assert ids_of((await store.index(GROUP, 1)).packed) == [records[0].id, hidden.id]
+        assert await store.settle(GROUP, erase=[(hidden.id, digest("erase"), 7)]) == 1
+        assert dict(await store.known([hidden.id])) == {hidden.id: "stub"}
+        assert list(await store.local("hold", GROUP)) == []
+        assert ids_of((await store.index(GROUP, 1)).packed) == [records[0].id, hidden.id]
+
     async def test_control_records_are_not_erased(self, store: RecordStore) -> None:
         record = Chain(GROUP, ALICE, lane=0).next(b"grant")
         await store.admit(GROUP, [record])

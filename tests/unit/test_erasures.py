@@ -50,7 +50,7 @@ async def test_an_author_erases_at_once() -> None:
 async def test_another_members_erase_record_is_kept_and_has_no_effect() -> None:
     b = await bench()
     carol = Identity.from_seed(b"c" * 32)
-    await b.grant(carol.id, Role.ADMIN)
+    await b.grant(carol.id, Role.WRITE)
     target = b.pen().write(body=b"mine")
     await b.admit([target])
     theirs = b.pen(carol).write(Kind.ERASE, erase(target.id))
