@@ -9,9 +9,12 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from benchmarks.processes import ROOT, python
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -81,16 +84,31 @@ class BlockingClient:
 
     def call(self, method: str, params: Json) -> Json:
         """One call; its result."""
-        self._id += 1
-        request = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
-        self._sock.sendall(json.dumps(request).encode() + b"\n")
-        while True:
+        return self.call_all([(method, params)])[0]
+
+    def call_all(self, calls: Sequence[tuple[str, Json]]) -> list[Json]:
+        """Several calls under way at once; their results in the order of the calls.
+
+        Raises:
+            RuntimeError: one of them failed.
+        """
+        first = self._id + 1
+        self._id += len(calls)
+        requests = (
+            {"jsonrpc": "2.0", "id": first + at, "method": method, "params": params}
+            for at, (method, params) in enumerate(calls)
+        )
+        self._sock.sendall(b"".join(json.dumps(one).encode() + b"\n" for one in requests))
+        results: dict[int, Json] = {}
+        while len(results) < len(calls):
             answer = json.loads(self._lines.readline())
-            if answer.get("id") == self._id:
-                break
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+            number = answer.get("id")
+            if number is None or not first <= number <= self._id:
+                continue
+            if "error" in answer:
+                raise RuntimeError(f"{calls[number - first][0]}: {answer['error']}")
+            results[number] = answer["result"]
+        return [results[number] for number in range(first, self._id + 1)]
 
     def close(self) -> None:
         """Hang up."""

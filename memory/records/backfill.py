@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Final, cast
 
 from memory.bodies import NoteBody
-from memory.records.ingest import Entry, claim_row, note_found, relate, said_by
+from memory.records.ingest import Entry, claim_row, is_awaited, note_found, relate, said_by
 from memory.records.scanning import Found, flags_of
 from memory.storage.sql import integers
 from memory.trust.status import replaced_by, restatus
@@ -63,7 +63,8 @@ def _fill(txn: Txn, memory: int) -> None:
         "UPDATE memory SET essence = ?, value_key = ? WHERE id = ?", (essence, value, memory)
     )
     note_found(txn, entry, Found(flags=flags_of(txn.scanner, body)))
-    relate(txn, entry, body, essence, body.text)
+    awaited = not entry.fresh and is_awaited(connection, entry)
+    relate(txn, entry, body, essence, body.text, awaited=awaited)
     for older in replaced_by(connection, entry.id):
         restatus(txn, older)
 

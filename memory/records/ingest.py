@@ -232,7 +232,8 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     parents = list(dict.fromkeys(body.derived_from))
     believed, _ = effective(trust, body.role, parents_trust(connection, parents))
     status = "active"
-    if not entry.fresh:
+    awaited = not entry.fresh and is_awaited(connection, entry)
+    if awaited:
         if is_forgotten(connection, entry.id, entry.owner):
             status = "forgotten"
         if connection.execute("SELECT 1 FROM muted WHERE n = ?", (entry.n,)).fetchone():
@@ -255,7 +256,7 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
         said=said,
         size=(tokens(text), len(chunks), len(text), int(text.rstrip().endswith("?"))),
     )
-    _insert_chunks(connection, entry.n, scope, tier, clean_line(_heading(body)), chunks)
+    _insert_chunks(txn, entry.n, scope, tier, clean_line(_heading(body)), chunks)
     txn.touched.add(entry.n)
     for parent in parents:
         connection.execute("INSERT INTO parent VALUES (?, ?)", (entry.n, parent))
@@ -266,8 +267,8 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
             (author, scope, body.idem, digest, entry.n),
         )
     txn.events.append(("stored", entry.id, scope))
-    relate(txn, entry, body, said[0], text)
-    if not entry.fresh:
+    relate(txn, entry, body, said[0], text, awaited=awaited)
+    if awaited or (body.claim is not None and not entry.fresh):
         _settle_neighbours(txn, entry)
         target_here(txn, entry.id, entry.n, author)
 
@@ -282,8 +283,19 @@ def said_by(body: NoteBody, text: str) -> tuple[int | None, int | None]:
     return essence(text, _heading(body), value), value_key(value)
 
 
-def relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str) -> None:
-    """What others the memory is related to: its cluster, its statements, what they replace."""
+def relate(
+    txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str, *, awaited: bool
+) -> None:
+    """What others the memory is related to: its cluster, its statements, what they replace.
+
+    Args:
+        txn: the unit.
+        entry: the memory.
+        body: what it says.
+        said: its essence.
+        text: its text, cleaned.
+        awaited: whether anything about it was here before it.
+    """
     connection = txn.connection
     if said is not None:
         same = "SELECT scope FROM memory WHERE essence = ? AND id <> ? LIMIT 1"
@@ -297,7 +309,7 @@ def relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str) 
                 "INSERT OR IGNORE INTO guess VALUES (?, ?, ?)", (entry.n, *statement)
             )
             txn.related.add(entry.id)
-    if body.claim is not None or (not entry.fresh and _is_spoken_of(connection, entry.id)):
+    if body.claim is not None or awaited:
         restatus(txn, entry.id)
         settle_relations(txn, entry.n)
     if entry.fresh and body.claim is not None:
@@ -306,15 +318,17 @@ def relate(txn: Txn, entry: Entry, body: NoteBody, said: int | None, text: str) 
             restatus(txn, older)
 
 
-def _is_spoken_of(connection: apsw.Connection, record_id: bytes) -> bool:
-    """Whether a link or a verdict on a memory was here before it."""
-    return bool(
-        connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM link WHERE dst = ?1) OR EXISTS (SELECT 1 FROM link WHERE"
-            " src = ?1) OR EXISTS (SELECT 1 FROM evidence WHERE target = ?1)",
-            (record_id,),
-        ).get
-    )
+_AWAITED: Final = """
+SELECT EXISTS (SELECT 1 FROM link WHERE dst = ?1) OR EXISTS (SELECT 1 FROM link WHERE src = ?1)
+  OR EXISTS (SELECT 1 FROM evidence WHERE target = ?1)
+  OR EXISTS (SELECT 1 FROM forgetting WHERE target = ?1)
+  OR EXISTS (SELECT 1 FROM parent WHERE parent_id = ?1) OR EXISTS (SELECT 1 FROM muted WHERE n = ?2)
+"""
+
+
+def is_awaited(connection: apsw.Connection, entry: Entry) -> bool:
+    """Whether anything about a memory was here before it; asked once for all that would follow."""
+    return bool(connection.execute(_AWAITED, (entry.id, entry.n)).get)
 
 
 def _heading(body: NoteBody) -> str:
@@ -399,8 +413,9 @@ def claim_row(connection: apsw.Connection, scope: int, claim: tuple[str, str, st
 
 
 def _insert_chunks(
-    connection: apsw.Connection, memory: int, scope: int, tier: int, title: str, chunks: list[str]
+    txn: Txn, memory: int, scope: int, tier: int, title: str, chunks: list[str]
 ) -> None:
+    connection = txn.connection
     scope_token = token(scope)
     rows = []
     for i, text in enumerate(chunks):
@@ -409,7 +424,8 @@ def _insert_chunks(
             (memory, i, scope_token, title, text),
         )
         rows.append((connection.last_insert_rowid(), scope_token, title, text))
-    add_to_index(connection, tier, scope, rows)
+    add_to_index(connection, tier, rows)
+    txn.indexed[scope, tier] = txn.indexed.get((scope, tier), 0) + len(rows)
 
 
 def _settle_neighbours(txn: Txn, entry: Entry) -> None:

@@ -22,6 +22,7 @@ from memory.storage.localrows import put_local, read_local
 from memory.storage.marks import HighMark
 from memory.storage.sql import blobs
 from memory.storage.txn import Lookups, MemoryEvent, Place, TrustEvent, Txn
+from memory.text.fts import count_indexed
 from memory.trust.evidence import settle
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Replica:
         def unit(txn: Txn) -> list[table.Verdict]:
             put_local(txn.connection, local)
             grp = table.group_row(txn.connection, group)
-            verdicts = [table.admit_one(txn, grp, record) for record in batch]
+            verdicts = table.admit(txn, grp, batch)
             txn.lookups.clear()
             return verdicts
 
@@ -348,6 +349,7 @@ class Replica:
             now_ms = self.db.wall_ms()
             txn = Txn(connection, self._lookups, scanner=self.scanner, now_ms=now_ms)
             result = fn(txn)
+            count_indexed(connection, txn.indexed)
             cells.rebuild(txn)
             settle(txn, now_ms)
             # Nobody to tell, nothing to look up.
@@ -374,10 +376,13 @@ class Replica:
         if grp is None:
             grp = table.group_row(txn.connection, group)
         sealed = []
+        ends: dict[LogKey, table.LogRow] = {}
         for draft in drafts:
             record, key, row = self._seal(txn, group, grp, draft)
-            txn.lookups["log", key] = table.put(txn, grp, record, row, fresh=True)
+            txn.lookups["log", key] = ends[key] = table.put(txn, grp, record, row, fresh=True)
             sealed.append(record)
+        for moved in ends.values():
+            table.keep_log(txn.connection, moved)
         return sealed
 
     def _seal(

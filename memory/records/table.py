@@ -139,6 +139,8 @@ def put(
 ) -> LogRow:
     """Store a record that is not here, with its body, and project it; the log's new row.
 
+    The caller writes that row by `keep_log`, once for all records of a log that it puts.
+
     Args:
         txn: the unit.
         grp: row of its group.
@@ -184,12 +186,15 @@ def _advance(connection: apsw.Connection, log: LogRow, record: Verified) -> LogR
         contiguous, head_id, head_hlc = record.seq, record.id, record.hlc
         if log.max_seq > contiguous:
             contiguous, head_id, head_hlc = _end_of_run(connection, log.n, contiguous, record)
-    moved = LogRow(log.n, contiguous, max(log.max_seq, record.seq), head_id, head_hlc)
+    return LogRow(log.n, contiguous, max(log.max_seq, record.seq), head_id, head_hlc)
+
+
+def keep_log(connection: apsw.Connection, moved: LogRow) -> None:
+    """Write where a log stands now."""
     connection.execute(
         "UPDATE log SET contiguous = ?, max_seq = ?, head_id = ?, head_hlc = ? WHERE n = ?",
         (*moved[1:], moved.n),
     )
-    return moved
 
 
 _RUN: Final = """
@@ -231,8 +236,28 @@ def put_body(txn: Txn, grp: int, record: Verified, n: int, *, fresh: bool) -> No
         cells.enter(connection, n)
 
 
-def admit_one(txn: Txn, grp: int, record: Verified) -> Verdict:
-    """Store one verified record, or say why there was nothing to store."""
+def admit(txn: Txn, grp: int, batch: Sequence[Verified]) -> list[Verdict]:
+    """Store verified records, or say of each why there was nothing to store; in order."""
+    connection = txn.connection
+    erased = bool(connection.execute("SELECT EXISTS (SELECT 1 FROM erased)").get)
+    logs: dict[LogKey, LogRow] = {}
+    verdicts = []
+    for record in batch:
+        key = (record.group, record.author, record.incarnation, record.lane)
+        log = logs.get(key) or log_row(connection, grp, key)
+        verdict = None if record.seq > log.max_seq else _occupied(txn, grp, record, log)
+        if verdict is None:
+            gone = erased and is_erased(connection, record.id)
+            logs[key] = put(txn, grp, record, log, fresh=False, erased=gone)
+            verdict = Verdict(record.id, "erased" if gone else "stored")
+        verdicts.append(verdict)
+    for moved in logs.values():
+        keep_log(connection, moved)
+    return verdicts
+
+
+def _occupied(txn: Txn, grp: int, record: Verified, log: LogRow) -> Verdict | None:
+    """What a record meets at its place; None if that is free. Above a log's end all places are."""
     connection = txn.connection
     here = connection.execute(
         "SELECT n, state, EXISTS (SELECT 1 FROM body b WHERE b.n = r.n)"
@@ -241,16 +266,10 @@ def admit_one(txn: Txn, grp: int, record: Verified) -> Verdict:
     ).fetchone()
     if here is not None:
         return _complete(txn, grp, record, here)
-    erased = is_erased(connection, record.id)
-    log = log_row(connection, grp, (record.group, record.author, record.incarnation, record.lane))
-    if record.seq <= log.max_seq:
-        other = connection.execute(
-            "SELECT id FROM record WHERE log = ? AND seq = ?", (log.n, record.seq)
-        ).fetchone()
-        if other is not None:
-            return Verdict(record.id, "fork", other[0])
-    put(txn, grp, record, log, fresh=False, erased=erased)
-    return Verdict(record.id, "erased" if erased else "stored")
+    other = connection.execute(
+        "SELECT id FROM record WHERE log = ? AND seq = ?", (log.n, record.seq)
+    ).fetchone()
+    return None if other is None else Verdict(record.id, "fork", other[0])
 
 
 def is_erased(connection: apsw.Connection, record_id: bytes) -> bool:

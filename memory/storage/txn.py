@@ -70,6 +70,7 @@ class Txn:
         changed: groups whose set of counting records changed.
         erased: ids erased, for the side file.
         events: (name, id, scope row) to announce.
+        indexed: chunks added by (scope row, tier), for the scopes' counts.
         marks: own log positions reached.
         judged: author rows about whom something is known anew; folded at the end of the unit.
         related: ids of records stored that have to do with others: a cluster, a claim, a statement.
@@ -87,6 +88,7 @@ class Txn:
         "connection",
         "erased",
         "events",
+        "indexed",
         "judged",
         "lookups",
         "marks",
@@ -114,6 +116,7 @@ class Txn:
         self.changed: set[bytes] = set()
         self.erased: list[bytes] = []
         self.events: list[tuple[str, bytes, int]] = []
+        self.indexed: dict[tuple[int, int], int] = {}
         self.marks: dict[LogKey, int] = {}
         self.judged: set[int] = set()
         self.related: set[bytes] = set()

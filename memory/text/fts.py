@@ -15,7 +15,7 @@ from memory.scopes import token
 from memory.tiers import LOW, MAIN, NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from memory.text.parse import Words
 
@@ -54,14 +54,17 @@ ChunkRow = tuple[int, str, str, str]
 """(chunk id, scope token, title, text)."""
 
 
-def add_to_index(
-    connection: apsw.Connection, tier: int, scope: int, rows: Sequence[ChunkRow]
-) -> None:
-    """Index a memory's chunks in its tier; the scope's generation rises in any case."""
+def add_to_index(connection: apsw.Connection, tier: int, rows: Sequence[ChunkRow]) -> None:
+    """Index a memory's chunks in its tier; `count_indexed` has to follow in the transaction."""
     if tier != NONE:
         for row in rows:
             connection.execute(_INSERT[tier], row)
-    connection.execute(_COUNT[tier], (len(rows), scope))
+
+
+def count_indexed(connection: apsw.Connection, indexed: Mapping[tuple[int, int], int]) -> None:
+    """Count what was indexed, by (scope row, tier); a scope's generation rises in any case."""
+    for (scope, tier), chunks in indexed.items():
+        connection.execute(_COUNT[tier], (chunks, scope))
 
 
 def move_to_tier(connection: apsw.Connection, memory: int, scope: int, old: int, new: int) -> None:
@@ -83,7 +86,8 @@ def move_to_tier(connection: apsw.Connection, memory: int, scope: int, old: int,
     connection.execute("UPDATE memory SET tier = ? WHERE id = ?", (new, memory))
     if new == NONE:
         connection.execute(_NO_VECTORS, (memory,))
-    add_to_index(connection, new, scope, rows)
+    add_to_index(connection, new, rows)
+    connection.execute(_COUNT[new], (len(rows), scope))
 
 
 def expression(words: Words, terms: Sequence[str], scopes: Sequence[int] | None) -> str:

@@ -20,8 +20,8 @@ the authority anew from disk. Source: docs/specs/sync.md s.7.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from p2p.errors import AuthError, DecodeError
 from p2p.replication.exchange_types import AdmitResult, Suspect
@@ -54,7 +54,7 @@ from p2p.replication.record import (
     is_authority,
     lane_of,
     record_id,
-    verify_record,
+    verify_decoded,
 )
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ _HERE: Final = frozenset({"live", "sealed", "void", "stub"})
 came is still to be stored, as a header, or sets would differ for ever."""
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """A record on its way, decoded as far as its header."""
 
     wire: RecordWire
@@ -90,8 +89,7 @@ class _Item:
     peer: bytes | None
 
 
-@dataclass(frozen=True)
-class _Neighbour:
+class _Neighbour(NamedTuple):
     """What stands at a place of a log."""
 
     id: bytes
@@ -133,6 +131,10 @@ class _Round:
     """One pass over a batch: what of it is going to be stored."""
 
     logs: dict[LogKey, LogState]
+    own: frozenset[bytes]
+    """Devices of the person."""
+    cited: dict[tuple[bytes, tuple[bytes, ...]], int] = field(default_factory=dict)
+    """Authors and citations found good in this pass, with the highest clock cited."""
     places: dict[tuple[LogKey, int], _Neighbour] = field(default_factory=dict)
     ready: list[Record] = field(default_factory=list)
     local: list[LocalRow] = field(default_factory=list)
@@ -280,7 +282,7 @@ class Admission:
         if not fresh:
             return
         logs = {state.key: state for state in await self._store.logs(group.id)}
-        run = _Round(logs)
+        run = _Round(logs, self._groups.own_devices())
         for count, item in enumerate(fresh, 1):
             await self._judge(group, item, run, outcome)
             if count % VERIFY_BATCH == 0:
@@ -303,21 +305,9 @@ class Admission:
         record = self._verified(group, item, outcome)
         if record is None:
             return
-        missing = group.authority.missing(item.header)
-        if missing:
-            outcome.held += 1
-            outcome.missing.update(dict.fromkeys(missing))
-            until = self._env.now() + self._config.pending_s
-            group.waiting[item.id] = Waiting(item.wire, item.peer, missing, until)
+        if not self._cites_well(group, item, run, outcome):
             return
-        try:
-            group.authority.check(item.header, item.id)
-        except AuthError:
-            self._refuse(group, item.peer, "authority", item.id, item.header, outcome)
-            return
-        if self._stranger(group, item):
-            self._refuse(group, item.peer, "stranger", item.id, item.header, outcome)
-        elif self._over_limits(group, item.header):
+        if self._over_limits(group, item.header, run):
             outcome.held += 1
         elif too_far_ahead(item.header.hlc, self._env.wall_ms(), int(self._config.skew_s * 1000)):
             await self._hold(group, item, run, outcome)
@@ -326,15 +316,45 @@ class Admission:
         elif is_authority(record.kind) and self._cited(group, item.id):
             self._take_beside(group, item, record, run, outcome)
 
+    def _cites_well(self, group: Group, item: _Item, run: _Round, outcome: _Outcome) -> bool:
+        """Whether what a record cites is here, older than it, and names its author.
+
+        What once was so stays so for other records that cite the same: operations only come.
+        """
+        header = item.header
+        known = run.cited.get((header.author, header.auth))
+        if known is not None and header.hlc > known:
+            return True
+        authority = group.authority
+        missing = authority.missing(header)
+        if missing:
+            outcome.held += 1
+            outcome.missing.update(dict.fromkeys(missing))
+            until = self._env.now() + self._config.pending_s
+            group.waiting[item.id] = Waiting(item.wire, item.peer, missing, until)
+            return False
+        try:
+            authority.check(header, item.id)
+        except AuthError:
+            self._refuse(group, item.peer, "authority", item.id, header, outcome)
+            return False
+        if self._stranger(group, item):
+            self._refuse(group, item.peer, "stranger", item.id, header, outcome)
+            return False
+        if header.kind not in {Kind.JOIN, Kind.GENESIS}:  # those are named by themselves alone
+            run.cited[header.author, header.auth] = header.hlc - 1
+        return True
+
     def _verified(self, group: Group, item: _Item, outcome: _Outcome) -> Record | None:
         try:
-            return verify_record(item.wire, self._verify)
+            return verify_decoded(item.wire, item.header, item.id, self._verify)
         except BodyError:
             self._refuse(group, item.peer, "body", item.id, item.header, outcome)
             if lane_of(item.header.kind) == LANE_CONTROL:
                 return None  # A control record is nothing without its payload.
             # The header is good; somebody else may have the body.
-            return verify_record(replace_envelope(item.wire, None), self._verify)
+            bare = replace_envelope(item.wire, None)
+            return verify_decoded(bare, item.header, item.id, self._verify)
         except AuthError:
             self._refuse(group, item.peer, "signature", item.id, item.header, outcome)
         except DecodeError:
@@ -348,12 +368,12 @@ class Admission:
             return False
         return not group.authority.named(header.author, header.auth)
 
-    def _over_limits(self, group: Group, header: Header) -> bool:
+    def _over_limits(self, group: Group, header: Header, run: _Round) -> bool:
         """Local limits: what is over them waits (is asked for again later), never refused."""
         if is_authority(header.kind):
             full = len(group.authority) >= self._config.group_ops_max
             return full and group.role(header.author) != Role.ADMIN
-        if not over_headers(group, header.author, self._config, self._groups.own_devices()):
+        if not over_headers(group, header.author, self._config, run.own):
             return False
         self._emit("quota.reached", {"group": group.id, "author": header.author})
         return True
@@ -538,13 +558,16 @@ class Admission:
             else:
                 plain, state, envelope = None, STATE_STUB, None
             dressed.append(
-                replace(
-                    record,
-                    envelope=envelope,
-                    plain=plain,
-                    state=state if counts else STATE_VOID,
-                    owner=owner,
-                    relation=relation,
+                Record(
+                    record.id,
+                    record.head,
+                    record.header,
+                    record.signature,
+                    envelope,
+                    owner,
+                    plain,
+                    state if counts else STATE_VOID,
+                    relation,
                 )
             )
         return dressed

@@ -345,14 +345,28 @@ def verify_record(wire: RecordWire, verify: Verifier) -> Record:
         BodyError: header and signature are good, the envelope is not the one committed to.
     """
     header = decode_header_untrusted(wire.header)
+    return verify_decoded(wire, header, record_id(wire.header), verify)
+
+
+def verify_decoded(wire: RecordWire, header: Header, ident: bytes, verify: Verifier) -> Record:
+    """As `verify_record`, of a wire whose header was decoded already: by `decode_header_untrusted`.
+
+    Args:
+        wire: the record as it travelled.
+        header: its header, decoded.
+        ident: its `record_id`.
+        verify: the signature check; it refuses small-order keys.
+
+    Raises:
+        AuthError: the author's key did not sign it.
+        BodyError: header and signature are good, the envelope is not the one committed to.
+    """
     if not verify(header.author, DOMAIN_RECORD, wire.header, wire.signature):
         raise AuthError("record: the author's key did not sign this header")
     envelope = None
     if wire.envelope is not None:
         envelope = verify_envelope(header, wire.envelope)
-    return Record(
-        record_id(wire.header), header, wire.header, wire.signature, envelope, header.author
-    )
+    return Record(ident, header, wire.header, wire.signature, envelope, header.author)
 
 
 def verify_envelope(header: Header, data: bytes) -> Envelope:
