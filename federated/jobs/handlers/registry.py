@@ -19,6 +19,7 @@ from federated.jobs.config import FRIENDS, OWN
 from federated.jobs.handlers.builtin import builtins
 from federated.jobs.handlers.expr import EXPR_ID, Expr
 from federated.jobs.handlers.files import files_handlers
+from federated.jobs.handlers.llm import LLM_PREFIX, Llm
 from federated.jobs.handlers.memory import MemorySearch
 from federated.jobs.handlers.proc import operator_handler
 
@@ -175,6 +176,8 @@ def _switched_on(
     """What the operator switched on: its id, for whom, and how it is made."""
     for name, program in config.handlers.items():
         yield name, program.groups, partial(operator_handler, name, program)
+    for name, model in config.llm.items():
+        yield f"{LLM_PREFIX}{name}", model.groups, partial(Llm, name, model)
     if config.expr:
         yield EXPR_ID, config.expr, partial(Expr, slots=slots_of(config))
 
