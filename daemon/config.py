@@ -26,6 +26,7 @@ from daemon.config_decode import (
     nearest,
 )
 from daemon.errors import ConfigError
+from federated.jobs.config import JobsConfig
 from memory.config import MemoryConfig
 from p2p.blobs.config import BlobConfig
 from p2p.config import P2pConfig
@@ -203,6 +204,7 @@ class Config:
     hooks: HooksConfig
     log: LogConfig
     backup: BackupConfig
+    jobs: JobsConfig
     origins: Mapping[str, str]
 
     def section(self, name: str) -> object:
@@ -235,6 +237,7 @@ SECTIONS: Final[Mapping[str, type]] = {
     "hooks": HooksConfig,
     "log": LogConfig,
     "backup": BackupConfig,
+    "jobs": JobsConfig,
 }
 _FIELDS_OF: Final[Mapping[str, Sequence[str]]] = {
     **{name: (name,) for name in SECTIONS},
@@ -394,6 +397,7 @@ def decode(
         hooks=_build(HooksConfig(), "hooks", given),
         log=_build(LogConfig(), "log", given),
         backup=_build(BackupConfig(), "backup", given),
+        jobs=_build(JobsConfig(), "jobs", given),
         origins={f"{section}.{key}": item.where for (section, key), item in given.items()},
     )
 

@@ -12,6 +12,7 @@ import math
 import re
 import tomllib
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,7 +21,7 @@ import msgspec
 from daemon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
 _DURATIONS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES_BYTES: Final = {
@@ -128,7 +129,8 @@ def convert(key: str, kind: object, value: object, *, text: bool) -> object:
 
     Args:
         key: the field's name; its unit allows "10s" and "64MiB".
-        kind: its type: bool, int, float, str, Literal, tuple of one of these, or X | None.
+        kind: its type: bool, int, float, str, Literal, tuple of one of these, X | None, a
+            mapping of names to one of these, or a struct.
         value: from TOML, or text.
         text: whether `value` is text of a variable or flag.
 
@@ -142,6 +144,13 @@ def convert(key: str, kind: object, value: object, *, text: bool) -> object:
         if value in args:
             return value
         raise ValueError(f"must be one of {', '.join(map(str, args))}, not {_show(value)}")
+    if origin is Mapping:
+        return _table(key, args[1], value)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        try:
+            return msgspec.convert(value, kind, strict=True)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None
     if origin in {tuple, list, frozenset}:
         return _sequence(key, args[0], value, text=text)
     if kind is bool:
@@ -182,6 +191,18 @@ def _sequence(key: str, item: object, value: object, *, text: bool) -> object:
     if not isinstance(value, list):
         raise ValueError(f"must be a list in brackets, not {_show(value)}")
     return tuple(convert(key, item, one, text=text) for one in value)
+
+
+def _table(key: str, item: object, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError("is a table: write it into the file as [section.key] or {name = value}")
+    found = {}
+    for name, one in value.items():
+        try:
+            found[str(name)] = convert(key, item, one, text=False)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return found
 
 
 def _boolean(value: object, *, text: bool) -> bool:

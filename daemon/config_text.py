@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,6 +45,11 @@ def toml_value(value: object) -> str:
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, str):
         return tomlkit.item(value).as_string()
+    if isinstance(value, msgspec.Struct):
+        return toml_value(msgspec.to_builtins(value))
+    if isinstance(value, Mapping):
+        pairs = [f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items()]
+        return "{" + ", ".join(pairs) + "}"
     return str(value)
 
 

@@ -15,6 +15,7 @@ import trio
 
 from daemon.errors import ConfigError, RpcError
 from daemon.paths import PathsError
+from federated import errors as federated_errors
 from memory import errors as memory_errors
 from p2p import errors as p2p_errors
 from p2p.identity import KeyFileError
@@ -75,6 +76,24 @@ _REASONS: Final[Mapping[str, str]] = {
     "upgrade_needed": "invalid_state",
     "over_quota": "rate_limited",
     "cell_too_large": "too_large",
+}
+# Reasons of docs/specs/jobs.md.
+_PLAN: Final[Mapping[str, str]] = {
+    "bad_spec": "invalid_params",
+    "bad_value": "invalid_params",
+    "duplicate_key": "invalid_params",
+    "unknown_handler": "not_found",
+    "no_eligible_peer": "peer_unreachable",
+    "plan_changed": "conflict",
+    "too_large": "too_large",
+    "not_permitted": "forbidden",
+}
+_JOB: Final[Mapping[str, str]] = {
+    "unknown_job": "not_found",
+    "bad_state": "invalid_state",
+    "conflict": "conflict",
+    "too_many": "rate_limited",
+    "journal": "storage_corrupt",
 }
 _REMEDIES: Final[Mapping[str, str]] = {
     "not_permitted": "`covey group members GROUP` shows who may do what.",
@@ -141,6 +160,16 @@ def _from_memory(error: memory_errors.MemoryStoreError) -> RpcError:
             return internal()
 
 
+def _from_federated(error: federated_errors.FederatedError) -> RpcError:
+    match error:
+        case federated_errors.PlanError():
+            return _with_reason(_PLAN.get(error.reason, "invalid_params"), str(error), error.reason)
+        case federated_errors.JobError():
+            return _with_reason(_JOB.get(error.reason, "invalid_state"), str(error), error.reason)
+        case _:
+            return internal()
+
+
 def internal() -> RpcError:
     """The answer to our own faults; details are in the log alone."""
     return RpcError("internal", "Covey failed inside; the log has the details")
@@ -164,6 +193,8 @@ def to_rpc_error(error: BaseException) -> RpcError:
             return _from_p2p(error)
         case memory_errors.MemoryStoreError():
             return _from_memory(error)
+        case federated_errors.FederatedError():
+            return _from_federated(error)
         case ConfigError() | PathsError():
             return RpcError("invalid_params", str(error))
         case msgspec.ValidationError():

@@ -24,6 +24,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 import daemon
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from daemon.config import Config
     from daemon.paths import Paths
+    from federated.jobs.types import JobId
     from memory.storage.txn import TrustEvent
     from memory.store import MemoryEvent
     from p2p.env import Env
@@ -117,9 +119,11 @@ class Daemon:
         async with trio.open_nursery() as stores:
             await stores.start(parts.db.run)
             await stores.start(parts.services.behaviour.run)
+            await stores.start(parts.jobs_db.run)
             await self._load()
             async with trio.open_nursery() as core:
                 self._start_core(core, unclean=unclean)
+                await core.start(parts.services.jobs.run)
                 async with trio.open_nursery() as mesh, trio.open_nursery() as sessions:
                     async with trio.open_nursery() as doors:
                         await doors.start(self._listen, sessions)
@@ -150,6 +154,7 @@ class Daemon:
         parts.memory.subscribe(self._on_memory)
         parts.replication.cells.on_change(self._on_cell)
         parts.services.trust.subscribe(self._on_trust)
+        parts.services.jobs.on_event(self._on_job)
         await ensure_groups(parts.replication, self._paths)
         await parts.memory.set_device_name(self._config.node.name)
 
@@ -440,6 +445,10 @@ class Daemon:
                     "ids": [one.hex() for one in change.ids],
                 }
                 self.parts.services.events.publish("state.changed", data)
+
+    def _on_job(self, job: JobId, seq: int, kind: str, body: bytes) -> None:
+        data: dict[str, object] = {"job": job.hex(), "job_seq": seq, **msgspec.json.decode(body)}
+        self.parts.services.events.publish(f"job.{kind}", data)
 
     def _on_memory(self, event: MemoryEvent) -> None:
         data: dict[str, object] = {"ids": list(event.ids), "scope": event.scope}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from daemon.rpc.registry import Registry
     from daemon.scanner import TextScanner
     from daemon.uploads import Uploads
+    from federated.jobs.service import Jobs
     from memory.embedding.service import Embeddings
     from memory.erasure.erasing import Eraser
     from memory.erasure.forgetting import Forgetting
@@ -77,6 +78,7 @@ class Services:
         started_ms: Unix milliseconds of this start.
         backups: copies of the state.
         uploads: blobs that clients are putting.
+        jobs: work handed to peers and taken from them.
     """
 
     env: Env
@@ -106,3 +108,4 @@ class Services:
     started_ms: int
     backups: Backups
     uploads: Uploads
+    jobs: Jobs

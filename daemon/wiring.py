@@ -24,7 +24,9 @@ from daemon.backup import Backups
 from daemon.errors import ConfigError
 from daemon.events import EventHub
 from daemon.health import Health
+from daemon.job_memory import JobMemory
 from daemon.mcp.host import McpHost
+from daemon.mesh_door import MeshDoor
 from daemon.methods import all_methods
 from daemon.receipts import Receipts
 from daemon.roles import Roles
@@ -35,6 +37,9 @@ from daemon.scanner import TextScanner
 from daemon.services import Services
 from daemon.shred import shred_backups
 from daemon.uploads import Uploads
+from federated.errors import HandlerError
+from federated.jobs.handlers.registry import build_handlers, slots_of
+from federated.jobs.service import Jobs
 from memory.embedding.embedder import load_embedder, require_embedder
 from memory.embedding.service import Embeddings
 from memory.erasure.erasing import Eraser, Outlets
@@ -118,6 +123,7 @@ class Parts:
     env: Env
     identity: Identity
     db: Db
+    jobs_db: Db
     replica: Replica
     replication: Replication
     memory: Memory
@@ -169,6 +175,14 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
     trust = TrustDesk(db, replica, env, bytes(identity.id), behaviour, may_write=roles.may_write)
     agents = AgentStore(db, env.rng, env.wall_ms)
     receipts = Receipts(db, env.wall_ms)
+    jobs_db = Db(state / "jobs.db", env, migrations="federated.migrations")
+    door = MeshDoor(node, replication, config.jobs.friends)
+    search = JobMemory(memory, db, replication, identity.id)
+    try:
+        handlers = build_handlers(config.jobs, search=search, named=door.group_named)
+    except HandlerError as error:
+        raise ConfigError(f"[jobs] {error}") from None
+    jobs = Jobs(door, jobs_db, env, ThreadOffload(), handlers, slots=slots_of(config.jobs))
     boot_id = env.rng.randbytes(8).hex()
     registry = Registry.of(all_methods())
     services = Services(
@@ -207,6 +221,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         started_ms=env.wall_ms(),
         backups=Backups(paths, config.backup, env, ThreadOffload(), bytes(identity.id)),
         uploads=Uploads(blobs, env),
+        jobs=jobs,
     )
     dispatcher = Dispatcher(config.rpc, receipts, env.now)
     mcp = McpHost(
@@ -224,6 +239,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         env=env,
         identity=identity,
         db=db,
+        jobs_db=jobs_db,
         replica=replica,
         replication=replication,
         memory=memory,

@@ -64,8 +64,8 @@ class Mesh(Protocol):
         """The other devices of `group`, or our own other devices, ascending; up or not."""
         ...
 
-    def name(self, peer: PeerId) -> str:
-        """What people call `peer`."""
+    def shared_groups(self, peer: PeerId) -> Sequence[GroupId]:
+        """Groups that `peer` may read with us."""
         ...
 
 

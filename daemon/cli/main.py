@@ -56,6 +56,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Files": {
         "blob": ("blob", "files by the hash of their content: put, get, list, pin, rm"),
     },
+    "Work": {
+        "job": ("jobs", "hand work to the other machines, get a table back"),
+    },
     "Agents": {
         "mcp": ("", "carry an agent's MCP to the daemon (agents run this)"),
         "hook": ("", "answer an agent's hook with what matters now (agents run this)"),

@@ -85,7 +85,7 @@ def _text(value: str, path: str) -> str:
 
 
 def _number(value: float, path: str) -> float:
-    if value != value or value in {float("inf"), float("-inf")}:  # noqa: PLR0124 - NaN alone
+    if value != value or value in {float("inf"), float("-inf")}:
         raise PlanError("bad_value", "not a finite number", path=path)
     if value.is_integer() and -INT_MAX <= value <= INT_MAX:
         return int(value)

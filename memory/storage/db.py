@@ -79,13 +79,17 @@ STOPPING: Final = "the daemon is stopping: try again when it is up"
 class _Unit(Generic[T]):
     """A write waiting for its transaction."""
 
-    __slots__ = ("abandoned", "committed", "done", "dropped", "error", "fn", "value")
+    __slots__ = ("abandoned", "committed", "done", "dropped", "error", "fn", "full", "value")
 
     def __init__(
-        self, fn: Callable[[apsw.Connection], T], committed: Callable[[T], None] | None
+        self,
+        fn: Callable[[apsw.Connection], T],
+        committed: Callable[[T], None] | None,
+        full: bool,
     ) -> None:
         self.fn = fn
         self.committed = committed
+        self.full = full
         self.done = trio.Event()
         self.abandoned = False
         """Its caller was cancelled."""
@@ -174,6 +178,8 @@ class Db:
         self._readers_free = trio.Semaphore(0, max_value=READERS)
         self._reads: set[trio.CancelScope] = set()
         self._writer: Link | None = None
+        self._full = True
+        """Whether commits are synced now: SQLite refuses to change it inside a transaction."""
         self._scope = trio.CancelScope()
         self._state = "new"
         self._closed = trio.Event()
@@ -253,6 +259,8 @@ class Db:
         self,
         fn: Callable[[apsw.Connection], T],
         committed: Callable[[T], None] | None = None,
+        *,
+        full: bool = True,
     ) -> T:
         """Run `fn` as one atomic unit; return its result once it is on disk.
 
@@ -261,12 +269,14 @@ class Db:
                 twice, the first time undone: it must do nothing but use its connection.
             committed: called in the loop, in commit order, before any caller of the batch wakes,
                 also when the caller was cancelled meanwhile. Must not raise.
+            full: whether a power cut after the return may not take it back; else only a crash of
+                the process may not. For what can be computed again, never for a caller's word.
 
         Raises:
             StoreError: the transaction could not be committed; nothing of it is there.
         """
         self._check_open()
-        unit = _Unit(fn, committed)
+        unit = _Unit(fn, committed, full)
         await self._enqueue(cast("_Unit[object]", unit))
         try:
             await unit.done.wait()
@@ -439,6 +449,7 @@ class Db:
             The error that undid all of it, or None.
         """
         try:
+            self._set_synced(connection, full=any(unit.full for unit in tuple(self._queue)))
             self._begin(connection)
             if not all(unit.run(connection) for unit in self._joining(batch)):
                 if connection.in_transaction:
@@ -464,6 +475,12 @@ class Db:
             self.after_commit([unit.value for unit in batch if unit.error is None])
         return None
 
+    def _set_synced(self, connection: apsw.Connection, *, full: bool) -> None:
+        """One unit that must survive a power cut makes its whole transaction do so."""
+        if full != self._full:
+            connection.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
+            self._full = full
+
     def _begin(self, connection: apsw.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         if self.on_begin is not None:
@@ -473,6 +490,8 @@ class Db:
         """Units in order of arrival, while the transaction is open to more."""
         until = self._env.now() + BATCH_OPEN_S
         while self._queue and len(batch) < BATCH_UNITS_MAX:
+            if self._queue[0].full and not self._full:
+                return  # it came after the transaction had begun without a sync
             unit = self._queue.popleft()
             batch.append(unit)
             unit.dropped = unit.abandoned

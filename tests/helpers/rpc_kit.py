@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from daemon.rpc.session import Dialect
     from daemon.scanner import TextScanner
     from daemon.uploads import Uploads
+    from federated.jobs.service import Jobs
     from memory.embedding.service import Embeddings
     from memory.erasure.erasing import Eraser
     from memory.erasure.forgetting import Forgetting
@@ -297,6 +298,7 @@ async def running_kit(
         started_ms=env.wall_ms(),
         backups=cast("Backups", None),
         uploads=cast("Uploads", None),
+        jobs=cast("Jobs", None),
     )
     dispatcher = Dispatcher(settings.rpc, Receipts(db, env.wall_ms), env.now)
     server = RpcServer(services, registry, dispatcher, mcp)

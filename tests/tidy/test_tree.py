@@ -114,9 +114,8 @@ def test_no_file_is_a_leftover() -> None:
 ENTRY_POINTS = {
     "daemon.__main__": "python -m daemon",
     "daemon.cli.main": "the command",
-    "federated": "its rooms come later",
-    "federated.seams": "what jobs and rounds will ask of the others",
-    "federated.jobs": "a room that comes later",
+    "federated.jobs.engines": "a room that comes later",
+    "federated.migrations": "files that are read by name",
     "federated.rounds": "a room that comes later",
     "daemon.web": "a room that comes later",
     "p2p.nat": "a room that comes later",

@@ -1,0 +1,391 @@
+"""`covey job`: hand work to the other machines, get a table back."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from daemon.cli import out
+from daemon.cli.client import CliError
+from daemon.cli.job_tables import FORMATS, show_rows, write_rows
+from daemon.cli.memory import connect
+from daemon.cli.options import add_verb
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from daemon.cli.client import Client
+    from daemon.json_types import Json
+
+PAGE = 1000
+WATCH_S = 20.0
+BAR = 30
+EXAMPLES = (
+    "A job is a JSON file, or options and rows:\n\n"
+    "examples:\n"
+    "  covey job run --handler wordcount@1 --rows texts.jsonl --reduce topk:20\n"
+    "  covey job submit job.json\n"
+    "  covey job watch 3f2a\n"
+    "  covey job result 3f2a --format csv > table.csv\n"
+    "  covey job explain 3f2a 17\n"
+    "  covey job cancel 3f2a"
+)
+
+
+def configure_job(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `covey job`."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for verb, text in (
+        ("submit", "start a job; prints its id"),
+        ("run", "start a job, watch it, print its result"),
+    ):
+        sub = add_verb(verbs, verb, text)
+        _spec_options(sub)
+        if verb == "run":
+            sub.add_argument("--format", choices=FORMATS, default="table", help="default table")
+    sub = add_verb(verbs, "list", "jobs, the newest first (also without a verb)")
+    sub.add_argument("--limit", type=int, default=20, help="default 20")
+    for verb, text in (
+        ("status", "how far a job is"),
+        ("watch", "show how far it is until it is over"),
+        ("cancel", "end it; its tasks stop wherever they are"),
+        ("pause", "hand out no more of its tasks"),
+        ("purge", "remove a finished job"),
+    ):
+        add_verb(verbs, verb, text).add_argument("id", help="the id or its beginning")
+    sub = add_verb(verbs, "resume", "go on with it")
+    sub.add_argument("id", help="the id or its beginning")
+    sub.add_argument("--executions", type=int, help="how many more attempts it may use")
+    sub = add_verb(verbs, "result", "its table")
+    sub.add_argument("id", help="the id or its beginning")
+    sub.add_argument("--format", choices=FORMATS, default="table", help="default table")
+    sub.add_argument(
+        "--raw", action="store_true", help="the answered rows, not what they reduce to"
+    )
+    sub.add_argument("--gaps", action="store_true", help="the rows without an answer, and why")
+    sub = add_verb(verbs, "explain", "how a row came to its state")
+    sub.add_argument("id", help="the id or its beginning")
+    sub.add_argument("row", type=int, help="its index")
+    sub = add_verb(verbs, "handlers", "what this machine can compute")
+    sub.add_argument("--group", default="own", help="for members of this group")
+    parser.epilog = EXAMPLES
+
+
+def _spec_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("file", nargs="?", help="the job as JSON; - is standard input")
+    sub.add_argument("--handler", metavar="NAME@VERSION", help="what computes the rows")
+    sub.add_argument("--rows", metavar="FILE", help="JSON Lines, one row a line; - standard input")
+    sub.add_argument("--reduce", metavar="KIND", help="collect, count, sum, topk:N, group:COLUMN")
+    sub.add_argument("--batch", type=int, metavar="1", help="1: a task a row")
+    sub.add_argument("--columns", metavar="NAMES", help="name or name:type, with commas between")
+    sub.add_argument("--template", metavar="TEXT", help="text with {{column}}")
+    sub.add_argument("--engine", help="peers (default) or local")
+    sub.add_argument("--verify", help="auto, none, spot:P, adaptive or quorum:M")
+    sub.add_argument("--group", help="who may see the rows; default your own machines")
+    sub.add_argument("--title", help="for people")
+    sub.add_argument("--deadline", type=float, metavar="SECONDS", help="default an hour")
+    sub.add_argument("--key", metavar="KEY", help="the same key starts the job only once")
+
+
+def run_job(args: argparse.Namespace) -> int:
+    """Carry out the verb."""
+    verb = args.verb or "list"
+    client = connect(args)
+    match verb:
+        case "submit":
+            return _submit(client, args)
+        case "run":
+            return _run(client, args)
+        case "watch":
+            return _watch(client, args.id, json_lines=args.json)
+        case "result":
+            return _result(client, args)
+        case "list":
+            limit = getattr(args, "limit", 20)
+            return _list(args, client.call("job.list", {"limit": limit}))
+        case "handlers":
+            return _handlers(args, client.call("job.handlers", {"group": args.group}))
+        case "explain":
+            answer = client.call("job.explain", {"id": args.id, "row": args.row})
+            return _explain(args, out.mapping(answer))
+        case _:
+            params: dict[str, Json] = {"id": args.id}
+            if verb == "resume" and args.executions:
+                params["executions"] = args.executions
+            return _show(args, verb, out.mapping(client.call(f"job.{verb}", params)))
+
+
+# ---- starting
+
+
+def _read(path: str) -> str:
+    if path == "-":
+        return sys.stdin.read()
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise CliError(f"{path}: {error.strerror}", 2, name="invalid_params") from None
+
+
+def _spec(args: argparse.Namespace) -> dict[str, Json]:
+    spec: dict[str, Json] = {}
+    try:
+        if args.file:
+            loaded = json.loads(_read(args.file))
+            if not isinstance(loaded, dict):
+                raise CliError(f"{args.file}: a job is a JSON object", 2, name="invalid_params")
+            spec = loaded
+        if args.rows:
+            lines = _read(args.rows).splitlines()
+            spec["rows"] = [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise CliError(f"not JSON: {error}", 2, name="invalid_params") from None
+    for name in ("handler", "template", "engine", "verify", "group", "title"):
+        if getattr(args, name):
+            spec[name] = getattr(args, name)
+    if args.deadline:
+        spec["deadline_s"] = args.deadline
+    if args.reduce:
+        spec["reduce"] = _reduce(args.reduce)
+    if args.batch:
+        spec["batch"] = {"kind": "per_row"}
+    if args.columns:
+        spec["columns"] = [_column(text) for text in args.columns.split(",")]
+    if "handler" not in spec or "rows" not in spec:
+        raise CliError(
+            "name a handler and rows", 2, name="invalid_params",
+            remedy="`covey job run --help` shows examples; `covey job handlers` what there is.",
+        )  # fmt: skip
+    return spec
+
+
+def _reduce(text: str) -> dict[str, Json]:
+    kind, _, rest = text.partition(":")
+    if kind == "topk":
+        return {"kind": kind, "n": int(rest or 20)}
+    if kind == "group":
+        return {"kind": kind, "by": rest}
+    return {"kind": kind}
+
+
+def _column(text: str) -> dict[str, Json]:
+    name, _, kind = text.strip().partition(":")
+    return {"name": name, "type": kind or "str"}
+
+
+def _submit(client: Client, args: argparse.Namespace) -> int:
+    answer = _start(client, args)
+    if args.json:
+        out.say_json(answer)
+    else:
+        out.say(out.text(answer.get("job_id")))
+        short = out.text(answer.get("job_id"))[:8]
+        out.note(f"`covey job watch {short}` shows how far it is.")
+    return 0
+
+
+def _start(client: Client, args: argparse.Namespace) -> dict[str, Json]:
+    params: dict[str, Json] = {"spec": _spec(args)}
+    if args.key:
+        params["idempotency_key"] = args.key
+    return out.mapping(client.call("job.submit", params))
+
+
+def _run(client: Client, args: argparse.Namespace) -> int:
+    ident = out.text(_start(client, args).get("job_id"))
+    code = _watch(client, ident, json_lines=False)
+    args.id, args.raw, args.gaps = ident, False, False
+    return _result(client, args) or code
+
+
+# ---- watching
+
+
+def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
+    live = sys.stderr.isatty() and not json_lines
+    since: Json = 0
+    shown = ""
+    while True:
+        answer = out.mapping(
+            client.call("job.watch", {"id": ident, "since_seq": since, "wait_s": WATCH_S})
+        )
+        since = answer.get("last_seq") or since
+        for event in out.rows(answer.get("events")):
+            if json_lines:
+                out.say(json.dumps(event, ensure_ascii=False))
+                continue
+            line = _event_line(event)
+            if live and event.get("name") == "progress":
+                sys.stderr.write("\r\x1b[K" + line)
+                sys.stderr.flush()
+            elif line and line != shown:
+                out.note(("\r\x1b[K" if live else "") + line)
+            shown = line
+        if answer.get("final"):
+            break
+    state = out.text(out.mapping(client.call("job.status", {"id": ident})).get("state"))
+    return 0 if state == "done" else 1
+
+
+def _event_line(event: dict[str, Json]) -> str:
+    data = out.mapping(event.get("data"))
+    name = event.get("name")
+    if name == "progress":
+        rows, done = int(out.number(data.get("rows"))), int(out.number(data.get("done")))
+        filled = BAR * done // max(1, rows)
+        at_peers = int(out.number(data.get("at_peers")))
+        return (
+            f"[{'#' * filled}{'.' * (BAR - filled)}] {done}/{rows} rows, {at_peers} tasks at peers"
+        )
+    if name == "state":
+        reason = out.text(data.get("reason"))
+        counts = ", ".join(
+            f"{int(out.number(data.get(key)))} {key}"
+            for key in ("ok", "missing", "disputed")
+            if data.get(key)
+        )
+        rest = "; ".join(filter(None, [reason, counts]))
+        return out.text(data.get("state")) + (f": {rest}" if rest else "")
+    words = " ".join(f"{key}={out.one_line(str(value), 40)}" for key, value in data.items())
+    return f"{out.text(name)} {words}"
+
+
+# ---- results
+
+
+def _result(client: Client, args: argparse.Namespace) -> int:
+    pages: list[dict[str, Json]] = []
+    offset: Json = 0
+    while offset is not None:
+        params: dict[str, Json] = {
+            "id": args.id, "offset": offset, "limit": PAGE, "raw": bool(args.raw or args.gaps),
+        }  # fmt: skip
+        page = out.mapping(client.call("job.result", params))
+        pages.append(page)
+        offset = page.get("next")
+    if args.json:
+        out.say_json({**pages[0], "rows": [r for p in pages for r in out.rows(p.get("rows"))],
+                      "reduced": [r for p in pages for r in out.rows(p.get("reduced"))],
+                      "next": None})  # fmt: skip
+        return 0
+    rows, declared = _rows(pages, gaps=args.gaps)
+    if args.format == "table":
+        show_rows(rows, declared)
+    else:
+        sys.stdout.write(write_rows(rows, declared, args.format))
+    gaps = int(out.number(pages[0].get("gaps")))
+    if gaps and not args.gaps:
+        out.note(f"{gaps} rows have no answer: `covey job result {args.id[:8]} --gaps`")
+    return 0
+
+
+def _rows(pages: list[dict[str, Json]], *, gaps: bool) -> tuple[list[dict[str, Json]], list[str]]:
+    found: list[dict[str, Json]] = []
+    columns = pages[0].get("columns")
+    declared = [out.text(name) for name in columns] if isinstance(columns, list) else []
+    for page in pages:
+        found += out.rows(page.get("reduced"))
+        for row in out.rows(page.get("rows")):
+            if gaps:
+                if row.get("state") != "ok":
+                    found.append(
+                        {"k": row.get("k"), "state": row.get("state"), "reason": row.get("reason"),
+                         "source": row.get("source")}
+                    )  # fmt: skip
+            elif row.get("state") == "ok":
+                found.append(out.mapping(row.get("row")))
+    return found, ["k", "state", "reason", "source"] if gaps else declared
+
+
+def _list(args: argparse.Namespace, answer: Json) -> int:
+    if args.json:
+        out.say_json(answer)
+        return 0
+    rows = out.rows(answer)
+    lines = [
+        [
+            out.text(row.get("id"))[:8],
+            out.text(row.get("state")),
+            _share(row),
+            out.text(row.get("handler")),
+            out.ago(out.number(row.get("submitted_ms")), time.time_ns() / 1e6),
+            out.one_line(out.text(row.get("title")), 30),
+        ]
+        for row in rows
+    ]
+    out.table(["id", "state", "rows", "handler", "submitted", "title"], lines)
+    if not rows:
+        out.note("no job yet: `covey job run --help` shows how to start one")
+    return 0
+
+
+def _share(row: dict[str, Json]) -> str:
+    ok = int(out.number(out.mapping(row.get("by_state")).get("ok")))
+    return f"{ok}/{int(out.number(row.get('rows')))}"
+
+
+def _handlers(args: argparse.Namespace, answer: Json) -> int:
+    if args.json:
+        out.say_json(answer)
+        return 0
+    out.table(
+        ["handler", "kind", "what it does"],
+        [
+            [out.text(row.get("id")), out.text(row.get("kind")), out.text(row.get("summary"))]
+            for row in out.rows(answer)
+        ],
+    )
+    return 0
+
+
+def _explain(args: argparse.Namespace, answer: dict[str, Json]) -> int:
+    if args.json:
+        out.say_json(answer)
+        return 0
+    row = out.mapping(answer.get("row"))
+    level = int(out.number(row.get("level")))
+    words = ("unchecked", "by reputation", "agreed by owners", "computed by an own device")
+    out.say(f"row {out.text(row.get('k'))}: {out.text(row.get('state'))}, {words[min(level, 3)]}")
+    if row.get("reason"):
+        out.say(f"reason: {out.text(row.get('reason'))}")
+    out.table(
+        ["machine", "state", "took", "why"],
+        [
+            [
+                out.text(one.get("machine")),
+                out.text(one.get("state")),
+                f"{int(out.number(one.get('took_ms')))} ms",
+                out.text(one.get("reason")),
+            ]
+            for one in out.rows(answer.get("attempts"))
+        ],
+    )
+    return 0
+
+
+def _show(args: argparse.Namespace, verb: str, answer: dict[str, Json]) -> int:
+    if args.json:
+        out.say_json(answer)
+        return 0
+    if verb == "cancel":
+        out.say(
+            f"stopped {out.text(answer.get('stopped'))} running tasks and"
+            f" {out.text(answer.get('never_started'))} that had not started"
+        )
+        if answer.get("unreachable"):
+            out.note(f"{out.text(answer.get('unreachable'))} machines could not be told: their"
+                     " tasks end with their leases")  # fmt: skip
+        return 0
+    if verb == "purge":
+        out.say("removed")
+        return 0
+    states = out.mapping(answer.get("by_state"))
+    reason = out.text(answer.get("reason"))
+    out.say(f"{out.text(answer.get('state'))}{f': {reason}' if reason else ''}")
+    out.say(", ".join(f"{int(out.number(n))} {name}" for name, n in states.items() if n) + " rows")
+    for name, count in out.mapping(answer.get("peers")).items():
+        out.say(f"  {out.clean(name)}: {int(out.number(count))} rows")
+    return 0

@@ -1,0 +1,247 @@
+"""What the coordinator's machine remembers: the live jobs, the workers it speaks with, its orders.
+
+`leasing` hands tasks out, `settling` takes answers in, `coordinator` is the door of both; all three
+work on one `Board`. Pure: the clock comes as an argument, numbers from `rng`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from federated.jobs.orders import Orders
+from federated.jobs.reputation import Reputation
+from federated.jobs.state import JobPhase, RowState
+from federated.jobs.types import JobId
+
+if TYPE_CHECKING:
+    import random
+
+    from federated.jobs.handlers.base import HandlerInfo
+    from federated.jobs.items import Load, Offered
+    from federated.jobs.state import Attempt, Job, RowCell
+    from federated.seams import GroupId, TrustClass
+    from p2p.identity import PeerId
+
+EVENT_GAP: Final = 1 << 20
+"""Event numbers skip so many at a start: those a crash took are never given twice."""
+
+_JSON: Final = msgspec.json.Encoder(order="deterministic")
+
+
+class Door(Protocol):
+    """What the machine asks of the mesh; `federated.seams.Mesh` is one."""
+
+    @property
+    def id(self) -> PeerId:
+        """This node."""
+        ...
+
+    def trust(self, peer: PeerId, group: GroupId | None) -> TrustClass:
+        """What `peer` is to us in `group`."""
+        ...
+
+    def owner(self, peer: PeerId, group: GroupId | None) -> bytes:
+        """Whose device it is."""
+        ...
+
+    def verify(self, peer: bytes, domain: bytes, body: bytes, signature: bytes) -> bool:
+        """Whether `peer` signed domain + body."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Settings of the machine, in seconds and counts; docs/specs/jobs.md s.5 explains each."""
+
+    lease_s: float = 10.0
+    lease_down_s: float = 3.0
+    """Lease left when the link went down."""
+    retry_base_s: float = 0.5
+    retry_cap_s: float = 30.0
+    progress_s: float = 0.25
+    """Least time between two progress events of a job."""
+    grace_s: float = 5.0
+    """Beyond `wall_s`, before a running task counts as lost despite its beats."""
+
+
+class PeerCell:
+    """A worker we have a session with.
+
+    Attributes:
+        session: number of the session; items of an older one are dropped.
+        handlers: what it lets us use, by id.
+        credit: how many tasks it lets us have outstanding.
+        window: how many we trust it with so far: doubles while all goes well.
+        specs: jobs it was told of.
+        slowness: its durations relative to the handler's median, by handler.
+    """
+
+    __slots__ = (
+        "busy", "clean", "credit", "down", "draining", "handlers", "load", "outstanding", "peer",
+        "rtt_s", "session", "slowness", "specs", "window",
+    )  # fmt: skip
+
+    def __init__(self, peer: PeerId, session: int) -> None:
+        self.peer = peer
+        self.session = session
+        self.handlers: dict[str, Offered] = {}
+        self.load: Load | None = None
+        self.credit = 1
+        self.window = 1
+        self.clean = 0
+        self.busy = 0
+        self.outstanding: set[Attempt] = set()
+        self.specs: set[bytes] = set()
+        self.slowness: dict[str, float] = {}
+        self.rtt_s = 0.0
+        self.draining = False
+        self.down = False
+
+    @property
+    def room(self) -> int:
+        """How many tasks it may be offered now."""
+        if self.draining or self.down:
+            return 0
+        return min(self.credit, self.window) - len(self.outstanding)
+
+
+class Board:
+    """The machine's memory.
+
+    Args:
+        door: who peers are.
+        rng: for attempt numbers and waiting times.
+        epoch: of this coordinator; results name it in what they sign.
+        times: settings.
+        next_event: number of the next event.
+    """
+
+    def __init__(
+        self, door: Door, rng: random.Random, *, epoch: int, times: Times, next_event: int = 1
+    ) -> None:
+        self.door = door
+        self.rng = rng
+        self.epoch = epoch
+        self.times = times
+        self.jobs: dict[JobId, Job] = {}
+        self.peers: dict[PeerId, PeerCell] = {}
+        self.orders = Orders()
+        self.next_event = next_event
+        self.counters: dict[str, int] = {}
+        self.reputation = Reputation()
+        self.own_handlers: dict[str, HandlerInfo] = {}
+        """What a device of ours says of handlers: nature is never a peer's word."""
+        self._standing: dict[tuple[JobId, PeerId], tuple[TrustClass, bytes]] = {}
+
+    def take_orders(self) -> Orders:
+        """What is to be done since the last time."""
+        taken, self.orders = self.orders, Orders()
+        return taken
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Count something for `covey metrics`."""
+        self.counters[name] = self.counters.get(name, 0) + by
+
+    def standing(self, job: Job, peer: PeerId) -> tuple[TrustClass, bytes]:
+        """What a peer is in a job, and whose: read once a job, for an owner may change."""
+        found = self._standing.get((job.id, peer))
+        if found is None:
+            found = (self.door.trust(peer, job.group), self.door.owner(peer, job.group))
+            self._standing[job.id, peer] = found
+        return found
+
+    def forget_standing(self, job: JobId) -> None:
+        """A job ended."""
+        for pair in [pair for pair in self._standing if pair[0] == job]:
+            del self._standing[pair]
+
+    def tell(self, job: Job, kind: str, data: dict[str, object], at_ms: int) -> None:
+        """Record an event of a job."""
+        seq = self.next_event
+        self.next_event += 1
+        self.orders.write("event", (seq, job.id, at_ms, kind, _JSON.encode(data)))
+
+    def keep_job(self, job: Job, *, full: bool = False) -> None:
+        """Record where a job is."""
+        self.orders.write(
+            "job_state",
+            (job.phase, job.reason, job.finished_ms, job.executions, job.executions_max, job.id),
+        )
+        self.orders.full = self.orders.full or full
+
+    def keep_row(self, job: Job, row: RowCell) -> None:
+        """Record what became of a row."""
+        value = None if row.value is None else _JSON.encode(row.value)
+        agreed = b"".join(row.agreed)
+        self.orders.write(
+            "row_state", (row.state, row.level, row.reason, value, agreed, job.id, row.k)
+        )
+
+    def tell_state(self, job: Job, at_ms: int) -> None:
+        """Record the event `state` of a job."""
+        data: dict[str, object] = {"state": job.phase, **self.row_counts(job)}
+        if job.reason:
+            data["reason"] = job.reason
+        self.tell(job, "state", data, at_ms)
+
+    @staticmethod
+    def row_counts(job: Job) -> dict[str, object]:
+        """Rows by state, as people read them."""
+        return {state.name.lower(): job.counts[state] for state in RowState}
+
+    # ---- what handlers and peers are to a job
+
+    def nature(self, job: Job) -> tuple[str, bool]:
+        """Kind of a job's handler, and whether its answers depend on the machine."""
+        info = self.own_handlers.get(job.spec.handler)
+        if info is not None:
+            return info.kind, info.local
+        return ("llm" if job.spec.handler.startswith("llm:") else "named"), False
+
+    def deterministic(self, job: Job) -> bool:
+        """Whether equal rows have equal answers, as a device of ours says."""
+        info = self.own_handlers.get(job.spec.handler)
+        return info is not None and info.deterministic and not info.local
+
+    def arbiter(self, job: Job) -> bool:
+        """Whether a device of ours can compute a row again, and its answer decides."""
+        return self.deterministic(job)
+
+    def usable(self, job: Job, cell: PeerCell, wall_ms: int) -> bool:
+        """Whether a peer may be asked for rows of a job."""
+        if cell.down or job.spec.handler not in cell.handlers:
+            return False
+        trust, owner = self.standing(job, cell.peer)
+        if trust == "none":
+            return False
+        return trust == "own" or not self.reputation.quarantined(
+            owner, bytes(cell.peer), job.spec.handler, wall_ms
+        )
+
+    def owners_left(self, job: Job, row: RowCell, wall_ms: int) -> int:
+        """How many owners could still be asked for a row."""
+        asked = row.barred | {answer.owner for answer in row.answers}
+        devices = {answer.device for answer in row.answers}
+        left = {
+            self.standing(job, cell.peer)[1]
+            for cell in self.peers.values()
+            if cell.peer != self.door.id
+            and bytes(cell.peer) not in devices
+            and self.usable(job, cell, wall_ms)
+        }
+        return len(left - asked)
+
+    def job_of(self, ident: bytes) -> Job | None:
+        """A job in memory."""
+        return self.jobs.get(JobId(ident))
+
+    def live_jobs(self) -> list[Job]:
+        """Jobs whose tasks may be at peers."""
+        return [job for job in self.jobs.values() if not job.final]
+
+    def wants_peers(self) -> bool:
+        """Whether sessions are needed."""
+        return any(job.phase is not JobPhase.REDUCING for job in self.live_jobs())

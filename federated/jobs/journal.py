@@ -1,0 +1,432 @@
+"""jobs.db: what of a job must survive a kill, and how it is read back.
+
+Rows of parameters come from the machine's orders by the name of a statement; each replaces or adds
+one row, so that writing the same orders twice changes nothing. Reading is by page: a job has up to
+100,000 rows. Source: docs/specs/jobs.md s.9.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+import msgspec
+
+from federated.jobs.board import EVENT_GAP
+from federated.jobs.reputation import StatRow
+from federated.jobs.state import JOB_FINAL, Job, JobPhase, RowCell, RowState, TaskCell, TaskState
+from federated.jobs.types import JobId, JobSpec
+from federated.jobs.verify import LEVEL_OWN, Answer
+from p2p.identity import PeerId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import apsw
+
+    from federated.jobs.orders import Orders, Params, Statement
+    from federated.seams import Db
+
+SQL: Final[Mapping[Statement, str]] = {
+    "job_state": (
+        "UPDATE job SET phase=?, reason=?, finished_ms=?, executions=?, executions_max=? WHERE id=?"
+    ),
+    "row_state": (
+        "UPDATE row SET state=?, level=?, reason=?, value=?, agreed=? WHERE job=? AND k=?"
+    ),
+    "task_state": "UPDATE task SET stage=? WHERE job=? AND task=?",
+    "attempt": "INSERT OR REPLACE INTO attempt VALUES (?,?,?,?,?,?,?,?,?)",
+    "answer": "INSERT INTO answer VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+    "event": "INSERT OR REPLACE INTO event VALUES (?,?,?,?,?)",
+    "peer_stat": "INSERT OR REPLACE INTO peer_stat VALUES (?,?,?,?)",
+    "cache": "INSERT OR REPLACE INTO cache VALUES (?,?,?,?,?,?,?,?)",
+}
+
+_SPEC: Final = msgspec.json.Decoder(JobSpec)
+_FINAL: Final = tuple(sorted(JOB_FINAL))
+_FINAL_SQL: Final = "(" + ",".join("?" * len(_FINAL)) + ")"
+READ_MAX: Final = 1000
+
+
+class Finished(NamedTuple):
+    """A job as the journal has it."""
+
+    id: JobId
+    spec: JobSpec
+    group: bytes | None
+    agent: str
+    title: str
+    phase: JobPhase
+    reason: str
+    submitted_ms: int
+    deadline_ms: int
+    finished_ms: int
+    executions: int
+    rows: int
+
+
+class RowRead(NamedTuple):
+    """A row as the journal has it; `source` and `value` are canonical JSON."""
+
+    k: int
+    key: bytes
+    source: bytes
+    state: RowState
+    level: int
+    reason: str
+    value: bytes | None
+    agreed: bytes
+
+
+class EventRead(NamedTuple):
+    """An event of a job; `body` is a JSON object."""
+
+    seq: int
+    at_ms: int
+    kind: str
+    body: bytes
+
+
+_JOB_COLUMNS: Final = (
+    "id, spec, group_id, agent, title, phase, reason, submitted_ms, deadline_ms, finished_ms,"
+    " executions, rows"
+)
+
+
+class Journal:
+    """The database of jobs.
+
+    Args:
+        db: open while jobs run.
+    """
+
+    def __init__(self, db: Db) -> None:
+        self._db = db
+
+    async def begin(self, wall_s: int) -> tuple[int, int]:
+        """A new epoch and the number of the first event of this run, durable before anything."""
+
+        def fresh(connection: apsw.Connection) -> tuple[int, int]:
+            have = {
+                str(name): int(value)
+                for name, value in connection.execute("SELECT name, value FROM meta")
+            }
+            epoch = max(have.get("epoch", 0) + 1, wall_s)
+            row = connection.execute("SELECT max(seq) FROM event").fetchone()
+            last = max(int(row[0] or 0) if row else 0, have.get("next_event", 0))
+            first = last + EVENT_GAP
+            connection.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?,?)",
+                [("epoch", epoch), ("next_event", first)],
+            )
+            return epoch, first
+
+        return await self._db.write(fresh, full=True)
+
+    async def add(
+        self, job: Job, *, spec_hash: bytes, idem: str | None, deadline_ms: int,
+        parent: JobId | None,
+    ) -> None:  # fmt: skip
+        """Keep a new job with its rows and tasks; durable when it returns."""
+        spec = job.spec
+        # The rows stand in their own table: a spec of a hundred thousand is not kept twice.
+        body = msgspec.json.encode(msgspec.structs.replace(spec, rows=[]))
+        head = (
+            job.id, body, spec_hash, job.group, job.agent, job.nonce, idem, parent, spec.title,
+            job.phase, job.reason, job.submitted_ms, deadline_ms, 0, 0, job.executions_max,
+            len(job.rows),
+        )  # fmt: skip
+        rows = [
+            (job.id, row.k, row.key, row.hash, row.source, row.pin, int(row.state), row.level,
+             row.reason, None, b"")
+            for row in job.rows
+        ]  # fmt: skip
+        tasks = [(job.id, task.index, pack_ks(task.ks), 0) for task in job.tasks]
+
+        def insert(connection: apsw.Connection) -> None:
+            connection.execute("INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", head)
+            connection.executemany("INSERT INTO row VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
+            connection.executemany("INSERT INTO task VALUES (?,?,?,?)", tasks)
+
+        await self._db.write(insert, full=True)
+
+    async def apply(self, batch: Sequence[Orders]) -> None:
+        """Keep what the machine ordered, in one transaction."""
+        merged: dict[Statement, list[Params]] = {}
+        for orders in batch:
+            for statement, rows in orders.writes.items():
+                merged.setdefault(statement, []).extend(rows)
+
+        def write(connection: apsw.Connection) -> None:
+            for statement, rows in merged.items():
+                connection.executemany(SQL[statement], rows)
+
+        await self._db.write(write, full=any(orders.full for orders in batch))
+
+    async def keep_reduced(self, job: JobId, values: Sequence[bytes]) -> None:
+        """Keep the reduced rows of a job."""
+
+        def write(connection: apsw.Connection) -> None:
+            connection.execute("DELETE FROM reduced WHERE job=?", (job,))
+            connection.executemany(
+                "INSERT INTO reduced VALUES (?,?,?)",
+                [(job, n, value) for n, value in enumerate(values)],
+            )
+
+        await self._db.write(write, full=False)
+
+    # ---- reading
+
+    async def find_idem(self, agent: str, idem: str) -> tuple[JobId, bytes] | None:
+        """The job an agent submitted under a key, and the hash of its spec."""
+
+        def read(connection: apsw.Connection) -> tuple[JobId, bytes] | None:
+            row = connection.execute(
+                "SELECT id, spec_hash FROM job WHERE agent=? AND idem=?", (agent, idem)
+            ).fetchone()
+            return None if row is None else (JobId(row[0]), row[1])
+
+        return await self._db.read(read)
+
+    async def job(self, ident: JobId) -> Finished | None:
+        """A job, alive or not."""
+
+        def read(connection: apsw.Connection) -> Finished | None:
+            row = connection.execute(
+                f"SELECT {_JOB_COLUMNS} FROM job WHERE id=?",  # noqa: S608 - ours
+                (ident,),
+            ).fetchone()
+            return None if row is None else _finished(row)
+
+        return await self._db.read(read)
+
+    async def jobs(self, agent: str | None, limit: int) -> list[Finished]:
+        """The newest jobs, of one agent or of all."""
+
+        def read(connection: apsw.Connection) -> list[Finished]:
+            rows = connection.execute(
+                f"SELECT {_JOB_COLUMNS} FROM job WHERE (?1 IS NULL OR agent=?1)"  # noqa: S608
+                " ORDER BY submitted_ms DESC, id LIMIT ?2",
+                (agent, limit),
+            )
+            return [_finished(row) for row in rows]
+
+        return await self._db.read(read)
+
+    async def rows(self, job: JobId, offset: int, limit: int) -> list[RowRead]:
+        """A page of a job's rows, by index."""
+
+        def read(connection: apsw.Connection) -> list[RowRead]:
+            found = connection.execute(
+                "SELECT k, key, source, state, level, reason, value, agreed FROM row"
+                " WHERE job=? AND k>=? ORDER BY k LIMIT ?",
+                (job, offset, limit),
+            )
+            return [_row_read(row) for row in found]
+
+        return await self._db.read(read)
+
+    async def reduced(self, job: JobId, offset: int, limit: int) -> list[bytes]:
+        """A page of a job's reduced rows."""
+
+        def read(connection: apsw.Connection) -> list[bytes]:
+            found = connection.execute(
+                "SELECT value FROM reduced WHERE job=? AND n>=? ORDER BY n LIMIT ?",
+                (job, offset, limit),
+            )
+            return [bytes(row[0]) for row in found]
+
+        return await self._db.read(read)
+
+    async def counts(self, job: JobId) -> dict[str, int]:
+        """Rows of a job by state."""
+
+        def read(connection: apsw.Connection) -> dict[str, int]:
+            found = connection.execute(
+                "SELECT state, count(*) FROM row WHERE job=? GROUP BY state", (job,)
+            )
+            have = {int(row[0]): int(row[1]) for row in found}
+            return {state.name.lower(): have.get(state, 0) for state in RowState}
+
+        return await self._db.read(read)
+
+    async def events(self, job: JobId, since: int, limit: int) -> list[EventRead]:
+        """Events of a job after number `since`, in order."""
+
+        def read(connection: apsw.Connection) -> list[EventRead]:
+            found = connection.execute(
+                "SELECT seq, at_ms, kind, body FROM event WHERE job=? AND seq>?"
+                " ORDER BY seq LIMIT ?",
+                (job, since, limit),
+            )
+            return [EventRead(*row) for row in found]
+
+        return await self._db.read(read)
+
+    async def attempts(self, job: JobId, task: int) -> list[dict[str, object]]:
+        """The attempts of a task that ended."""
+
+        def read(connection: apsw.Connection) -> list[dict[str, object]]:
+            found = connection.execute(
+                "SELECT attempt, device, owner, state, at_ms, took_ms, reason FROM attempt"
+                " WHERE job=? AND task=? ORDER BY at_ms",
+                (job, task),
+            )
+            names = ("attempt", "device", "owner", "state", "at_ms", "took_ms", "reason")
+            return [dict(zip(names, row, strict=True)) for row in found]
+
+        return await self._db.read(read)
+
+    async def task_of(self, job: JobId, k: int) -> int | None:
+        """The task a row travels in."""
+
+        def read(connection: apsw.Connection) -> int | None:
+            for number, ks in connection.execute(
+                "SELECT task, ks FROM task WHERE job=? ORDER BY task", (job,)
+            ):
+                if k in unpack_ks(bytes(ks)):
+                    return int(number)
+            return None
+
+        return await self._db.read(read)
+
+    async def stats(self) -> list[StatRow]:
+        """What owners and devices have earned."""
+
+        def read(connection: apsw.Connection) -> list[StatRow]:
+            found = connection.execute("SELECT owner, device, handler, body FROM peer_stat")
+            return [StatRow._make(row) for row in found]
+
+        return await self._db.read(read)
+
+    async def purge(self, job: JobId) -> None:
+        """Remove a finished job with all that belongs to it."""
+
+        def write(connection: apsw.Connection) -> None:
+            for table in ("row", "task", "attempt", "answer", "reduced", "event"):
+                connection.execute(f"DELETE FROM {table} WHERE job=?", (job,))  # noqa: S608
+            connection.execute("DELETE FROM job WHERE id=?", (job,))
+
+        await self._db.write(write, full=True)
+
+    async def live(self, now: float, wall_ms: int) -> list[Job]:
+        """The jobs that were under way, built anew.
+
+        Args:
+            now: monotonic seconds.
+            wall_ms: Unix milliseconds: a deadline is that of the wall clock, and a clock that was
+                set back lengthens none.
+        """
+
+        def read(connection: apsw.Connection) -> list[Job]:
+            found = connection.execute(
+                "SELECT id, spec, group_id, agent, nonce, phase, reason, submitted_ms,"  # noqa: S608
+                " deadline_ms, executions, executions_max FROM job"
+                f" WHERE phase NOT IN {_FINAL_SQL} ORDER BY submitted_ms, id",
+                _FINAL,
+            ).fetchall()
+            return [_load(connection, row, now, wall_ms) for row in found]
+
+        return await self._db.read(read)
+
+
+def _row_read(row: tuple[object, ...]) -> RowRead:
+    k, key, source, state, *rest = row
+    return RowRead._make((k, key, source, RowState(cast("int", state)), *rest))
+
+
+def _finished(row: tuple[object, ...]) -> Finished:
+    ident, spec, group, agent, title, phase, *rest = row
+    return Finished._make(
+        (
+            ident, _SPEC.decode(cast("bytes", spec)), group, agent, title,
+            JobPhase(cast("str", phase)), *rest,
+        )
+    )  # fmt: skip
+
+
+class _Kept(NamedTuple):
+    """A row of table job, as far as a live one is built of it."""
+
+    id: bytes
+    spec: bytes
+    group: bytes | None
+    agent: str
+    nonce: bytes
+    phase: str
+    reason: str
+    submitted_ms: int
+    deadline_ms: int
+    executions: int
+    executions_max: int | None
+
+
+def _load(connection: apsw.Connection, head: Sequence[object], now: float, wall_ms: int) -> Job:
+    kept = _Kept._make(head)
+    spec = _SPEC.decode(kept.spec)
+    left_s = min(spec.deadline_s, (kept.deadline_ms - wall_ms) / 1000)
+    job = Job(
+        JobId(kept.id), spec, group=kept.group, agent=kept.agent, nonce=kept.nonce,
+        submitted_ms=kept.submitted_ms, deadline=now + left_s,
+    )  # fmt: skip
+    job.phase, job.reason = JobPhase(kept.phase), kept.reason
+    job.executions, job.executions_max = kept.executions, kept.executions_max
+    _load_rows(connection, job)
+    _load_answers(connection, job)
+    _load_tasks(connection, job, now)
+    return job
+
+
+def _load_answers(connection: apsw.Connection, job: Job) -> None:
+    """Votes of rows that are still open: they need not be asked for again."""
+    for k, device, owner, attempt, overlapped, body in connection.execute(
+        "SELECT k, device, owner, attempt, overlapped, body FROM answer WHERE job=?", (job.id,)
+    ):
+        row = job.rows[k]
+        value = msgspec.json.decode(body, type=dict[str, object])
+        if row.state is RowState.PENDING:
+            row.answers.append(Answer(owner, device, attempt, value, overlapped=bool(overlapped)))
+            row.barred.add(owner)
+
+
+def _load_rows(connection: apsw.Connection, job: Job) -> None:
+    for k, key, hashed, source, pin, state, level, reason, value, agreed in connection.execute(
+        "SELECT k, key, hash, source, pin, state, level, reason, value, agreed FROM row"
+        " WHERE job=? ORDER BY k",
+        (job.id,),
+    ):
+        row = RowCell(k, key, hashed, source)
+        row.pin = None if pin is None else PeerId(pin)
+        row.state, row.level, row.reason = RowState(state), level, reason
+        row.value = None if value is None else msgspec.json.decode(value)
+        data = bytes(agreed)
+        row.agreed = tuple(data[i : i + 32] for i in range(0, len(data), 32))
+        if row.state is RowState.OK and row.level < LEVEL_OWN and row.agreed:
+            row.backing = frozenset((frozenset(row.agreed),))
+        job.rows.append(row)
+        job.counts[row.state] += 1
+
+
+def _load_tasks(connection: apsw.Connection, job: Job, now: float) -> None:
+    for number, ks in connection.execute(
+        "SELECT task, ks FROM task WHERE job=? ORDER BY task", (job.id,)
+    ):
+        indices = tuple(unpack_ks(bytes(ks)))
+        size = sum(len(job.rows[k].source) for k in indices)
+        task = TaskCell(int(number), indices, size, now)
+        task.open = sum(1 for k in indices if job.rows[k].state is RowState.PENDING)
+        job.tasks.append(task)
+        if task.open:
+            job.queue.append(task)
+        else:
+            task.state = TaskState.DONE
+
+
+def pack_ks(ks: Sequence[int]) -> bytes:
+    """Row indices as the journal keeps them."""
+    return struct.pack(f">{len(ks)}I", *ks)
+
+
+def unpack_ks(data: bytes) -> Iterator[int]:
+    """The inverse of `pack_ks`."""
+    return (k for (k,) in struct.iter_unpack(">I", data))

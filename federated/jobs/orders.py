@@ -1,0 +1,66 @@
+"""What the coordinator's machine wants done: bytes to send, rows to keep, events to tell.
+
+The machine changes its memory and fills one of these; the driver carries it out. `sends` leave at
+once. `writes` go into the journal, and `after` leaves when they are committed: an acknowledgement
+before the commit would let a worker forget what a crash then takes from us.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from federated.jobs.items import Item
+    from federated.jobs.types import JobId
+    from p2p.identity import PeerId
+
+Statement: TypeAlias = Literal[
+    "job_state", "row_state", "task_state", "attempt", "answer", "event", "peer_stat", "cache",
+]  # fmt: skip
+"""Names of `journal`'s statements; each row of parameters replaces or adds one row."""
+
+Params: TypeAlias = tuple[bytes | str | int | float | None, ...]
+
+
+class Orders:
+    """What one input led to.
+
+    Attributes:
+        sends: (peer, item), in order.
+        writes: parameters by statement.
+        full: whether a power cut may not take the writes back.
+        after: (peer, item) to send once the writes are committed.
+        closes: sessions to end: (peer, code).
+        reduces: jobs whose rows are all settled: reduce them.
+        ended: jobs that became final.
+    """
+
+    __slots__ = ("after", "closes", "ended", "full", "reduces", "sends", "writes")
+
+    def __init__(self) -> None:
+        self.sends: list[tuple[PeerId, Item]] = []
+        self.writes: dict[Statement, list[Params]] = {}
+        self.full = False
+        self.after: list[tuple[PeerId, Item]] = []
+        self.closes: list[tuple[PeerId, str]] = []
+        self.reduces: list[JobId] = []
+        self.ended: list[JobId] = []
+
+    def send(self, peer: PeerId, item: Item) -> None:
+        """Send now."""
+        self.sends.append((peer, item))
+
+    def write(self, statement: Statement, params: Params) -> None:
+        """Keep a row."""
+        found = self.writes.get(statement)
+        if found is None:
+            self.writes[statement] = [params]
+        else:
+            found.append(params)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (
+            self.sends or self.writes or self.after or self.closes or self.reduces or self.ended
+        )

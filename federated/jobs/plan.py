@@ -1,0 +1,164 @@
+"""From a spec to a job that can run: rows with keys and hashes, rows put into tasks.
+
+Pure, and slow enough for a hundred thousand rows to belong into a thread. Nothing is sent and
+nothing kept here. Source: docs/specs/jobs.md s.2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from federated.errors import PlanError
+from federated.jobs.batching import batches
+from federated.jobs.canon import encode_normal, hash_parts, normal, row_hasher
+from federated.jobs.columns import check_columns
+from federated.jobs.keys import row_keys
+from federated.jobs.limits import (
+    COLUMNS_MAX,
+    ROW_BYTES_MAX,
+    ROWS_MAX,
+    TEMPLATE_BYTES_MAX,
+)
+from federated.jobs.state import Job, RowCell, TaskCell
+from federated.jobs.template import parse_template
+from federated.jobs.verify import parse_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from federated.jobs.types import JobId, JobSpec, Row
+    from federated.seams import GroupId
+    from p2p.identity import PeerId
+
+PIN: Final = "@peer"
+"""Input column that names the device a row is for."""
+
+TITLE_CHARACTERS_MAX: Final = 200
+PRIORITY_MAX: Final = 9
+AUTO_ROWS: Final = 4
+"""Rows of a task before anything was learned (tasks.md s.10)."""
+
+
+def check_spec(spec: JobSpec) -> None:
+    """What can be said of a spec without its rows.
+
+    Raises:
+        PlanError: `bad_spec` or `too_large`, with the place.
+    """
+    if not 0 < len(spec.handler) <= 128:
+        raise PlanError("bad_spec", "name a handler, such as wordcount@1", path="handler")
+    if len(spec.columns) > COLUMNS_MAX:
+        raise PlanError("too_large", f"at most {COLUMNS_MAX} columns", path="columns")
+    check_columns(spec.columns)
+    parse_policy(spec.verify)
+    if spec.template is not None and len(spec.template.encode()) > TEMPLATE_BYTES_MAX:
+        raise PlanError("too_large", f"at most {TEMPLATE_BYTES_MAX} bytes", path="template")
+    if not 0 <= spec.priority <= PRIORITY_MAX:
+        raise PlanError("bad_spec", f"0 to {PRIORITY_MAX}", path="priority")
+    if not 0 < spec.deadline_s <= 30 * 86_400:
+        raise PlanError("bad_spec", "more than 0 and at most 30 days", path="deadline_s")
+    if not 0 <= spec.max_retries <= 100:
+        raise PlanError("bad_spec", "0 to 100", path="max_retries")
+    if len(spec.title) > TITLE_CHARACTERS_MAX:
+        raise PlanError("too_large", f"at most {TITLE_CHARACTERS_MAX} characters", path="title")
+
+
+def make_job(
+    spec: JobSpec, rows: Sequence[Row], *, ident: JobId, nonce: bytes, group: GroupId | None,
+    agent: str, now: float, wall_ms: int, code_hash: str | None, cacheable: bool,
+    find_peer: Callable[[str], PeerId | None], auto_rows: int = AUTO_ROWS,
+) -> Job:  # fmt: skip
+    """A job with rows and tasks, not yet known to anybody.
+
+    Args:
+        spec: checked by `check_spec`.
+        rows: its rows, where the spec only says where they stand.
+        ident: its id.
+        nonce: 16 random bytes.
+        group: whose members may see the rows.
+        agent: who submits.
+        now: monotonic seconds.
+        wall_ms: Unix milliseconds.
+        code_hash: hex SHA-256 of code that travels with it.
+        cacheable: whether equal rows have equal answers.
+        find_peer: the device a `@peer` cell names.
+        auto_rows: rows of a task where the spec leaves it to us.
+
+    Raises:
+        PlanError: what is wrong with which row.
+    """
+    if len(rows) > ROWS_MAX:
+        raise PlanError("too_large", f"{len(rows)} rows, {ROWS_MAX} may be", path="rows")
+    job = Job(
+        ident, spec, group=group, agent=agent, nonce=nonce, submitted_ms=wall_ms,
+        deadline=now + spec.deadline_s,
+    )  # fmt: skip
+    normalised = [_row(row, i) for i, row in enumerate(rows)]
+    keys, kept = row_keys(spec, normalised)
+    hasher = row_hasher(
+        [
+            spec.handler, code_hash, normal(spec.params), spec.template,
+            normal(msgspec.to_builtins(spec.columns)),
+        ]
+    )  # fmt: skip
+    parse = None if spec.template is None else parse_template(spec.template, None)
+    for i, key in zip(kept, keys, strict=True):
+        row = normalised[i]
+        pin = _pin(row, i, find_peer)
+        if parse is not None:
+            parse.check(row, path=f"rows[{i}]")
+        source = encode_normal(row)
+        if len(source) > ROW_BYTES_MAX:
+            raise PlanError("too_large", f"more than {ROW_BYTES_MAX} bytes", path=f"rows[{i}]")
+        k = len(job.rows)
+        suffix = b"" if cacheable else b',"%s",%d' % (nonce.hex().encode(), k)
+        cell = RowCell(k, key, hasher.hash(source, suffix), source)
+        cell.pin = pin
+        job.rows.append(cell)
+    job.counts[0] = len(job.rows)
+    _make_tasks(job, [normalised[i] for i in kept], auto_rows, now)
+    return job
+
+
+def _row(row: Row, i: int) -> Row:
+    found = normal(row, f"rows[{i}]")
+    assert isinstance(found, dict)
+    return found
+
+
+def _pin(row: Row, i: int, find_peer: Callable[[str], PeerId | None]) -> PeerId | None:
+    name = row.get(PIN)
+    if name is None:
+        return None
+    peer = find_peer(name) if isinstance(name, str) else None
+    if peer is None:
+        raise PlanError("bad_spec", f"no device is called {name!r}", path=f"rows[{i}].{PIN}")
+    return peer
+
+
+def _make_tasks(job: Job, rows: Sequence[Row], auto_rows: int, now: float) -> None:
+    """Put the rows into tasks; rows for different devices never travel together."""
+    by_pin: dict[PeerId | None, list[int]] = {}
+    for cell in job.rows:
+        by_pin.setdefault(cell.pin, []).append(cell.k)
+    pinned = len(by_pin) > 1 or None not in by_pin
+    sizes = [len(cell.source) + 16 for cell in job.rows]
+    found = batches(job.spec.batch, rows, sizes, auto=auto_rows)
+    for ks in found:
+        parts: dict[PeerId | None, list[int]] = {None: list(ks)}
+        if pinned:
+            parts = {}
+            for k in ks:
+                parts.setdefault(job.rows[k].pin, []).append(k)
+        for part in parts.values():
+            size = sum(sizes[k] for k in part)
+            task = TaskCell(len(job.tasks), tuple(part), size, now)
+            job.tasks.append(task)
+            job.queue.append(task)
+
+
+def spec_hash(spec: JobSpec) -> bytes:
+    """Names a spec: the same key with another spec is a conflict."""
+    return hash_parts(normal(msgspec.to_builtins(spec)))

@@ -1,0 +1,313 @@
+"""Jobs of this node: the face towards the local socket, and the driver of the machine.
+
+    jobs = Jobs(mesh, db, env, offload, handlers, config)
+    await nursery.start(jobs.run)
+    ident = await jobs.submit(spec, agent="", group=None)
+    await jobs.finished(ident)
+
+The driver feeds the machine (`coordinator`) what comes from sessions, clients and the clock, and
+carries out its orders: items go to sessions at once; rows go to the journal's writer, which takes
+all that waits in one transaction and only then lets acknowledgements leave and events be told.
+Source: docs/specs/jobs.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from federated.errors import JobError, PlanError
+from federated.jobs.canon import encode_normal
+from federated.jobs.coordinator import TICK_S, Coordinator
+from federated.jobs.journal import Journal
+from federated.jobs.plan import check_spec, make_job, spec_hash
+from federated.jobs.reduce import reduce_rows
+from federated.jobs.sessions import Hooks, Sessions
+from federated.jobs.state import RowState
+from federated.jobs.template import parse_template
+from federated.jobs.types import Collect, JobId, RowsRef
+from federated.jobs.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federated.jobs.items import Item
+    from federated.jobs.orders import Orders
+    from federated.jobs.state import Job
+    from federated.jobs.types import JobSpec, Row
+    from federated.jobs.worker import Offers
+    from federated.seams import Db, GroupId, Mesh
+    from p2p.env import Env, Offload
+    from p2p.identity import PeerId
+
+log = logging.getLogger("covey.jobs")
+
+KEEP_ENDED_S: Final = 60.0
+"""How long a finished job stays in memory: late results of it are still recognised."""
+PAGE: Final = 1000
+
+
+class Jobs:
+    """The jobs of a node, as coordinator and as worker.
+
+    Args:
+        mesh: peers and calls.
+        db: jobs.db; open while `run` runs.
+        env: clocks and random numbers.
+        offload: where long computations go.
+        handlers: what this node computes for others and itself.
+        slots: tasks at once here.
+    """
+
+    def __init__(
+        self, mesh: Mesh, db: Db, env: Env, offload: Offload, handlers: Offers, *, slots: int
+    ) -> None:
+        self._mesh = mesh
+        self._env = env
+        self._offload = offload
+        self.handlers = handlers
+        self.journal = Journal(db)
+        self.worker = Worker(
+            mesh, handlers, env, offload, slots=slots,
+            parse_template=lambda text: parse_template(text, None).render,
+        )  # fmt: skip
+        self.worker.register()
+        self._sessions = Sessions(
+            mesh, self.worker, Hooks(self._peer_up, self._peer_down, self._received),
+            self._wanted_peers,
+        )  # fmt: skip
+        self._core: Coordinator | None = None
+        self._orders: list[Orders] = []
+        self._work = trio.Event()
+        self._ready = trio.Event()
+        self._ended: dict[JobId, trio.Event] = {}
+        self._reducing: trio.Nursery | None = None
+        self._listeners: list[Callable[[JobId, int, str, bytes], None]] = []
+        self._news = trio.Event()
+
+    # ---- life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Go on with what was under way, and serve, until cancelled."""
+        wall_ms = self._env.wall_ms()
+        epoch, first = await self.journal.begin(wall_ms // 1000)
+        core = Coordinator(self._mesh, self._env.rng, epoch=epoch, next_event=first)
+        async with trio.open_nursery() as nursery:
+            self._reducing = nursery
+            self._core = core
+            core.board.own_handlers = {
+                info.id: info for info in self.handlers.offered_to("own", None)
+            }
+            core.board.reputation.load(await self.journal.stats())
+            for job in await self.journal.live(self._env.now(), wall_ms):
+                core.resume_loaded(job)
+            nursery.start_soon(self._keep_orders)
+            nursery.start_soon(self._tick)
+            self._carry_out()
+            await nursery.start(self.worker.run)
+            await nursery.start(self._sessions.run)
+            self._ready.set()
+            task_status.started()
+
+    @property
+    def core(self) -> Coordinator:
+        """The machine, while `run` runs."""
+        if self._core is None:
+            raise JobError("bad_state", "jobs have not started yet: try again in a moment")
+        return self._core
+
+    def on_event(self, fn: Callable[[JobId, int, str, bytes], None]) -> None:
+        """Have `fn(job, seq, kind, JSON body)` told each event once it is kept."""
+        self._listeners.append(fn)
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            if self.core.board.jobs:
+                self.core.tick(now=self._env.now(), wall_ms=self._env.wall_ms())
+                self._carry_out()
+
+    # ---- orders
+
+    def _carry_out(self) -> None:
+        orders = self.core.take_orders()
+        if orders.empty:
+            return
+        for peer, item in orders.sends:
+            self._sessions.send(peer, item)
+        for peer, _code in orders.closes:
+            self._sessions.close(peer)
+        if orders.writes or orders.after or orders.ended or orders.reduces:
+            self._orders.append(orders)
+            self._work.set()
+
+    async def _keep_orders(self) -> None:
+        """The journal's writer: everything that waits goes into one transaction."""
+        while True:
+            self._work = trio.Event()
+            if not self._orders:
+                await self._work.wait()
+            batch, self._orders = self._orders, []
+            await self.journal.apply(batch)
+            for orders in batch:
+                self._kept(orders)
+
+    def _kept(self, orders: Orders) -> None:
+        """What may happen now that the orders' rows are on disk."""
+        for peer, item in orders.after:
+            self._sessions.send(peer, item)
+        for seq, job, _at, kind, body in orders.writes.get("event", ()):
+            assert isinstance(seq, int)
+            assert isinstance(job, bytes)
+            assert isinstance(kind, str)
+            assert isinstance(body, bytes)
+            for listener in self._listeners:
+                listener(JobId(job), seq, kind, body)
+        if "event" in orders.writes:
+            news, self._news = self._news, trio.Event()
+            news.set()
+        for ident in orders.reduces:
+            assert self._reducing is not None
+            self._reducing.start_soon(self._reduce, ident)
+        for ident in orders.ended:
+            self._ended.pop(ident, trio.Event()).set()
+            assert self._reducing is not None
+            self._reducing.start_soon(self._forget_later, ident)
+        if orders.ended:
+            self._sessions.look()
+
+    async def _forget_later(self, ident: JobId) -> None:
+        await trio.sleep(KEEP_ENDED_S)
+        self.core.forget(ident)
+
+    async def _reduce(self, ident: JobId) -> None:
+        """Reduce the rows of a job whose rows are all settled."""
+        job = self.core.job(ident)
+        if job is None:
+            return
+        problem = ""
+        if not isinstance(job.spec.reduce, Collect):
+            try:
+                values = await self._offload.run(lambda: reduced_values(job))
+                await self.journal.keep_reduced(ident, values)
+            except PlanError as error:
+                problem = error.reason
+        self.core.reduced(ident, wall_ms=self._env.wall_ms(), problem=problem)
+        self._carry_out()
+
+    # ---- sessions
+
+    def _wanted_peers(self) -> set[PeerId]:
+        if self._core is None:
+            return set()
+        wanted: set[PeerId] = set()
+        for job in self._core.board.live_jobs():
+            if job.spec.engine == "local":
+                wanted.add(self._mesh.id)
+                continue
+            wanted.update(self._mesh.members(job.group))
+            # Our own worker: for rows pinned to it, and as the arbiter of others' answers.
+            wanted.add(self._mesh.id)
+        return wanted
+
+    def _peer_up(self, peer: PeerId, session: int) -> None:
+        self.core.peer_up(peer, session)
+        self._carry_out()
+
+    def _peer_down(self, peer: PeerId, session: int) -> None:
+        self.core.peer_down(peer, session, now=self._env.now(), wall_ms=self._env.wall_ms())
+        self._carry_out()
+
+    def _received(self, peer: PeerId, session: int, item: Item) -> None:
+        try:
+            self.core.received(
+                peer, session, item, now=self._env.now(), wall_ms=self._env.wall_ms()
+            )
+        finally:
+            self._carry_out()
+
+    # ---- clients
+
+    async def submit(
+        self, spec: JobSpec, *, agent: str, group: GroupId | None, idem: str | None = None,
+        find_peer: Callable[[str], PeerId | None] = lambda _name: None,
+    ) -> JobId:  # fmt: skip
+        """Begin a job; durable when it returns.
+
+        Raises:
+            PlanError: the spec cannot be run.
+            JobError: `conflict` if the key was used for another spec.
+        """
+        await self._ready.wait()
+        hashed = await self._offload.run(lambda: spec_hash(spec))
+        if idem is not None and (found := await self.journal.find_idem(agent, idem)) is not None:
+            if found[1] != hashed:
+                raise JobError("conflict", "the key was used for another job")
+            return found[0]
+        check_spec(spec)
+        rows = await self._rows_of(spec)
+        ident = JobId(self._env.rng.randbytes(16))
+        nonce = self._env.rng.randbytes(16)
+        now, wall_ms = self._env.now(), self._env.wall_ms()
+        job = await self._offload.run(
+            lambda: make_job(
+                spec, rows, ident=ident, nonce=nonce, group=group, agent=agent, now=now,
+                wall_ms=wall_ms, code_hash=None, cacheable=False, find_peer=find_peer,
+            )
+        )  # fmt: skip
+        deadline_ms = wall_ms + int(spec.deadline_s * 1000)
+        await self.journal.add(
+            job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=None
+        )
+        self._ended[ident] = trio.Event()
+        self.core.submit(job, now=self._env.now(), wall_ms=self._env.wall_ms())
+        self._carry_out()
+        self._sessions.look()
+        return ident
+
+    async def _rows_of(self, spec: JobSpec) -> list[Row]:
+        await trio.lowlevel.checkpoint()
+        if isinstance(spec.rows, RowsRef):
+            raise PlanError("bad_spec", "rows of jobs and blobs are not read yet", path="rows")
+        return spec.rows
+
+    async def finished(self, ident: JobId) -> None:
+        """Wait until a job is over."""
+        event = self._ended.get(ident)
+        if event is not None:
+            await event.wait()
+
+    async def news(self) -> None:
+        """Wait until an event of any job was kept."""
+        await self._news.wait()
+
+    def cancel(self, ident: JobId) -> dict[str, int]:
+        """End a job; see `Coordinator.cancel`."""
+        told = self.core.cancel(ident, now=self._env.now(), wall_ms=self._env.wall_ms())
+        self._carry_out()
+        return told
+
+    def pause(self, ident: JobId) -> None:
+        """Lease no more tasks of a job."""
+        self.core.pause(ident, wall_ms=self._env.wall_ms())
+        self._carry_out()
+
+    def go_on(self, ident: JobId, executions: int | None = None) -> None:
+        """Lease again."""
+        self.core.go_on(
+            ident, executions=executions, now=self._env.now(), wall_ms=self._env.wall_ms()
+        )
+        self._carry_out()
+
+
+def reduced_values(job: Job) -> list[bytes]:
+    """The reduced rows of a job in canonical form.
+
+    Raises:
+        PlanError: the answers cannot be reduced as the spec says.
+    """
+    answers = [row.value if row.state is RowState.OK else None for row in job.rows]
+    reduced = reduce_rows(job.spec.reduce, answers)
+    return [encode_normal(value) for value in reduced.rows]

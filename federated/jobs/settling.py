@@ -1,0 +1,303 @@
+"""Taking answers in: from a worker's result to rows that are settled.
+
+Theory of operation. A result is bound to (job, task, attempt, epoch) and signed unless it comes
+from a device of our own. Whatever does not fit an attempt we know is counted and dropped. Its rows
+pass the gates (known index, asked for, columns, size) one by one, so garbage in one row spoils no
+other. An answer that passed is kept and judged together with the row's earlier ones; the judge
+accepts, wants another vote, or gives up. A row that came back `missing` is asked again, elsewhere,
+with what was answered of it, until the tries are spent.
+"""
+
+from __future__ import annotations
+
+import string
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from federated.jobs.canon import canonical, decode_table_untrusted, digest
+from federated.jobs.items import (
+    RESULT_DOMAIN,
+    Ack,
+    decode_results_untrusted,
+    signed_part,
+)
+from federated.jobs.judging import Judging
+from federated.jobs.limits import OUTPUT_BYTES_MAX
+from federated.jobs.state import (
+    ATTEMPT_TRANSITIONS,
+    TASK_TRANSITIONS,
+    AttemptInput,
+    AttemptState,
+    JobInput,
+    JobPhase,
+    RowState,
+    TaskInput,
+    TaskState,
+    step,
+)
+from p2p.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from federated.jobs.board import Board, PeerCell
+    from federated.jobs.items import Ref, Result, TaskResult
+    from federated.jobs.leasing import Leasing
+    from federated.jobs.state import Attempt, Job, TaskCell
+    from federated.jobs.types import Row
+    from federated.seams import TrustClass
+
+REASON_CHARACTERS_MAX: Final = 64
+LOOK_AGAIN_MAX: Final = 256
+NOT_RETURNED: Final = "not_returned"
+_WORD_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "_-")
+HELD: Final = frozenset({JobPhase.PAUSED, JobPhase.WAITING_INPUT})
+
+
+class Settling:
+    """Answers on their way into rows.
+
+    Args:
+        board: the machine's memory.
+        leasing: where tasks go that need more.
+    """
+
+    def __init__(self, board: Board, leasing: Leasing) -> None:
+        self._board = board
+        self._leasing = leasing
+        self._judging = Judging(board, leasing)
+
+    # ---- results of peers
+
+    def result(self, job: Job, peer: PeerCell, item: Result, now: float, wall_ms: int) -> None:
+        """Take the results of one item in.
+
+        Raises:
+            DecodeError: it is none, or its signature is not the peer's.
+        """
+        board = self._board
+        trust = board.standing(job, peer.peer)[0]
+        if trust == "none":
+            return
+        if trust != "own":
+            part = signed_part(bytes(board.door.id), job.id, board.epoch, item.body)
+            if not board.door.verify(bytes(peer.peer), RESULT_DOMAIN, part, item.signature):
+                raise DecodeError("a job result is not signed by its sender", peer.peer)
+        refs: list[Ref] = []
+        for result in decode_results_untrusted(item.body):
+            self._one(job, peer, trust, result, now, wall_ms)
+            refs.append((job.id, result.task, result.attempt))
+        board.orders.after.append((peer.peer, Ack(refs)))
+
+    def _one(
+        self, job: Job, peer: PeerCell, trust: TrustClass, result: TaskResult, now: float,
+        wall_ms: int,
+    ) -> None:  # fmt: skip
+        attempt = self._attempt_of(job, peer, result)
+        if attempt is None:
+            self._board.count("results_unknown")
+            return
+        was_live = attempt.live
+        if not was_live and attempt.state not in {AttemptState.LOST, AttemptState.CANCELLED}:
+            self._board.count("results_twice")
+            return
+        if result.error:
+            self._error(job, peer, attempt, result, now, wall_ms)
+            return
+        attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.RESULT_OK)
+        if was_live:
+            self._leasing.release(job, attempt)
+        else:
+            attempt.overlapped = True
+            self._board.count("results_late")
+        self._keep_attempt(job, attempt, result, now, wall_ms)
+        self._leasing.clean(peer)
+        task = attempt.task
+        if trust != "own" and self._judging.is_quarantined(job, attempt, wall_ms):
+            self._board.count("results_quarantined")
+            self._leasing.give_back(job, task)
+            return
+        if task.audit and not job.final:
+            self._audited(job, attempt, result, wall_ms)
+        elif task.open and not job.final:
+            self._answers(job, attempt, trust, result, wall_ms)
+
+    def _audited(self, job: Job, attempt: Attempt, result: TaskResult, wall_ms: int) -> None:
+        task = attempt.task
+        if task.state is TaskState.DONE:
+            return
+        found, _ = self._read(job, attempt, result)
+        task.state = step(TASK_TRANSITIONS, task.state, TaskInput.SETTLED)
+        job.audits -= 1
+        for k, value in found.items():
+            self._judging.audited(job, attempt, job.rows[k], value, wall_ms)
+        self.check_done(job)
+
+    def _attempt_of(self, job: Job, peer: PeerCell, result: TaskResult) -> Attempt | None:
+        """The attempt a result is of; another peer's is nobody's."""
+        if result.task >= len(job.tasks):
+            return None
+        attempt = job.tasks[result.task].attempts.get(result.attempt)
+        return attempt if attempt is not None and attempt.peer == peer.peer else None
+
+    def _keep_attempt(
+        self, job: Job, attempt: Attempt, result: TaskResult, now: float, wall_ms: int
+    ) -> None:
+        self._board.orders.write(
+            "attempt",
+            (job.id, attempt.task.index, attempt.number, attempt.peer, attempt.owner,
+             attempt.state, wall_ms, int((now - attempt.offered) * 1000), result.error[:64]),
+        )  # fmt: skip
+
+    def _error(
+        self, job: Job, peer: PeerCell, attempt: Attempt, result: TaskResult, now: float,
+        wall_ms: int,
+    ) -> None:  # fmt: skip
+        if not attempt.live:
+            return
+        attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.RESULT_ERROR)
+        self._leasing.release(job, attempt)
+        self._keep_attempt(job, attempt, result, now, wall_ms)
+        peer.busy = 0
+        reason = plain_reason(result.error)
+        self._leasing.failed(job, attempt, reason, now, wall_ms, result.retry_ms / 1000)
+
+    # ---- rows
+
+    def _answers(
+        self, job: Job, attempt: Attempt, trust: TrustClass, result: TaskResult, wall_ms: int
+    ) -> None:
+        task = attempt.task
+        found, missing = self._read(job, attempt, result)
+        task.state = step(TASK_TRANSITIONS, task.state, TaskInput.ANSWERED)
+        for k, value in found.items():
+            row = job.rows[k]
+            if row.state is RowState.PENDING:
+                self._judging.answered(job, attempt, row, value, trust, wall_ms)
+                job.peers[attempt.peer] = job.peers.get(attempt.peer, 0) + 1
+        self._after_answers(job, attempt, missing, wall_ms)
+
+    def _read(
+        self, job: Job, attempt: Attempt, result: TaskResult
+    ) -> tuple[dict[int, Row], dict[int, str]]:
+        """What an answer holds of the rows asked for; each is in one of the two."""
+        if len(result.rows) > OUTPUT_BYTES_MAX or digest(result.rows) != result.out_hash:
+            self._board.count("results_bad")
+            return {}, dict.fromkeys(attempt.ks, "bad_output")
+        try:
+            table = decode_table_untrusted(result.rows)
+        except DecodeError:
+            self._board.count("results_bad")
+            return {}, dict.fromkeys(attempt.ks, "bad_output")
+        found: dict[int, Row] = {}
+        missing = dict.fromkeys(attempt.ks, NOT_RETURNED)
+        for entry in table:
+            k = entry[0] if entry else None
+            if type(k) is not int or k not in missing or len(entry) not in {2, 3}:
+                self._board.count("rows_unknown")
+                continue
+            if entry[1] is None:
+                missing[k] = plain_reason(entry[2] if len(entry) > 2 else "")
+                continue
+            value, reason = job.gate.row(entry[1])
+            if value is None:
+                missing[k] = reason
+            else:
+                found[k] = value
+                del missing[k]
+        return found, missing
+
+    def _after_answers(
+        self, job: Job, attempt: Attempt, missing: dict[int, str], wall_ms: int
+    ) -> None:
+        task = attempt.task
+        for k, reason in missing.items():
+            job.rows[k].reason = reason
+        if task.open == 0:
+            self._settle(job, task)
+        elif task.live == 0:
+            self._again(job, attempt, missing, wall_ms)
+        self.check_done(job)
+
+    def look_again(self, job: Job, wall_ms: int) -> None:
+        """Judge what waits for votes anew, a part of it each time."""
+        if job.spec.verify == "none":
+            return
+        for task in list(islice(job.queue, LOOK_AGAIN_MAX)):
+            if task.open and task.state is TaskState.QUEUED:
+                self._judging.look_again(job, task, wall_ms)
+                if task.open == 0:
+                    self._settle(job, task)
+        self.check_done(job)
+
+    def _settle(self, job: Job, task: TaskCell) -> None:
+        task.state = step(TASK_TRANSITIONS, task.state, TaskInput.SETTLED)
+        if task.live:
+            self._leasing.cancel_live(job, [one for one in task.attempts.values() if one.live])
+
+    def _again(self, job: Job, attempt: Attempt, missing: dict[int, str], wall_ms: int) -> None:
+        """A second try for the rows that did not come, while there are tries."""
+        task = attempt.task
+        task.avoid.add(attempt.owner)
+        if missing:
+            task.tries += 1
+        if task.tries > job.spec.max_retries:
+            self.gave_up(job, task, NOT_RETURNED, wall_ms)
+        else:
+            self._leasing.requeue(job, task)
+
+    def gave_up(self, job: Job, task: TaskCell, reason: str, wall_ms: int) -> None:
+        """A task's open rows get no answer; each keeps the reason it has, or this one."""
+        if task.audit:
+            job.audits -= 1
+        for k in job.pending(task):
+            row = job.rows[k]
+            why = row.reason or reason
+            self._judging.move_row(job, task, row, RowState.MISSING, why)
+            self._board.tell(job, "gap", {"k": k, "reason": why}, wall_ms)
+        task.state = step(TASK_TRANSITIONS, task.state, TaskInput.GAVE_UP)
+        self.check_done(job)
+
+    def check_done(self, job: Job) -> None:
+        """Reduce a job whose rows are all settled."""
+        if job.final:
+            return
+        if job.counts[RowState.PENDING] or job.audits:
+            return
+        if job.leasing or job.phase in HELD:
+            job.move(JobInput.NO_OPEN_ROW)
+            self._board.keep_job(job)
+            self._board.orders.reduces.append(job.id)
+
+    def expire(self, job: Job, reason: str, state: TaskInput) -> None:
+        """Give every open row of a job up: it is cancelled or its time is over."""
+        for task in job.tasks:
+            if task.open:
+                for k in job.pending(task):
+                    self._judging.move_row(job, task, job.rows[k], RowState.MISSING, reason)
+                if task.state is not TaskState.DONE:
+                    task.state = step(TASK_TRANSITIONS, task.state, state)
+
+
+def plain_reason(text: object) -> str:
+    """A foreign reason as a word that is safe to show."""
+    if not isinstance(text, str) or not text:
+        return NOT_RETURNED
+    word = "".join(c for c in text[:REASON_CHARACTERS_MAX] if c in _WORD_CHARACTERS)
+    return word or NOT_RETURNED
+
+
+def row_bytes(job: Job, ks: Sequence[int]) -> bytes:
+    """Canonical rows of a task as they travel: [[k, row, token, partial]...]."""
+    rows = job.rows
+    with_token = job.spec.effect == "once"
+    parts = []
+    for k in ks:
+        row = rows[k]
+        text = b"[%d,%s" % (k, row.source)
+        if with_token or row.partial is not None:
+            text += b',"%s"' % row.hash.hex().encode() if with_token else b",null"
+        if row.partial is not None:
+            text += b"," + canonical(row.partial)
+        parts.append(text + b"]")
+    return b"[" + b",".join(parts) + b"]"
