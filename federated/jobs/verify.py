@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from federated.errors import PlanError
 from federated.jobs.canon import canonical
+from federated.jobs.columns import equal_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -268,16 +269,17 @@ class Judge:
 
     Args:
         columns: its declared columns; none: a row is one cell.
-        equal: whether two cells of a column (None: two whole rows) say the same; symmetric.
+        equal: whether two cells of a column (None: two whole rows) say the same; symmetric, and
+            true of what is identical.
     """
 
     def __init__(
         self,
         columns: Sequence[Column],
-        equal: Callable[[Column | None, object, object], bool] | None = None,
+        equal: Callable[[Column | None, object, object], bool] = equal_cells,
     ) -> None:
         self._cells: tuple[Column | None, ...] = tuple(columns) or (None,)
-        self._equal = equal or _same_form
+        self._equal = equal
 
     def judge(
         self,
@@ -477,7 +479,3 @@ def _identical(a: object, b: object) -> bool:
     """Whether two values are equal at a glance: no comparer needs to be asked."""
     kind = type(a)
     return a is b or (kind is type(b) and kind in _PLAIN and a == b)
-
-
-def _same_form(_column: Column | None, a: object, b: object) -> bool:
-    return canonical(a) == canonical(b)

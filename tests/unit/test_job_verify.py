@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 
 from federated.errors import PlanError
@@ -148,6 +150,36 @@ def test_where_nobody_is_left_the_row_ends() -> None:
     assert _judge(_answer("p", "1"), left=False, arbiter=True) == NeedArbiter()
     each = [_answer(who, who) for who in "pqrst"]
     assert isinstance(_judge(*each), Disputed)
+
+
+@pytest.mark.parametrize(
+    ("column", "same", "other"),
+    [
+        (Column(name="a"), ("New  York ", "New York"), "York"),
+        (Column(name="a", type="int"), (3, 3), 4),
+        (Column(name="a", type="float"), (1.0, 1.0000001), 1.001),
+        (Column(name="a", type="float", tol=0.1), (100, 109.5), 130),
+        (Column(name="a", type="date", tol=2), ("2026-03-01", "2026-02-28"), "2026-03-04"),
+        (Column(name="a", type="list[str]"), (["x", "y"], ["y", "x"]), ["x"]),
+        (Column(name="a", required=False), (None, None), "None"),
+    ],
+)
+def test_what_says_the_same_by_its_column_is_one_vote_however_it_is_spelt(
+    column: Column, same: tuple[object, object], other: object
+) -> None:
+    judge = Judge([column])
+    votes = [
+        Answer(who, who, 1, {"a": cell})
+        for who, cell in zip((b"p", b"q", b"r"), (*same, other), strict=True)
+    ]
+    rows = []
+    for order in permutations(votes):
+        verdict = judge.judge(order, QUORUM, alone=False, arbiter=False, owners_left=3)
+        assert isinstance(verdict, Accepted)
+        assert verdict.lost == {b"r"}
+        rows.append(verdict.row)
+    assert len(rows) == 6
+    assert all(row == rows[0] for row in rows)
 
 
 def test_an_audit_tells_who_was_wrong_unless_it_has_no_row() -> None:
