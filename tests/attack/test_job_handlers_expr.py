@@ -7,7 +7,11 @@ asserted with a factor that a loaded machine does not reach.
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +20,7 @@ import trio
 from federated.jobs.handlers import expr as expr_module
 from federated.jobs.handlers.base import TaskLimits
 from federated.jobs.handlers.expr import Expr
-from tests.helpers.job_handlers import make_batch, make_ctx
+from tests.helpers.job_handlers import gone, make_batch, make_ctx, until_gone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -196,3 +200,39 @@ def test_a_guest_that_has_left_is_not_killed_and_none_begins_after() -> None:
     guest.kill()
     with pytest.raises(expr_module.HandlerError, match="cancelled"):
         guest.enter(os.getpid())
+
+
+DAEMON = """
+import trio
+from federated.jobs.handlers import expr
+from tests.helpers.job_handlers import make_batch, make_ctx
+
+enter = expr._Guest.enter
+
+def watched(self, pid):
+    enter(self, pid)
+    print(pid, flush=True)
+
+expr._Guest.enter = watched
+code = "def map(row):\\n    while True:\\n        pass"
+trio.run(expr.Expr(slots=1).run, make_batch({}, params={"code": code}), make_ctx())
+"""
+
+
+async def test_a_killed_daemon_leaves_no_guest() -> None:
+    """The guest ends at its limit, and its worker finds that nobody is left to tell."""
+    root = Path(__file__).parents[2]
+    daemon = subprocess.Popen(  # noqa: ASYNC220 - the loop has nothing else to do
+        [sys.executable, "-c", DAEMON],
+        stdout=subprocess.PIPE,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert daemon.stdout is not None
+    with daemon.stdout:
+        pid = int(await trio.to_thread.run_sync(daemon.stdout.readline))
+    assert not gone(pid)
+    daemon.send_signal(signal.SIGKILL)
+    daemon.wait(timeout=GENEROUS_S)
+    with trio.fail_after(GENEROUS_S):
+        await until_gone(pid)

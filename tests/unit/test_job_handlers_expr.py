@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +12,8 @@ import trio
 
 from federated.errors import HandlerError
 from federated.jobs.handlers.base import TaskLimits
-from federated.jobs.handlers.expr import EXPR_ID, MONTY_VERSION, Expr
+from federated.jobs.handlers.expr import Expr
+from federated.jobs.handlers.names import EXPR_ID, MONTY_VERSION
 from tests.helpers.job_handlers import make_batch, make_ctx
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.types import Row, RowOut
 
+ROOT = Path(__file__).resolve().parents[2]
 DOUBLE = "def map(row):\n    return {'y': row['x'] * 2}"
 WORLD = """
 import datetime, random, time
@@ -43,8 +47,10 @@ async def ask(
     return list(await handler.run(batch, make_ctx(limits=limits)))
 
 
-def test_its_version_is_the_language() -> None:
+def test_its_version_is_the_language_and_the_one_that_is_pinned() -> None:
     assert Expr().info.id == EXPR_ID == f"expr:@{MONTY_VERSION}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["optional-dependencies"]["expr"] == [f"pydantic-monty=={MONTY_VERSION}"]
 
 
 async def test_each_row_is_mapped(expr: Expr) -> None:

@@ -9,8 +9,8 @@ import pytest
 from federated.errors import HandlerError, UsageError
 from federated.jobs.config import HandlerConfig, JobsConfig, LlmConfig
 from federated.jobs.handlers.builtin import Echo
-from federated.jobs.handlers.expr import EXPR_ID
 from federated.jobs.handlers.memory import MemorySearch
+from federated.jobs.handlers.names import EXPR_ID, full_id
 from federated.jobs.handlers.registry import ANYBODY, Handlers, Rule, build_handlers
 from tests.helpers.job_handlers import OWNER, PEER, make_batch, make_ctx
 
@@ -84,6 +84,12 @@ def test_programs_are_offered_to_their_groups_and_one_that_is_not_there_to_nobod
     assert "gone@1" not in ids(handlers, "own", None)
     assert list(handlers.unavailable) == ["gone@1"]
     assert "no-such-program-of-ours" in handlers.unavailable["gone@1"]
+
+
+def test_what_jobs_call_expr_is_one_version_of_it() -> None:
+    assert full_id("expr:") == EXPR_ID
+    assert full_id("echo@1") == "echo@1"
+    assert full_id("llm:m") == "llm:m"
 
 
 @pytest.mark.parametrize("trust", get_args(Trust))

@@ -36,6 +36,7 @@ import trio
 from federated.errors import HandlerError, PlanError
 from federated.jobs.canon import canonical
 from federated.jobs.handlers.base import HandlerInfo, TaskLimits
+from federated.jobs.handlers.names import EXPR_ID, MONTY_VERSION
 from federated.jobs.handlers.threads import offload_stoppable
 
 if TYPE_CHECKING:
@@ -45,11 +46,6 @@ if TYPE_CHECKING:
 
     from federated.jobs.handlers.base import Batch, BatchRow, TaskCtx
     from federated.jobs.types import RowOut
-
-MONTY_VERSION: Final = "1.4.0"
-"""The language is whatever this version takes, so another version is another handler."""
-EXPR_ID: Final = f"expr:@{MONTY_VERSION}"
-EXPR_PREFIX: Final = "expr:"
 
 # tasks.md s.6.
 ROW_WALL_S: Final = 1.0

@@ -17,6 +17,7 @@ from federated.errors import HandlerError
 from federated.jobs.handlers.base import HandlerInfo, TaskLimits
 from federated.jobs.handlers.http_post import Endpoint, Reply, post_json
 from federated.jobs.handlers.llm_prompt import checked_params, instruction, question, rows_of
+from federated.jobs.handlers.names import LLM_PREFIX
 
 if TYPE_CHECKING:
     import ssl
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from federated.jobs.handlers.base import Batch, TaskCtx
     from federated.jobs.types import RowOut
 
-LLM_PREFIX: Final = "llm:"
 # tasks.md s.6.
 REPLY_BYTES_MAX: Final = 2**20
 DAY_S: Final = 86_400.0

@@ -17,10 +17,11 @@ import trio
 from federated.errors import HandlerError, UsageError
 from federated.jobs.config import FRIENDS, OWN
 from federated.jobs.handlers.builtin import builtins
-from federated.jobs.handlers.expr import EXPR_ID, Expr
+from federated.jobs.handlers.expr import Expr
 from federated.jobs.handlers.files import files_handlers
-from federated.jobs.handlers.llm import LLM_PREFIX, Llm
+from federated.jobs.handlers.llm import Llm
 from federated.jobs.handlers.memory import MemorySearch
+from federated.jobs.handlers.names import EXPR_ID, LLM_PREFIX
 from federated.jobs.handlers.proc import operator_handler
 
 if TYPE_CHECKING:
