@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from benchmarks.needles import corpus, queries
 from benchmarks.node import BlockingClient, DaemonUnderTest
 from benchmarks.report import Target, percentile
-from benchmarks.two_daemons import NO_MODEL, POLL_S, WAIT_S, durable_records, ticket
+from benchmarks.two_daemons import NO_MODEL, POLL_S, WAIT_S, durable_records, settle, ticket
 
 if TYPE_CHECKING:
     from benchmarks.needles import Needle
@@ -139,6 +139,7 @@ def _transfer(old: DaemonUnderTest, new: DaemonUnderTest, searcher: _Searcher | 
     """
     wanted, invitation = durable_records(old), ticket(old)
     taker = BlockingClient(new.socket_path)
+    settle(old, new)
     start = time.perf_counter()
     taker.call("invite.join", {"ticket": invitation})
     if searcher is not None:

@@ -8,6 +8,8 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.processes import cpu_s
+
 if TYPE_CHECKING:
     from benchmarks.node import BlockingClient, DaemonUnderTest
 
@@ -16,6 +18,8 @@ NO_MODEL: Final = {"COVEY_MEMORY__EMBEDDER": "none"}
 
 WAIT_S: Final = 600.0
 POLL_S: Final = 0.05
+SETTLE_S: Final = 1.0
+IDLE_RATIO: Final = 0.05
 
 
 def ticket(node: DaemonUnderTest) -> str:
@@ -40,6 +44,23 @@ def agree(one: BlockingClient, two: BlockingClient) -> None:
         if time.perf_counter() > end:
             raise RuntimeError(f"still different after {WAIT_S:.0f} s")
         time.sleep(0.5)
+
+
+def settle(*nodes: DaemonUnderTest) -> None:
+    """Wait until what was written before keeps no daemon busy any more.
+
+    Raises:
+        RuntimeError: one never came to rest.
+    """
+    end = time.perf_counter() + WAIT_S
+    for node in nodes:
+        before = cpu_s(node.pid)
+        time.sleep(SETTLE_S)
+        while (now := cpu_s(node.pid)) - before > IDLE_RATIO * SETTLE_S:
+            if time.perf_counter() > end:
+                raise RuntimeError(f"still busy after {WAIT_S:.0f} s")
+            before = now
+            time.sleep(SETTLE_S)
 
 
 def durable_records(node: DaemonUnderTest) -> int:

@@ -137,7 +137,9 @@ class Pusher:
         if group is None or not group.founded:
             return
         peers = [p for p in sorted(self.peers) if group.role(p) is not None]
-        if not peers:
+        # What its bringer alone would get is not even read: most of what a first sync stores.
+        ids = [one for one in ids if any(peer != self._origins.of(one) for peer in peers)]
+        if not ids:
             return
         limit = self._core.config.push_queue_records_max
         if len(ids) > limit:

@@ -171,6 +171,16 @@ async def test_a_record_dated_before_what_it_cites_is_refused() -> None:
     assert b.reasons() == ["authority"]
 
 
+async def test_what_a_batch_once_found_good_covers_no_other_date_and_no_other_author() -> None:
+    b = await bench()
+    good = b.pen().write()
+    stranger = Identity.from_seed(b"s" * 32)
+    early = b.pen(incarnation=good.incarnation + 1).write(hlc=5)
+    result = await b.admit([good, early, b.pen(stranger).write(), b.pen(incarnation=9).write()])
+    assert (result.stored, result.refused) == (2, 2)
+    assert b.reasons() == ["authority", "stranger"]
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"\xc0", encode_payload(Grant(b"x" * 32, Role.READ)) + b"\0"]
 )
