@@ -117,17 +117,3 @@ class XorSet(RangeSet):
             total ^= int.from_bytes(self.id_at(at), "big")
         data = total.to_bytes(32, "big") + (end - first).to_bytes(8, "little")
         return hashlib.sha256(data).digest()[:FINGERPRINT_BYTES]
-
-
-class NarrowSumSet(RangeSet):
-    """A sum of 128 bits, as wide as what is compared of any fingerprint."""
-
-    __slots__ = ()
-
-    @override
-    def fingerprint(self, salt: bytes, first: int, end: int) -> bytes:
-        """16 bytes of the hash of the sum."""
-        del salt
-        total = sum(int.from_bytes(self.id_at(at)[:16], "little") for at in range(first, end))
-        data = (total % 2**128).to_bytes(16, "little") + (end - first).to_bytes(8, "little")
-        return hashlib.sha256(data).digest()[:FINGERPRINT_BYTES]
