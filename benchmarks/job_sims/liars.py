@@ -223,7 +223,8 @@ class Liars:
                 for k, row in enumerate(self._rows)
                 if row.accepted is not None
             }
-            for k in reopen(carried, self._out):
+            out = self._reputation.quarantined_owners(HANDLER, self._wall_ms)
+            for k in reopen(carried, out):
                 self._again(k)
 
     def _again(self, k: int) -> None:

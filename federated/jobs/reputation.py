@@ -107,7 +107,8 @@ class Settled(NamedTuple):
 
     Attributes:
         revote: rows that must be judged again.
-        quarantined: owners that are asked no more from now on; see `verify.reopen`.
+        quarantined: owners that are asked no more from now on; rows reopen by all
+            `quarantined_owners`.
     """
 
     revote: tuple[Revote, ...] = ()
@@ -145,6 +146,17 @@ class Reputation:
             if ban is not None and ban.until_ms > wall_ms:
                 return True
         return False
+
+    def quarantined_owners(self, handler: str, wall_ms: int) -> frozenset[bytes]:
+        """Every owner that is not to be asked: what `verify.reopen` wants, old ones included.
+
+        Colluders are caught one by one: a row that two of them carry opens with the last.
+        """
+        return frozenset(
+            owner
+            for (owner, name), standing in self._standings.items()
+            if name in {handler, EVERY_HANDLER} and standing.until_ms > wall_ms
+        )
 
     # ---- what happened
 

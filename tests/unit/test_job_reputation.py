@@ -16,7 +16,7 @@ from federated.jobs.reputation import (
     StatRow,
     encode_standing,
 )
-from federated.jobs.verify import Accepted, Answer
+from federated.jobs.verify import Accepted, Answer, reopen
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -119,6 +119,17 @@ def test_a_quarantine_binds_the_device_whatever_owner_it_names_and_the_owner_s_o
     assert reputation.quarantined(Q, b"box", H, 1)
     assert reputation.quarantined(P, b"another box", H, 1)
     assert not reputation.quarantined(Q, b"another box", H, 1)
+
+
+def test_what_two_colluders_carry_opens_when_the_second_is_caught() -> None:
+    reputation = Reputation()
+    backing = {7: frozenset({frozenset({P, Q})}), 8: frozenset({frozenset({P})})}
+    _settle(reputation, agreed={ME}, lost={P}, level=3)
+    assert reopen(backing, reputation.quarantined_owners(H, 1)) == [8]
+    _settle(reputation, agreed={ME}, lost={Q}, level=3)
+    assert reopen(backing, reputation.quarantined_owners(H, 1)) == [7, 8]
+    assert reputation.quarantined_owners("other@1", 1) == frozenset()
+    assert reputation.quarantined_owners(H, 7 * DAY_MS) == frozenset()
 
 
 def test_the_operator_lifts_by_owner_and_by_device_and_the_next_is_longer() -> None:
