@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 import daemon
+from daemon.erased_since import GroupErased, erased_since
 from daemon.errors import RpcError
 from daemon.health import Check
 from daemon.keyseal import seal_key
@@ -94,8 +95,9 @@ class BackupInfo(msgspec.Struct, kw_only=True):
         version: of Covey that made it.
         with_key: whether the device key is in it, sealed.
         outside: whether it lies outside of the state folder, out of an erasure's reach.
-        erased_since: records erased here since it was made. Their text cannot be read from it if
-            it lies in the state folder.
+        erased_since: records in it that were erased here since it was made.
+        erased_in: the same by group, and how many of them can still be read from it: none, if it
+            lies in the state folder.
         problem: why it cannot be used; empty for a good one.
     """
 
@@ -109,6 +111,7 @@ class BackupInfo(msgspec.Struct, kw_only=True):
     with_key: bool
     outside: bool
     erased_since: int = 0
+    erased_in: list[GroupErased] = []
     problem: str = ""
 
 
@@ -437,6 +440,7 @@ class Backups:
                 name=name, path=str(folder), created_ms=0, bytes=0, memories=0, records=0,
                 version="", with_key=False, outside=outside, problem=error.message,
             )  # fmt: skip
+        since = erased_since(Path(self._paths.db), folder)
         return BackupInfo(
             name=name,
             path=str(folder),
@@ -447,7 +451,8 @@ class Backups:
             version=manifest.covey,
             with_key=manifest.with_key,
             outside=outside,
-            erased_since=_erased_since(Path(self._paths.db), manifest.created_ms),
+            erased_since=sum(one.records for one in since),
+            erased_in=since,
         )
 
     def _prune(self, keep: int) -> list[str]:
@@ -549,21 +554,6 @@ def _erased(database: Path) -> list[bytes]:
     try:
         connection.set_busy_timeout(5000)
         return blobs(connection, "SELECT id FROM erased")
-    finally:
-        connection.close()
-
-
-def _erased_since(database: Path, created_ms: int) -> int:
-    """How many records were erased here after a moment; 0 when the database cannot say."""
-    try:
-        connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
-    except apsw.Error:
-        return 0
-    try:
-        sql = "SELECT count(*) FROM erased WHERE hlc >= ?"
-        return number(connection, sql, (created_ms << 16,))
-    except apsw.Error:
-        return 0
     finally:
         connection.close()
 

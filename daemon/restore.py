@@ -27,6 +27,7 @@ import msgspec
 import trio
 
 from daemon.backup import check_backup
+from daemon.erased_since import GroupErased, still_held
 from daemon.errors import RpcError
 from daemon.keyseal import open_sealed
 from daemon.manifest import (
@@ -104,6 +105,7 @@ class Restored(msgspec.Struct, kw_only=True):
         created_ms: Unix milliseconds of the backup.
         records, memories: how many are here now.
         erased_again: records whose bodies were left out because they were erased since.
+        erased_in: the same by group.
         sealed: bodies whose group key is not in the backup; they open when it comes.
         aside: folder with the state as it was; empty if there was none.
         key: whether the device key was put in place.
@@ -114,6 +116,7 @@ class Restored(msgspec.Struct, kw_only=True):
     records: int
     memories: int
     erased_again: int
+    erased_in: list[GroupErased]
     sealed: int
     aside: str
     key: bool
@@ -305,6 +308,7 @@ def _stage_database(
             take_keys_back(connection, stage / KEYS)
         # A body that lost its key was erased while the copy lay there.
         gone = [*erased, *keyless(connection)]
+        erased_in = still_held(connection, gone)
         again = erase_again(connection, gone)
         tell(0, None, "checking signatures")
         _refuse_forged(connection)
@@ -336,7 +340,7 @@ def _stage_database(
     env.fault("restore.staged")
     return Restored(
         backup="", created_ms=0, records=records, memories=memories, erased_again=again,
-        sealed=sealed, aside="", key=False,
+        erased_in=erased_in, sealed=sealed, aside="", key=False,
     )  # fmt: skip
 
 

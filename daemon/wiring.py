@@ -201,7 +201,9 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
             bytes(identity.id),
             state,
             ThreadOffload(),
-            Outlets(telling, behaviour.erase, partial(shred_backups, state)),
+            Outlets(
+                telling, behaviour.erase, partial(shred_backups, state), replication.membership
+            ),
         ),
         forgetting=Forgetting(db, replica, env, config.memory, telling),
         embeddings=embeddings,

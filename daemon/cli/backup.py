@@ -57,6 +57,8 @@ def run_backup(args: argparse.Namespace) -> int:
     elif verb == "verify":
         found = out.mapping(result)
         out.say(f"{out.text(found.get('name'))} is whole: {_contents(found)}")
+        if remark := _remark(found):
+            out.note(f"  {remark}")
     else:
         gone = out.mapping(result).get("removed")
         names = [out.text(name) for name in gone] if isinstance(gone, list) else []
@@ -130,8 +132,17 @@ def _remark(row: dict[str, Json]) -> str:
     erased = int(out.number(row.get("erased_since")))
     if not erased:
         return ""
-    where = "still in it: delete it" if row.get("outside") else "unreadable in it"
-    return f"older than an erasure: {erased:,} records, {where}"
+    groups = out.rows(row.get("erased_in"))
+    readable = sum(int(out.number(one.get("readable"))) for one in groups)
+    where = f"{readable:,} still readable in it: delete it" if readable else "unreadable in it"
+    return f"older than an erasure: {_by_group(groups)}, {where}"
+
+
+def _by_group(groups: list[dict[str, Json]]) -> str:
+    """As `3 of team, 1 of home`."""
+    return ", ".join(
+        f"{int(out.number(one.get('records'))):,} of {out.text(one.get('group'))}" for one in groups
+    )
 
 
 def configure_restore(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +174,8 @@ def run_restore(args: argparse.Namespace) -> int:
     out.say(f"restored {out.paint(out.text(done.get('backup')), out.BOLD)}: {memories:,} memories")
     erased = int(out.number(done.get("erased_again")))
     if erased:
-        out.say(f"  {erased:,} records that were erased since stay erased")
+        groups = _by_group(out.rows(done.get("erased_in")))
+        out.say(f"  {erased:,} records that were erased since stay erased: {groups}")
     sealed = int(out.number(done.get("sealed")))
     if sealed:
         out.say(f"  {sealed:,} bodies wait for a group key from another machine")

@@ -18,6 +18,7 @@ LISTED_MAX = 20
 WORDS = {
     "erased": "erased",
     "erased_here": "erased here",
+    "erased_group": "erased by all",
     "derived": "concluded from it",
     "erased_before": "erased before",
     "not_found": "not found",
@@ -30,6 +31,11 @@ def configure_erase(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", nargs="*", help="ids, or prefixes of 8 digits or more")
     parser.add_argument("--author", metavar="NAME", help="everything by this agent or device")
     parser.add_argument("--subject", metavar="WORDS", help="every note about it or that says it")
+    parser.add_argument(
+        "--for-group",
+        action="store_true",
+        help="as an admin: also by every other member, a day after it hears of it",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list only")
     parser.add_argument(
         "--status", action="store_true", help="which machines confirmed what was erased before"
@@ -41,7 +47,8 @@ def configure_erase(parser: argparse.ArgumentParser) -> None:
         + "  covey erase --author scraper@desk --yes\n"
         + "  covey erase --status\n\n"
         "What this machine wrote is erased on all replicas that hear of it; what others wrote, here"
-        " alone."
+        " alone.\nWith --for-group an admin has what members below it wrote hidden everywhere at"
+        " once and erased\na day later."
     )
 
 
@@ -59,6 +66,8 @@ def run_erase(args: argparse.Namespace) -> int:
         params["author"] = args.author
     else:
         params["subject"] = args.subject
+    if args.for_group:
+        params["for_group"] = True
     return erase(args, params, dry_run=args.dry_run)
 
 
@@ -79,6 +88,8 @@ def _status(args: argparse.Namespace) -> int:
         if not total:
             continue  # of a group that is on this machine alone
         out.say(f"{head}, by {out.text(row.get('by'))}: confirmed by {len(sure)} of {total}")
+        if row.get("hidden_until"):
+            out.say(f"  hidden here, gone at {out.text(row.get('hidden_until'))}")
         for words, names in (
             ("confirmed by", sure),
             ("no word yet from", silent),

@@ -26,12 +26,15 @@ class EraseParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
         author: agent, `agent@device`, or a device's name, peer id or key.
         subject: claim subject, or a phrase that the text holds.
         dry_run: list and count, change nothing.
+        for_group: as an admin, have every member erase what others below this machine wrote; they
+            hide it at once and erase it a day after they hear of it.
     """
 
     ids: list[str] = []
     author: str | None = None
     subject: str | None = None
     dry_run: bool = False
+    for_group: bool = False
 
 
 class MaintainParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +77,7 @@ class ErasureRow(msgspec.Struct, kw_only=True):
         confirmed: shown names of the machines that say they erased it.
         outstanding: members that have not said so yet.
         out_of_reach: machines that left the group without a word on it; they may hold it for ever.
+        hidden_until: of an admin's erasure that hides records here: ISO 8601 of when they go.
     """
 
     id: str
@@ -84,6 +88,7 @@ class ErasureRow(msgspec.Struct, kw_only=True):
     confirmed: list[str]
     outstanding: list[str]
     out_of_reach: list[str]
+    hidden_until: str | None = None
 
 
 @method("sync.erasure", scope="read")
@@ -106,6 +111,7 @@ async def erasures(call: Call, p: ErasureParams) -> list[ErasureRow]:
             confirmed=shown(word.member for word in one.confirmed),
             outstanding=shown(one.outstanding),
             out_of_reach=shown(one.out_of_reach),
+            hidden_until=iso(one.hidden_until_ms) if one.hidden_until_ms else None,
         )
         for view in services.replication.groups()
         if only in {None, view.group}
@@ -125,6 +131,7 @@ async def erase(call: Call, p: EraseParams) -> EraseReport:
         call.context.caller(),
         what,
         dry_run=p.dry_run,
+        for_group=p.for_group,
         receipt=call.receipt,
         progress=call.progress,
     )

@@ -8,9 +8,11 @@ crash, after a cancelled call, and where another process held the log open: unti
 `partial`. Last, a search of all files of the node for what the text consisted of (`residue`).
 
 What this device wrote itself is also told to the group, by a signed erase record. A peer's memory,
-or one that another device of the same person wrote, is erased here alone: only its author may ask
-others for it. Nobody is told that something is "deleted everywhere": the report names who may still
-hold it. Source: docs/specs/memory.md, *Erasure*.
+or one that another device of the same person wrote, is erased here alone, unless the person asks as
+an admin of the group whose standing is above the author's: then the group is told first, so that a
+crash in between loses nothing, and all members erase it a day later. Nobody is told that something
+is "deleted everywhere": the report names who may still hold it.
+Source: docs/specs/memory.md, *Erasure*.
 """
 
 # SQL is put together from this file's own constants; every value is bound.
@@ -89,8 +91,9 @@ class ErasedItem(msgspec.Struct, frozen=True):
 
     Attributes:
         id: record id; as given where nothing was found.
-        status: `erased` (and its group is told), `erased_here` (this machine alone), `derived`
-            (concluded here from one of the others), `erased_before`, `not_found` or `not_yours`.
+        status: `erased` (and its group is told), `erased_group` (as its admin; the others hide it
+            now and erase it in a day), `erased_here` (this machine alone), `derived` (concluded
+            here from one of the others), `erased_before`, `not_found` or `not_yours`.
         title: of what a dry run found, so that a person can tell; empty afterwards.
     """
 
@@ -169,6 +172,18 @@ class Progress(Protocol):
         ...
 
 
+class Ruling(Protocol):
+    """What replication lets this device do as an admin (shape of `replication.membership`)."""
+
+    async def erasable(self, group: bytes, ids: Sequence[bytes]) -> list[bytes]:
+        """Those of the records that an admin's word has erased by every member."""
+        ...
+
+    async def erase(self, group: bytes, ids: Sequence[bytes]) -> list[bytes]:
+        """Give that word."""
+        ...
+
+
 class Outlets(NamedTuple):
     """What erasing needs of the parts that `memory` does not know.
 
@@ -176,11 +191,13 @@ class Outlets(NamedTuple):
         tell: has replication tell a group what of ours was erased; the other members' keys.
         shown: forgets in the behaviour log that these records were ever shown.
         shred: destroys these records' keys in all copies here; how many copies (blocking).
+        ruling: gives an admin's word on what others wrote.
     """
 
     tell: Callable[[bytes], Awaitable[Sequence[bytes]]]
     shown: Callable[[Sequence[bytes]], Awaitable[None]] | None = None
     shred: Callable[[Sequence[bytes]], int] | None = None
+    ruling: Ruling | None = None
 
 
 class _Doomed(NamedTuple):
@@ -194,6 +211,8 @@ class _Doomed(NamedTuple):
     """Written by this device, so that an erase record of ours has effect."""
     relation: str
     derived: bool = False
+    ruled: bool = False
+    """Erased by every member, at this admin's word."""
 
 
 class _Choice(NamedTuple):
@@ -296,6 +315,7 @@ class Eraser:
         what: EraseWhat,
         *,
         dry_run: bool = False,
+        for_group: bool = False,
         receipt: Receipt[EraseReport] | None = None,
         progress: Progress | None = None,
     ) -> EraseReport:
@@ -308,6 +328,8 @@ class Eraser:
             who: the caller; that it may erase at all was checked.
             what: which memories.
             dry_run: list and count only.
+            for_group: have what others wrote erased by every member, where this device is an admin
+                above its author.
             receipt: kept with the report.
             progress: told how many are done.
 
@@ -317,6 +339,8 @@ class Eraser:
         """
         _check(who, what)
         choice = await self._db.read(lambda c: _choose(c, who, what))
+        if for_group:
+            choice = await self._ruled(who, choice)
         report = await self._db.read(lambda c: _count(c, choice))
         if dry_run:
             report.state = DRY_RUN
@@ -333,11 +357,29 @@ class Eraser:
             )
         return report
 
+    async def _ruled(self, who: Caller, choice: _Choice) -> _Choice:
+        """Mark what this device may have erased by all members."""
+        if not who.is_owner or self._outlets.ruling is None:
+            raise RefusedError("forbidden", "only the person erases as an admin")
+        allowed: set[bytes] = set()
+        for group in sorted({one.group for one in choice.doomed}):
+            ids = [one.id for one in choice.doomed if one.group == group and not one.own]
+            allowed.update(await self._outlets.ruling.erasable(group, ids))
+        doomed = [one._replace(ruled=one.id in allowed) for one in choice.doomed]
+        return choice._replace(doomed=doomed)
+
+    async def _rule(self, doomed: Sequence[_Doomed]) -> None:
+        for group in sorted({one.group for one in doomed if one.ruled}):
+            assert self._outlets.ruling is not None, "asked before"
+            ids = [one.id for one in doomed if one.ruled and one.group == group]
+            await self._outlets.ruling.erase(group, ids)
+
     async def _carry_out(
         self, who: Caller, choice: _Choice, report: EraseReport, progress: Progress | None
     ) -> None:
         needles = await self._db.read(partial(_needles, choice=choice, env=self._env))
         doomed = choice.doomed
+        await self._rule(doomed)
         for at in range(0, len(doomed), BATCH):
             batch = doomed[at : at + BATCH]
             await self._replica.transact(partial(_erase_batch, batch=batch))
@@ -350,6 +392,10 @@ class Eraser:
         clean, report.backups = await self.clean_up()
         self._env.fault("erase.cleaned")
         await self._verify(report, needles, doomed)
+        if report.residue:
+            # Another device's copies may have gone at its word meanwhile, and wait to be cleaned.
+            clean, _ = await self.clean_up()
+            await self._verify(report, needles, doomed)
         # What could not be searched is not known to be gone.
         report.state = DONE if clean and report.residue_bytes == 0 else PARTIAL
         report.items = [msgspec.structs.replace(item, title="") for item in report.items]
@@ -375,7 +421,7 @@ class Eraser:
         self, who: Caller, report: EraseReport, doomed: Sequence[_Doomed]
     ) -> None:
         """What another device of this person wrote is hidden on all replicas: a forget record."""
-        theirs = [one for one in doomed if one.relation == "own_device"]
+        theirs = [one for one in doomed if one.relation == "own_device" and not one.ruled]
 
         def unit(txn: Txn, group: bytes, ids: list[bytes]) -> None:
             body = ForgetBody(clean_line(who.agent), ids, None)
@@ -402,7 +448,7 @@ class Eraser:
             return
         report.scanned_files, report.scanned_bytes = found.files, found.bytes
         explained = await self._db.read(partial(_living, needles=needles, found=found))
-        report.residue_bytes = 0
+        report.residue_bytes, report.residue, report.excluded = 0, [], []
         for finding in found.findings:
             needle = needles[finding.needle]
             why = explained.get(needle.data, "")
@@ -414,7 +460,8 @@ class Eraser:
             else:
                 report.residue.append(entry)
                 report.residue_bytes += len(needle.data)
-        report.notes += [f"{name} could not be read" for name in found.unread]
+        unread = [f"{name} could not be read" for name in found.unread]
+        report.notes += [note for note in unread if note not in report.notes]
 
 
 async def search(folder: Path, needles: Sequence[Needle]) -> Scan | None:
@@ -445,7 +492,12 @@ def _explain(report: EraseReport, *, clean: bool) -> None:
     if report.here:
         report.notes.append(
             "what other devices wrote is erased on this machine only: its author can erase it"
-            " everywhere, on the device that wrote it"
+            " everywhere, on the device that wrote it, and an admin above it for the group"
+        )
+    if any(item.status == "erased_group" for item in report.items):
+        report.notes.append(
+            "other members hide it as soon as they hear of it and erase it a day later, unless"
+            " somebody above this device takes its word back by removing it"
         )
     if report.may_hold:
         report.notes.append(
@@ -592,11 +644,11 @@ def _count(connection: apsw.Connection, choice: _Choice) -> EraseReport:
     ids = {one.id for one in choice.doomed}
     flagged: set[int] = set()
     for one in choice.doomed:
-        status = "derived" if one.derived else "erased" if one.own else "erased_here"
+        status = _status(one)
         if len(report.items) < SHOWN_MAX:
             report.items.append(ErasedItem(one.id.hex(), status, _label(connection, one)))
-        report.told += one.own
-        report.here += not one.own
+        report.told += one.own or one.ruled
+        report.here += not (one.own or one.ruled)
         report.derived += one.derived
         report.chunks += number(connection, "SELECT count(*) FROM chunk WHERE memory = ?", (one.n,))
         report.vectors += number(
@@ -619,6 +671,14 @@ def _count(connection: apsw.Connection, choice: _Choice) -> EraseReport:
     report.memories = len(choice.doomed)
     report.flagged = len(flagged)
     return report
+
+
+def _status(one: _Doomed) -> str:
+    if one.derived:
+        return "derived"
+    if one.own:
+        return "erased"
+    return "erased_group" if one.ruled else "erased_here"
 
 
 def _label(connection: apsw.Connection, one: _Doomed) -> str:

@@ -464,18 +464,27 @@ def test_a_copy_outside_is_said_to_be_out_of_reach(home: Home, tmp_path: Path) -
     with (home.folder / "config.toml").open("a") as file:
         file.write(f'[backup]\ndir = "{tmp_path}/outside"\n')
     home.up()
-    home.ok("remember", "something")
+    ident = _id(home.json("remember", "something secret"))
+    home.ok("remember", "something else")
     done = home.run("backup")
     assert "an erasure does not reach it" in done.stderr
-    made = cast("list[dict[str, Json]]", home.json("backup", "list"))
-    assert made[0]["outside"] is True
-    assert made[0]["erased_since"] == 0
-    home.stop()
-    connection = apsw.Connection(str(home.folder / "state" / "covey.db"))
-    connection.execute("INSERT INTO erased VALUES (?, x'', 9000000000000000000)", (bytes(32),))
-    connection.close()
-    home.up()
-    assert "older than an erasure: 1 records, still in it" in home.ok("backup", "list")
+    (made,) = cast("list[dict[str, Json]]", home.json("backup", "list"))
+    assert made["outside"] is True
+    assert (made["erased_since"], made["erased_in"]) == (0, [])
+    home.ok("erase", ident, "--yes")
+    (made,) = cast("list[dict[str, Json]]", home.json("backup", "list"))
+    assert made["erased_since"] == 1
+    (group,) = cast("list[dict[str, Json]]", made["erased_in"])
+    assert (group["group"], group["records"], group["readable"]) == ("home", 1, 1)
+    words = "older than an erasure: 1 of home, 1 still readable in it: delete it"
+    assert words in home.ok("backup", "list")
+    verified = home.run("backup", "verify", "latest")
+    assert verified.returncode == 0
+    assert words in verified.stderr
+    # The next backup is younger than the erasure.
+    home.ok("backup")
+    newest, _ = cast("list[dict[str, Json]]", home.json("backup", "list"))
+    assert newest["erased_in"] == []
 
 
 def test_a_short_passphrase_is_refused(home: Home) -> None:
