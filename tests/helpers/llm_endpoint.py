@@ -60,8 +60,12 @@ class Served:
     port: int
     requests: list[Request] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    arrived: trio.Event = field(default_factory=trio.Event)
-    """Set at the first request."""
+    _arrived: trio.Event = field(default_factory=trio.Event)
+
+    async def until(self, count: int) -> None:
+        """Wait until `count` requests have arrived."""
+        while len(self.requests) < count:
+            await self._arrived.wait()
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Answer one connection."""
@@ -71,7 +75,8 @@ class Served:
                 if request is None:
                     return
                 self.requests.append(request)
-                self.arrived.set()
+                self._arrived.set()
+                self._arrived = trio.Event()
                 step = self.steps[min(len(self.requests), len(self.steps)) - 1]
                 await step(stream, request)
 
