@@ -317,7 +317,13 @@ class CommandHandler(_Operators):
         written, status = await with_aside(read, feed, child.drain)
         if status != 0:
             raise _death(status)
-        return [_line_out(line) for line in written.splitlines() if line.strip()]
+        found: dict[int, RowOut] = {}
+        for line in written.splitlines():
+            if line.strip():
+                answer = _line_out(line)
+                found.setdefault(answer[0], answer)
+        # A line about a row that was not asked, or a second one about the same, says nothing.
+        return [found[item.k] for item in batch.rows if item.k in found]
 
 
 def _items(batch: Batch) -> Sequence[dict[str, object]]:
