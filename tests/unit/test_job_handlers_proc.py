@@ -240,7 +240,11 @@ async def test_a_command_reads_and_writes_lines() -> None:
 
 @pytest.mark.usefixtures("kind")
 async def test_a_command_may_say_why_a_row_has_no_answer() -> None:
-    script = r"""print('{"k": 0, "missing": "too_odd"}\n\n{"k": 1}\n{"k": 5, "row": {}}\n{"k": 1, "row": {}}')"""
+    lines = [
+        '{"k": 0, "missing": "too_odd"}', "", '{"k": 1}', '{"k": 5, "row": {}}',
+        '{"k": 1, "row": {}}',
+    ]  # fmt: skip
+    script = f"print({chr(10).join(lines)!r})"
     answers = await command(sys.executable, "-I", "-S", "-c", script).run(
         make_batch({}, {}, {}), make_ctx()
     )
