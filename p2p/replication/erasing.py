@@ -25,7 +25,8 @@ from p2p.replication.groups import HOLD_HIDDEN, HOLD_WINDOW
 from p2p.replication.ops import ERASE_MAX, Erase, Kind
 from p2p.replication.record import (
     LANE_CONTROL,
-    STATE_STUB,
+    STATE_LIVE,
+    STATE_SEALED,
     decode_header_untrusted,
     is_authority,
     lane_of,
@@ -46,6 +47,9 @@ WINDOW_MS: Final = 24 * 3_600_000
 
 CONFIRMED_AT_A_TIME: Final = 256
 """Erase records looked at for confirming at one upkeep."""
+
+_SHOWN: Final = frozenset({STATE_LIVE, STATE_SEALED})
+"""States of what can be hidden: what is void for another reason is in no set."""
 
 _BEARING: Final = frozenset({Kind.ERASE, Kind.FORK_PROOF})
 """Kinds beside the A ops that can change which erase records count."""
@@ -96,7 +100,7 @@ class Erasing:
             if erasure is not None:
                 erase.append((row.id, erasure.id, erasure.head.hlc))
             elif (
-                row.state != STATE_STUB
+                row.state in _SHOWN
                 and group.standing.live(header, row.id)
                 and group.announced_erasure_of(row.id, header.author) is not None
             ):
@@ -154,7 +158,10 @@ class Erasing:
                 due += record.targets
         if rows:
             await self._store.admit(group.id, [], rows)
-        await self._show_saved(group)
+        # Each record hidden is looked at again when that can have changed, not at every upkeep.
+        if group.hidden and group.hidden_under is not group.standing:
+            await self._show_saved(group)
+            group.hidden_under = group.standing
         return due
 
     async def _show_saved(self, group: Group) -> None:

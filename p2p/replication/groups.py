@@ -151,6 +151,8 @@ class Group:
     """Id of an admin's erase record -> Unix ms at which it is carried out here; 0: it was."""
     hidden: set[bytes] = field(default_factory=set)
     """Data records that are hidden until then."""
+    hidden_under: Standing | None = None
+    """What these were last judged by."""
     confirmed_up_to: int = 0
     """Where upkeep goes on looking for erase records to confirm."""
     confirmations: dict[bytes, dict[bytes, EraseWord]] = field(default_factory=dict)
@@ -357,6 +359,7 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
     group.confirmations.clear()
     group.windows.clear()
     group.hidden.clear()
+    group.hidden_under = None
     group.quarantine = None
     group.unpublished_erasures = True
     # Whatever an operation cites has a lower hlc, so this order needs no second pass.

@@ -410,6 +410,8 @@ class Keeper:
                         void.append(row.id)
                 if void or revive:
                     changed += await self._store.settle(group.id, void=void, revive=revive)
+                    named = [ident for ident in revive if ident in group.erasures]
+                    await self.erasing.settle(group, named)
                 await self._checkpoint()
         return changed
 

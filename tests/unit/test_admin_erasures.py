@@ -11,7 +11,7 @@ from p2p.identity import Identity
 from p2p.replication.erasing import CONFIRMED_AT_A_TIME, WINDOW_MS
 from p2p.replication.erasures import views
 from p2p.replication.events import GroupError
-from p2p.replication.ops import Kind, Role
+from p2p.replication.ops import Kind, Limit, Role, encode_payload
 from tests.helpers.mesh import Mesh, wait_until
 from tests.unit.test_admission import Bench, bench
 from tests.unit.test_erasures import body_of, erase
@@ -185,8 +185,7 @@ async def test_a_limit_that_keeps_the_word_does_not() -> None:
     assert body_of(b, target.id) is None
 
 
-async def test_the_authors_own_removal_and_return_leave_it_hidden() -> None:
-    """What stops counting while it is hidden leaves the set; if it counts again it is hidden."""
+async def test_an_author_that_is_taken_out_takes_it_out_of_the_set() -> None:
     b, carol = await with_admin()
     target, _ = await ordered(b, carol)
     await b.alice.replication.membership.remove(b.group_id, b.bob.id, 0)
@@ -196,6 +195,23 @@ async def test_the_authors_own_removal_and_return_leave_it_hidden() -> None:
     assert not in_set(b, target)
     assert b.alice.texts(b.group_id) == []
     assert body_of(b, target.id) is None
+
+
+async def test_what_counts_again_is_hidden_again() -> None:
+    b, carol = await with_admin()
+    target, _ = await ordered(b, carol)
+    dave = Identity.from_seed(b"d" * 32)
+    await b.grant(dave.id, Role.ADMIN)
+    # An equal of Carol's takes Bob out; then Alice takes that back with all else Dave did.
+    before = b.pen(dave).heads()
+    limit = encode_payload(Limit(b.bob.id, (), 10**9, 0))
+    await b.admit([b.pen(dave).write(Kind.LIMIT, limit, auth=before)])
+    assert not in_set(b, target)
+    await b.alice.replication.membership.remove(b.group_id, dave.id, 0)
+    assert in_set(b, target)
+    assert b.alice.texts(b.group_id) == []
+    await pass_time(b, WINDOW_MS)
+    assert (b.state(target), body_of(b, target.id)) == ("stub", None)
 
 
 async def test_other_limits_show_nothing_that_stays_announced() -> None:
