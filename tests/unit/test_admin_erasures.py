@@ -140,6 +140,22 @@ async def test_what_comes_after_the_day_is_never_taken() -> None:
     assert body_of(b, target.id) is None
 
 
+async def test_after_the_day_the_word_outlives_its_admin() -> None:
+    b, carol = await with_admin()
+    target = b.pen().write(body=b"late")
+    await b.admit([b.pen(carol).write(Kind.ERASE, erase(target.id))])
+    await pass_time(b, WINDOW_MS)
+    await b.alice.replication.membership.remove(b.group_id, carol.id, 0)
+    for restarted in (False, True):
+        if restarted:
+            b.alice.build()
+            await b.alice.replication.load()
+        await pass_time(b, 0)
+        assert list(b.group.windows.values()) == [0]
+    await b.admit([target])
+    assert (b.state(target), body_of(b, target.id)) == ("stub", None)
+
+
 async def test_what_comes_within_the_day_is_hidden_and_goes_with_it() -> None:
     b, carol = await with_admin()
     target = b.pen().write(body=b"late")
@@ -236,6 +252,7 @@ async def test_who_is_no_admin_erases_nothing_of_others(role: Role) -> None:
     await b.grant(carol.id, role)
     target, _ = await ordered(b, carol)
     assert b.alice.texts(b.group_id) == ["bob's"]
+    assert b.group.windows == {}
     await pass_time(b, WINDOW_MS)
     assert (b.state(target), body_of(b, target.id) is None) == ("live", False)
 
