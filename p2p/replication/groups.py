@@ -28,7 +28,7 @@ from p2p.replication.record import (
 from p2p.replication.wires import wire_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from p2p.identity import Verifier
@@ -244,6 +244,7 @@ class Groups:
     def __init__(self, me: bytes) -> None:
         self.me = me
         self._groups: dict[bytes, Group] = {}
+        self._doors: dict[bytes, AbstractAsyncContextManager[None]] = {}
 
     def __contains__(self, group: bytes) -> bool:
         return group in self._groups
@@ -259,6 +260,16 @@ class Groups:
     def remove(self, group: bytes) -> None:
         """Forget a group that did not come about."""
         self._groups.pop(group, None)
+
+    def door(
+        self, group: bytes, new_lock: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> AbstractAsyncContextManager[None]:
+        """Held while a group is made ready to be joined.
+
+        Of two joins at once the second must find what the first made: with a state of its own each
+        would begin the same log, and a forked join lets nobody in ever.
+        """
+        return self._doors.setdefault(group, new_lock())
 
     def all(self) -> list[Group]:
         """Every group, by id."""

@@ -128,17 +128,18 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
     invite_key = invite_identity(ticket.seed, ticket.group).id
     await talk.send(Ask(ticket.group, invite_key))
     offered = await _receive_control(talk, ticket.group)
-    group = core.groups.get(ticket.group)
-    fresh = group is None or group.state == STATE_REFUSED
-    was_member = (
-        group is not None and group.state == STATE_MEMBER and group.role(core.me) is not None
-    )
-    if group is None or fresh:
-        group = await _prepare(core, ticket, offered, invite_key)
-    else:
-        async with core.keeper.turn(group):
-            _, admitted = await core.admission.admit(group, offered, talk.peer)
-            await core.keeper.after(group, admitted)
+    async with core.groups.door(ticket.group, core.new_lock):
+        group = core.groups.get(ticket.group)
+        fresh = group is None or group.state == STATE_REFUSED
+        was_member = (
+            group is not None and group.state == STATE_MEMBER and group.role(core.me) is not None
+        )
+        if group is None or fresh:
+            group = await _prepare(core, ticket, offered, invite_key)
+        else:
+            async with core.keeper.turn(group):
+                _, admitted = await core.admission.admit(group, offered, talk.peer)
+                await core.keeper.after(group, admitted)
     if was_member and group.role(core.me) is not None:
         raise GroupError("already_member", f"this device is in {group.name} already")
     join = await _own_join(core, group, ticket, invite_key)

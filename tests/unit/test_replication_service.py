@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -339,6 +340,38 @@ def test_joining_twice_or_by_the_own_ticket_is_refused() -> None:
                 with pytest.raises(GroupError) as caught:
                     await peer.replication.join(again.ticket)
                 assert caught.value.reason == "already_member"
+
+    play(scene)
+
+
+def test_two_tickets_taken_at_once_make_one_member_and_no_fork() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            group = (await alice.replication.create_group("team")).group
+            on_disk = bob.store.admit
+
+            async def admit(*args: object, **kwargs: object) -> object:
+                await trio.sleep(0.2)  # so that both tickets are under way
+                return await on_disk(*args, **kwargs)  # type: ignore[arg-type]
+
+            bob.store.admit = admit  # type: ignore[assignment,method-assign]
+
+            async def enter(ticket: str) -> None:
+                with contextlib.suppress(GroupError):  # the later one may hear that it is in
+                    await bob.replication.join(ticket)
+
+            tickets = [await alice.replication.create_invite(group) for _ in range(2)]
+            async with trio.open_nursery() as nursery:
+                for one in tickets:
+                    nursery.start_soon(enter, one.ticket)
+            await bob.write(group, "in")
+            await wait_until(lambda: alice.texts(group) == ["in"])
+            await wait_until(lambda: alice.roots(group) == bob.roots(group))
+            assert not alice.named("fork.detected")
+            assert roles(alice, group)[bob.id] == Role.WRITE
+            # One state of the group, with one key: two of them would begin the same log.
+            secrets = await bob.store.local("secret", group)
+            assert [columns[1] for _, columns in secrets] == ["x25519"]
 
     play(scene)
 
