@@ -10,7 +10,7 @@ FAST := not slow and not interop
 SOURCES := daemon p2p memory federated tests tools benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow explore lint fmt bench bench-docs hunt fuzz shape coverage lock wheel clean
+.PHONY: help setup demo test test-slow explore lint fmt bench bench-docs sim hunt fuzz shape coverage lock wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ bench: setup ## benchmarks beside their yardsticks: NAME=mesh, QUICK=1
 
 bench-docs: setup ## the same, written to docs/benchmarks.md
 	@$(PY) -m benchmarks.docs $(if $(QUICK),--quick)
+
+sim: setup ## replication under faults and hostile members: SEEDS=200 runs, or SEED=n again
+	@$(PY) -m tests.sim.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
 
 hunt: setup ## repeat one test under other hash seeds, task orders and load: T=..., N=200
 	@$(PY) -m tools.hunt "$(T)" $(or $(N),200)

@@ -34,7 +34,7 @@ from p2p.replication.messages import (
 from p2p.replication.ops import Grant, Kind, Role, encode_payload
 from p2p.replication.record import record_id
 from tests.helpers.det import run_seeded
-from tests.helpers.hostile import Pen, forged, push_records, refused, with_body
+from tests.helpers.hostile import Liar, Pen, forged, push_records, refused, with_body
 from tests.helpers.mesh import Mesh, wait_until
 
 if TYPE_CHECKING:
@@ -412,44 +412,6 @@ async def read_all(stream: trio.abc.Stream) -> list[object]:
             while (message := reader.next_message_untrusted()) is not None:
                 found.append(message[0])
     return found
-
-
-class Liar:
-    """The initiator's side of a session, by hand."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-        self.reader = FrameReader()
-        self.salt = b""
-
-    async def send(self, message: object) -> None:
-        """Send one message."""
-        await self.stream.send_all(encode_frame(message))  # type: ignore[arg-type]
-
-    async def receive(self, kind: type) -> object:
-        """The next message of that kind."""
-        while True:
-            found = self.reader.next_message_untrusted()
-            if found is not None:
-                if isinstance(found[0], kind):
-                    return found[0]
-                continue
-            data = await self.stream.receive_some(65_536)
-            assert data, "the other side ended the session"
-            self.reader.feed(bytes(data))
-
-    async def greet(self) -> tuple[bytes, State]:
-        """Exchange hellos and groups; tag and the responder's state."""
-        await self.send(Hello(1, 1, (), b"n" * 16))
-        hello = await self.receive(Hello)
-        assert isinstance(hello, Hello)
-        self.salt = session_salt(b"n" * 16, hello.nonce)
-        groups = await self.receive(Groups)
-        assert isinstance(groups, Groups)
-        state = await self.receive(State)
-        assert isinstance(state, State)
-        await self.send(Groups(groups.tags[:1]))
-        return groups.tags[0], state
 
 
 def test_a_stranger_learns_of_no_group() -> None:

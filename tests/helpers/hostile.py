@@ -9,10 +9,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import trio
+from typing_extensions import override
 
-from p2p.identity import PeerId
+from p2p.identity import Identity, PeerId
 from p2p.replication import push
-from p2p.replication.messages import Message, Records, encode_frame
+from p2p.replication.heads import session_salt
+from p2p.replication.messages import (
+    FrameReader,
+    Groups,
+    Hello,
+    Message,
+    Records,
+    State,
+    encode_frame,
+)
 from p2p.replication.record import Envelope, Record, RecordWire, lane_of
 from p2p.replication.sealing import (
     ControlDraft,
@@ -24,10 +34,11 @@ from p2p.replication.sealing import (
 from tests.helpers.mesh import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import random
+    from collections.abc import Callable, Sequence
+    from types import UnionType
 
     from p2p.env import Env
-    from p2p.identity import Identity
     from p2p.replication.authority import Authority
     from p2p.replication.sealing import GroupSealer
     from p2p.replication.service import Replication
@@ -176,6 +187,105 @@ def with_body(record: Record, envelope: bytes) -> RecordWire:
     return RecordWire(record.header, record.signature, envelope)
 
 
+def altered(wire: RecordWire, rng: random.Random) -> RecordWire:
+    """The record with one bit of its header, signature or envelope changed."""
+    parts = [wire.header, wire.signature, wire.envelope or b""]
+    at = rng.randrange(3 if wire.envelope else 2)
+    data = bytearray(parts[at])
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    parts[at] = bytes(data)
+    return RecordWire(parts[0], parts[1], parts[2] or None)
+
+
+class Impostor(Identity):
+    """Somebody's key with somebody else's signatures.
+
+    Args:
+        victim: whose key it shows.
+        own: who signs.
+    """
+
+    def __init__(self, victim: bytes, own: Identity) -> None:
+        self._victim = PeerId(victim)
+        self._own = own
+
+    @property
+    @override
+    def id(self) -> PeerId:
+        return self._victim
+
+    @override
+    def sign(self, domain: bytes, body: bytes) -> bytes:
+        return self._own.sign(domain, body)
+
+
+def with_equal_xor(write: Callable[[], Record]) -> tuple[list[Record], list[Record]]:
+    """Two disjoint sets of records, equal in number and in the XOR of their ids.
+
+    Linear algebra over GF(2): among 258 ids there is such a pair of sets at the latest.
+
+    Args:
+        write: makes another record.
+    """
+    basis: dict[int, tuple[int, int]] = {}
+    made: list[Record] = []
+    while True:
+        made.append(write())
+        # A bit beside the id counts members modulo 2: the subset found has an even number.
+        value, members = int.from_bytes(made[-1].id, "big") | 1 << 256, 1 << len(made) - 1
+        while value and value.bit_length() in basis:
+            other, others = basis[value.bit_length()]
+            value, members = value ^ other, members ^ others
+        if not value:
+            chosen = [record for n, record in enumerate(made) if members >> n & 1]
+            half = len(chosen) // 2
+            return chosen[:half], chosen[half:]
+        basis[value.bit_length()] = value, members
+
+
+class Liar:
+    """The initiator's side of a session, by hand.
+
+    Args:
+        stream: to the peer that is lied to.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.reader = FrameReader()
+        self.salt = b""
+
+    async def send(self, message: Message) -> None:
+        """Send one message."""
+        await self.stream.send_all(encode_frame(message))
+
+    async def receive(self, kind: type | UnionType) -> Message:
+        """The next message of that kind; others are passed over."""
+        while True:
+            found = self.reader.next_message_untrusted()
+            if found is not None:
+                if isinstance(found[0], kind):
+                    return found[0]
+                continue
+            data = await self.stream.receive_some(65_536)
+            assert data, "the other side ended the session"
+            self.reader.feed(bytes(data))
+
+    async def greet(self) -> tuple[bytes, State]:
+        """Exchange hellos and groups; tag and the responder's state."""
+        await self.send(Hello(1, 1, (), b"n" * 16))
+        hello = await self.receive(Hello)
+        assert isinstance(hello, Hello)
+        self.salt = session_salt(b"n" * 16, hello.nonce)
+        groups = await self.receive(Groups)
+        assert isinstance(groups, Groups)
+        assert groups.tags, "the peer shares no group with us"
+        state = await self.receive(State)
+        assert isinstance(state, State)
+        await self.send(Groups(groups.tags[:1]))
+        return groups.tags[0], state
+
+
 async def refused(target: Peer, reason: str, count: int = 1) -> None:
     """Wait until the target refused records for that reason."""
     await wait_until(
@@ -183,4 +293,16 @@ async def refused(target: Peer, reason: str, count: int = 1) -> None:
     )
 
 
-__all__ = ["Pen", "forged", "push_records", "refused", "replace", "send_push", "with_body"]
+__all__ = [
+    "Impostor",
+    "Liar",
+    "Pen",
+    "altered",
+    "forged",
+    "push_records",
+    "refused",
+    "replace",
+    "send_push",
+    "with_body",
+    "with_equal_xor",
+]

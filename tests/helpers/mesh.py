@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from p2p.env import SeededEnv
 from p2p.identity import Identity
+from p2p.identity import verify as verify_signature
 from p2p.net.memory import MemNet
 from p2p.node import Node
 from p2p.replication.config import ReplicationConfig
@@ -23,7 +24,8 @@ from tests.helpers.chains import PlainDraft
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from p2p.identity import PeerId
+    from p2p.identity import PeerId, Verifier
+    from p2p.net.memory_fabric import MemFabric
     from p2p.replication.events import ReplicationEvent
     from p2p.replication.store import RecordStore
 
@@ -39,7 +41,7 @@ class OffsetEnv(SeededEnv):
         return super().wall_ms() + self.offset_ms
 
 
-@dataclass
+@dataclass(eq=False)
 class Peer:
     """One node: what survives a restart, and what runs now."""
 
@@ -53,6 +55,15 @@ class Peer:
     events: list[ReplicationEvent] = field(default_factory=list)
     addr: str = ""
     book: dict[PeerId, list[str]] | None = None
+    verify: Verifier = verify_signature
+
+    def new_fabric(self) -> MemFabric:
+        """The fabric of this start, at the next free port."""
+        return self.net.fabric(self.identity.id, self.ip, env=self.env)
+
+    def new_store(self) -> MemStore:
+        """The store of this start, over the disk that stays."""
+        return MemStore(self.sealer, self.disk)
 
     def build(self, make_store: Callable[[GroupSealer], RecordStore] | None = None) -> None:
         """Make the parts, as after a start of the process.
@@ -60,7 +71,7 @@ class Peer:
         Args:
             make_store: another store than the one in memory.
         """
-        fabric = self.net.fabric(self.identity.id, self.ip, env=self.env)
+        fabric = self.new_fabric()
         if self.book is not None:
             # As the real node: a restart keeps its port and its address book.
             del self.net.fabrics[fabric.addr]
@@ -72,9 +83,11 @@ class Peer:
         self.book = fabric._book
         self.node = Node.over(fabric, self.identity)
         self.sealer = GroupSealer(self.identity, self.env)
-        self.store = MemStore(self.sealer, self.disk)
+        self.store = self.new_store()
         store = self.store if make_store is None else make_store(self.sealer)
-        self.replication = Replication(self.node, store, self.sealer, self.env, self.config)
+        self.replication = Replication(
+            self.node, store, self.sealer, self.env, self.config, verify=self.verify
+        )
         self.replication.subscribe(self.events.append)
 
     @asynccontextmanager
@@ -125,12 +138,23 @@ class Mesh:
     Args:
         seed: of everything.
         config: replication's settings.
+        latency_s: one-way delay of every link.
+        jitter_s: upper bound of its extra delay.
+        loss: probability that a packet has to be sent again.
     """
 
-    def __init__(self, seed: int = 0, config: ReplicationConfig | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        config: ReplicationConfig | None = None,
+        *,
+        latency_s: float = 0.001,
+        jitter_s: float = 0.0,
+        loss: float = 0.0,
+    ) -> None:
         self.seed = seed
         self.env = SeededEnv(seed, "net", trio.current_time)
-        self.net = MemNet(self.env)
+        self.net = MemNet(self.env, latency_s=latency_s, jitter_s=jitter_s, loss=loss)
         self.config = config or ReplicationConfig.test()
 
     def peer(self, name: str, *, config: ReplicationConfig | None = None) -> Peer:
