@@ -170,6 +170,7 @@ class Keeper:
         await self._store.admit(group.id, records, local)
         for record, (_, payload) in zip(records, payloads, strict=True):
             group.authority.add(record.id, record.head, payload)
+        self.shares.use_own(group, records)
         group.note_stored({self._groups.me: len(records)})
         return records
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from p2p.replication.groups import Group
     from p2p.replication.ops import Payload
     from p2p.replication.sealing import GroupSealer
+    from p2p.replication.standing import EpochRecord
     from p2p.replication.store import LocalRow, RecordStore, Stored
 
 OPEN_BATCH: Final = 256
@@ -79,6 +80,18 @@ class Shares:
         if any(noted) or group.shares:
             await self.open(group)
 
+    def use_own(self, group: Group, records: Sequence[Record]) -> None:
+        """Write under a key of ours at once, in the step that makes its epoch known here.
+
+        What is written from then on cites the removal that the key was made for, so whoever was
+        removed must not be able to open it. The key's row is written by `open`; until then the
+        epoch record has it, sealed to us.
+        """
+        noted = [self.note(group, record) for record in records]
+        if any(noted):
+            self._try(group)
+            self.use_epochs(group)
+
     async def open(self, group: Group) -> None:
         """Open what was sealed to us and what waited for it."""
         opened = self._try(group)
@@ -87,32 +100,38 @@ class Shares:
                 ("epoch", (group.id, epoch_id(epoch), group.epochs[epoch])) for epoch in opened
             ]
             await self._store.admit(group.id, [], rows)
+            for epoch in opened:
+                group.shares.pop(epoch, None)
         self.use_epochs(group)
         for epoch in opened:
             await self._open_bodies(group, epoch_id(epoch))
 
     def _try(self, group: Group) -> list[bytes]:
-        """Open sealed secrets for us as far as their epochs are here; ids of those opened."""
+        """Open sealed secrets for us as far as their epochs are here; ids of those open now."""
         if not group.founded:
             return []
-        standing = group.standing
-        tag = standing.genesis.tag_commit
         opened = []
-        for record in standing.epochs():
-            for share in group.shares.get(record.id, ()):
-                secret = None
-                for private in group.exchange.values():
-                    try:
-                        secret = open_share(record, group.id, private, share, tag)
-                    except (SealError, AuthError):
-                        continue
-                if secret is not None:
-                    group.epochs[record.id] = secret
-                    opened.append(record.id)
-                    break
-        for epoch in opened:
-            group.shares.pop(epoch, None)
+        for record in group.standing.epochs():
+            shares = group.shares.get(record.id, ())
+            if shares and record.id not in group.epochs:
+                secret = self._opened(group, record, shares)
+                if secret is None:
+                    continue
+                group.epochs[record.id] = secret
+            if shares:
+                opened.append(record.id)
         return opened
+
+    def _opened(self, group: Group, record: EpochRecord, shares: Sequence[bytes]) -> bytes | None:
+        """The secret of an epoch, out of the first share that holds it."""
+        tag = group.standing.genesis.tag_commit
+        for share in shares:
+            for private in group.exchange.values():
+                try:
+                    return open_share(record, group.id, private, share, tag)
+                except (SealError, AuthError):
+                    continue
+        return None
 
     def use_epochs(self, group: Group) -> None:
         """Give the sealer all secrets, the one to write under last."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -137,6 +140,22 @@ async def test_what_comes_after_the_day_is_never_taken() -> None:
     assert body_of(b, target.id) is None
 
 
+async def test_after_the_day_the_word_outlives_its_admin() -> None:
+    b, carol = await with_admin()
+    target = b.pen().write(body=b"late")
+    await b.admit([b.pen(carol).write(Kind.ERASE, erase(target.id))])
+    await pass_time(b, WINDOW_MS)
+    await b.alice.replication.membership.remove(b.group_id, carol.id, 0)
+    for restarted in (False, True):
+        if restarted:
+            b.alice.build()
+            await b.alice.replication.load()
+        await pass_time(b, 0)
+        assert list(b.group.windows.values()) == [0]
+    await b.admit([target])
+    assert (b.state(target), body_of(b, target.id)) == ("stub", None)
+
+
 async def test_what_comes_within_the_day_is_hidden_and_goes_with_it() -> None:
     b, carol = await with_admin()
     target = b.pen().write(body=b"late")
@@ -233,6 +252,7 @@ async def test_who_is_no_admin_erases_nothing_of_others(role: Role) -> None:
     await b.grant(carol.id, role)
     target, _ = await ordered(b, carol)
     assert b.alice.texts(b.group_id) == ["bob's"]
+    assert b.group.windows == {}
     await pass_time(b, WINDOW_MS)
     assert (b.state(target), body_of(b, target.id) is None) == ("live", False)
 
@@ -404,5 +424,56 @@ def test_a_machine_that_slept_for_a_year_hides_erases_and_confirms() -> None:
                 return list(view.outstanding)
 
             await wait_until(lambda: outstanding() == [])
+
+    play(scene)
+
+
+# --- any order ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_the_order_of_arrival_changes_nothing(*, undone: bool) -> None:
+    """Two targets, an admin's word on both, an author's on one, and a limit: every order."""
+
+    async def scene() -> None:
+        b, carol = await with_admin()
+        image = copy.deepcopy(b.alice.disk)
+        mine, hers = b.pen(), b.pen(carol)
+        limit = b.pen(b.alice.identity, 10**9)
+        kept, both = mine.write(body=b"kept"), mine.write(body=b"both")
+        records = [
+            kept,
+            both,
+            hers.write(Kind.ERASE, erase(kept.id, both.id)),
+            mine.write(Kind.ERASE, erase(both.id)),
+        ]
+        if undone:
+            body = encode_payload(Limit(carol.id, (), 10**9, 0))
+            records.append(limit.write(Kind.LIMIT, body))
+        seen = 0
+        for order in itertools.permutations(records):
+            world = Bench(
+                dataclasses.replace(b.alice, disk=copy.deepcopy(image)), b.group_id, b.bob
+            )
+            world.alice.build()
+            await world.alice.replication.load()
+            for record in order:
+                result = await world.admit([record])
+                assert (result.stored, result.refused) == (1, 0)
+            shown = ["kept"] if undone else []
+            assert world.alice.texts(b.group_id) == shown
+            assert (world.state(both), body_of(world, both.id)) == ("stub", None)
+            assert (body_of(world, kept.id) is None, in_set(world, kept)) == (False, True)
+            core = world.alice.replication._core
+            world.alice.env.offset_ms += WINDOW_MS
+            async with core.keeper.turn(world.group):
+                await core.keeper.do_duties(world.group)
+            assert world.alice.texts(b.group_id) == shown
+            assert world.state(kept) == ("live" if undone else "stub")
+            assert in_set(world, kept)
+            assert in_set(world, both)
+            world.alice.env.offset_ms -= WINDOW_MS
+            seen += 1
+        assert seen == (120 if undone else 24)
 
     play(scene)
