@@ -2,8 +2,9 @@
 
 An author chooses what it writes, so it may try texts until the ids suit: here SHA-256 of a counter
 stands for them. Neither forgery needs the salt of a session, since both fingerprints are hashed
-from the sum. Takes two minutes and 4 GB; the result is kept in `fingerprints.json`. Imports nothing
-of ours.
+from the sum. Takes some minutes and gigabytes; the result is kept in `fingerprints.json`. Another
+machine may find another: numbers equal in the bits compared are in no order. Imports nothing of
+ours.
 
 * XOR, 256 bits: linear algebra over GF(2); two sets of the same size with the same XOR.
 * Sum, 256 bits (the 32-byte ids of Negentropy V1): a generalised birthday attack (Wagner 2002, A
