@@ -58,7 +58,10 @@ HEADLINES = (
     "bytes of",
     "peer RPC",
     "bulk upload, MB a CPU second of both, beside py-libp2p",
+    "2 agents on 2 machines, 20,000 increments of one cell at once: lost",
+    "a fresh machine takes over 100,000 memories: durable",
     "records a second to a newcomer",
+    "20,000 shared values to a newcomer",
 )
 """Beginnings of the rows that README shows; docs/benchmarks.md has them all."""
 

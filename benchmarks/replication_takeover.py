@@ -88,6 +88,7 @@ def _memories(options: Options, report: Report) -> None:
         report,
         "records a second to a newcomer, two daemons, durable and searchable",
         done.transfer,
+        None,  # the bound on the seconds is theirs: text costs a scan and an index
     )
     report.value(
         f"{name}: searches answered meanwhile",
@@ -140,10 +141,10 @@ def _values(options: Options, report: Report) -> None:
         transfer = _transfer(old, new, None)
         giver.close()
     name = f"{count:,} shared values to a newcomer, two daemons, verified and durable"
-    _rate_rows(report, name, transfer)
+    _rate_rows(report, name, transfer, Target(">=", RECORDS_PER_S))
 
 
-def _rate_rows(report: Report, name: str, done: Transfer) -> None:
+def _rate_rows(report: Report, name: str, done: Transfer, target: Target | None) -> None:
     """By the clock, and by the newcomer's CPU time, which a busy machine disturbs less."""
     report.value(
         name,
@@ -151,10 +152,10 @@ def _rate_rows(report: Report, name: str, done: Transfer) -> None:
         unit="records/s",
         yardstick="Ed25519 verification alone, records/s",
         yardstick_value=done.verify_rate,
-        target=Target(">=", RECORDS_PER_S),
+        target=target,
     )
     report.value(
-        f"{name}: CPU of the newcomer a record",
+        f"CPU of the newcomer a record: {name}",
         done.cpu_s / done.records * 1e6,
         unit="us",
         yardstick="Ed25519 verification alone, us",
