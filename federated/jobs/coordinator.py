@@ -61,6 +61,11 @@ if TYPE_CHECKING:
     from federated.jobs.state import Job, TaskCell
     from p2p.identity import PeerId
 
+NOBODY: Final = "no_eligible_peer"
+NOBODY_S: Final = 3.0
+"""How long nobody may offer a job's handler before its watchers are told. Guess: sessions take
+less."""
+
 TICK_S: Final = 0.2
 """How often `tick` wants to be called while jobs live (tasks.md s.5)."""
 
@@ -167,6 +172,7 @@ class Coordinator:
     def _close(self, job: Job) -> None:
         self._board.orders.ended.append(job.id)
         self._board.forget_standing(job.id)
+        self._board.reputation.forget(job.id)
         for cell in self._board.peers.values():
             cell.specs.discard(job.id)
 
@@ -401,6 +407,7 @@ class Coordinator:
         self._leasing.tick(now, wall_ms)
         for job in self._board.live_jobs():
             self._settling.look_again(job, wall_ms)
+            self._tell_waiting(job, now, wall_ms)
             self._progress(job, now, wall_ms)
         self._leasing.fill(now, wall_ms)
 
@@ -416,6 +423,19 @@ class Coordinator:
             "at_peers": len(job.live), **self._board.row_counts(job),
         }  # fmt: skip
         self._board.tell(job, "progress", data, wall_ms)
+
+    def _tell_waiting(self, job: Job, now: float, wall_ms: int) -> None:
+        """Say once that a job waits because nobody offers its handler."""
+        if not job.leasing or job.live or not job.queue or job.idle_since < 0:
+            job.idle_since = now
+            return
+        if now - job.idle_since < NOBODY_S or job.reason == NOBODY:
+            return
+        if any(self._board.usable(job, cell, wall_ms) for cell in self._board.peers.values()):
+            return
+        job.reason = NOBODY
+        self._board.keep_job(job)
+        self._board.tell_state(job, wall_ms)
 
     def next_timer(self) -> float | None:
         """Seconds until `tick` wants to be called; None while no job lives."""

@@ -40,6 +40,8 @@ from federated.jobs.verify import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from federated.jobs.board import Board
     from federated.jobs.leasing import Leasing
     from federated.jobs.reputation import Reputation, Settled
@@ -87,7 +89,9 @@ class Judging:
         found = job.policies.get(first)
         if found is None:
             kind, local = self._board.nature(job)
-            found = resolve_policy(job.spec.verify, trust=first, kind=kind, local=local)
+            # What acts on the world is done once: nobody else can tell whether it was right.
+            once = local or job.spec.effect == "once"
+            found = resolve_policy(job.spec.verify, trust=first, kind=kind, local=once)
             job.policies[first] = found
         return found
 
@@ -163,7 +167,7 @@ class Judging:
             if job is not None and not job.final:
                 self._open_again(job, job.rows[revote.ref[1]], frozenset((revote.owner,)), wall_ms)
         if settled.quarantined:
-            self._quarantined(frozenset(settled.quarantined), wall_ms)
+            self._quarantined(settled.quarantined, wall_ms)
 
     def look_again(self, job: Job, task: TaskCell, wall_ms: int) -> None:
         """Judge rows anew that wait for another vote: who was to give it may be gone."""
@@ -181,9 +185,15 @@ class Judging:
             attempt.owner, bytes(attempt.peer), job.spec.handler, wall_ms
         )
 
-    def _quarantined(self, owners: frozenset[bytes], wall_ms: int) -> None:
-        """Owners were caught: stop asking them, and open what they alone vouch for."""
+    def _quarantined(self, caught: Sequence[bytes], wall_ms: int) -> None:
+        """Owners were caught: stop asking them, and open what such owners alone vouch for.
+
+        Colluders are caught one by one, so all that are quarantined by now count together.
+        """
         for job in self._board.live_jobs():
+            owners = frozenset(self.reputation.quarantined_owners(job.spec.handler, wall_ms))
+            if owners.isdisjoint(caught):
+                continue
             at_them = [one for one in job.live if one.owner in owners]
             peers = sorted({bytes(one.peer).hex() for one in at_them})
             self._leasing.cancel_live(job, at_them)
@@ -193,14 +203,17 @@ class Judging:
                 row.k: row.backing for row in job.rows if row.state is RowState.OK and row.backing
             }
             opened = reopen(backing, owners)
-            for owner in sorted(owners):
+            for owner in sorted(owners.intersection(caught)):
                 data: dict[str, object] = {
                     "owner": owner.hex(), "peers": peers, "reopened": len(opened),
                 }  # fmt: skip
                 self._board.tell(job, "quarantine", data, wall_ms)
             for row in job.rows:
                 if row.state is RowState.PENDING and row.answers:
-                    row.answers = [one for one in row.answers if one.owner not in owners]
+                    kept = [one for one in row.answers if one.owner not in owners]
+                    # What was drawn for the giver of the first answer is nothing for another's.
+                    row.doubted = row.doubted or len(kept) < len(row.answers)
+                    row.answers = kept
             for k in opened:
                 self._open_again(job, job.rows[k], owners, wall_ms)
 

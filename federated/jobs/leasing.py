@@ -110,6 +110,8 @@ class Leasing:
         queue.extendleft(reversed(passed))
         for ident, tasks in offers.items():
             self._send_offers(job, self._board.peers[ident], tasks)
+        if offers and job.reason:
+            job.reason = ""
         if offers and job.phase is JobPhase.QUEUED:
             job.move(JobInput.LEASED)
             self._board.keep_job(job)

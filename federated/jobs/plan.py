@@ -23,6 +23,7 @@ from federated.jobs.limits import (
 )
 from federated.jobs.state import Job, RowCell, TaskCell
 from federated.jobs.template import parse_template
+from federated.jobs.types import ByHandler
 from federated.jobs.verify import parse_policy
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from federated.jobs.types import JobId, JobSpec, Row
     from federated.seams import GroupId
     from p2p.identity import PeerId
+
+ENGINES: Final = frozenset({"peers", "local"})
 
 PIN: Final = "@peer"
 """Input column that names the device a row is for."""
@@ -61,8 +64,25 @@ def check_spec(spec: JobSpec) -> None:
         raise PlanError("bad_spec", "more than 0 and at most 30 days", path="deadline_s")
     if not 0 <= spec.max_retries <= 100:
         raise PlanError("bad_spec", "0 to 100", path="max_retries")
+    _check_built(spec)
     if len(spec.title) > TITLE_CHARACTERS_MAX:
         raise PlanError("too_large", f"at most {TITLE_CHARACTERS_MAX} characters", path="title")
+
+
+def _check_built(spec: JobSpec) -> None:
+    """Refuse what a later version will do, rather than do less than was asked.
+
+    Raises:
+        PlanError: `bad_spec`.
+    """
+    if spec.effect == "once":
+        raise PlanError("bad_spec", "effects are not run yet", path="effect")
+    if spec.gaps_of is not None:
+        raise PlanError("bad_spec", "gaps of earlier jobs are not filled yet", path="gaps_of")
+    if isinstance(spec.reduce, ByHandler):
+        raise PlanError("bad_spec", "handlers do not reduce yet", path="reduce")
+    if spec.engine not in ENGINES:
+        raise PlanError("bad_spec", "peers or local; others are not spoken to yet", path="engine")
 
 
 def make_job(

@@ -16,11 +16,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from federated.errors import JobError, PlanError
 from federated.jobs.canon import encode_normal
 from federated.jobs.coordinator import TICK_S, Coordinator
+from federated.jobs.handlers.names import full_id
 from federated.jobs.journal import Journal
 from federated.jobs.plan import check_spec, make_job, spec_hash
 from federated.jobs.reduce import reduce_rows
@@ -94,6 +96,14 @@ class Jobs:
         wall_ms = self._env.wall_ms()
         epoch, first = await self.journal.begin(wall_ms // 1000)
         core = Coordinator(self._mesh, self._env.rng, epoch=epoch, next_event=first)
+        try:
+            await self._serve(core, wall_ms, task_status)
+        finally:
+            await self.handlers.aclose()
+
+    async def _serve(
+        self, core: Coordinator, wall_ms: int, task_status: trio.TaskStatus[None]
+    ) -> None:
         async with trio.open_nursery() as nursery:
             self._reducing = nursery
             self._core = core
@@ -247,6 +257,8 @@ class Jobs:
                 raise JobError("conflict", "the key was used for another job")
             return found[0]
         check_spec(spec)
+        spec = msgspec.structs.replace(spec, handler=full_id(spec.handler))
+        self._check_reach(spec, group)
         rows = await self._rows_of(spec)
         ident = JobId(self._env.rng.randbytes(16))
         nonce = self._env.rng.randbytes(16)
@@ -266,6 +278,26 @@ class Jobs:
         self._carry_out()
         self._sessions.look()
         return ident
+
+    def _check_reach(self, spec: JobSpec, group: GroupId | None) -> None:
+        """Refuse a job that nobody here or there could do.
+
+        Raises:
+            PlanError: `unknown_handler` or `no_eligible_peer`.
+        """
+        if spec.engine == "local":
+            known = sorted(info.id for info in self.handlers.offered_to("own", group))
+            if spec.handler not in known:
+                raise PlanError(
+                    "unknown_handler", f"this machine has {', '.join(known)}", path="handler"
+                )
+        elif not self._mesh.members(group):
+            raise PlanError(
+                "no_eligible_peer",
+                "no other machine is in that group: `covey invite` lets one join, and"
+                " `engine: local` computes here",
+                path="group",
+            )
 
     async def _rows_of(self, spec: JobSpec) -> list[Row]:
         await trio.lowlevel.checkpoint()

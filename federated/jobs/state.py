@@ -381,6 +381,7 @@ class Job:
         self.peers: dict[PeerId, int] = {}
         self.last_progress = -1.0
         self.told = -1
+        self.idle_since = -1.0
         self.gate = Gate(spec.columns)
         self.judge: Judge | None = None
         self.policies: dict[str, Policy] = {}

@@ -86,6 +86,10 @@ class Offers(Protocol):
         """Handlers that such a caller may use."""
         ...
 
+    async def aclose(self) -> None:
+        """End what handlers keep between tasks."""
+        ...
+
     def get(self, handler: str, trust: TrustClass, group: GroupId | None) -> Handler | PureHandler:
         """A handler.
 

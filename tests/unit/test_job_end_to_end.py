@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+import pytest
+import trio
+
+from federated.errors import PlanError
 from federated.jobs.types import Column, JobSpec, PerRow, TopK
 from tests.helpers.jobs_kit import play_office
 
@@ -84,3 +89,68 @@ def test_a_killed_coordinator_goes_on_where_it_was(tmp_path: Path) -> None:
         assert await again.table(ident) == rows
 
     play_office(scenario, tmp_path, seed=4)
+
+
+def test_a_job_nobody_can_do_says_so(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        spec = JobSpec(handler="echo@1", rows=[{"n": 1}])
+        with pytest.raises(PlanError, match="no other machine") as alone:
+            await boss.jobs.submit(spec, agent="", group=None)
+        assert alone.value.reason == "no_eligible_peer"
+        spec = JobSpec(handler="nothing@1", rows=[{"n": 1}], engine="local")
+        with pytest.raises(PlanError, match="this machine has echo@1") as unknown:
+            await boss.jobs.submit(spec, agent="", group=None)
+        assert unknown.value.reason == "unknown_handler"
+        await office.desk(2)
+        spec = JobSpec(handler="nothing@1", rows=[{"n": 1}], deadline_s=60)
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+        await trio.sleep(10)
+        job = boss.jobs.core.job(ident)
+        assert job is not None
+        assert (job.phase, job.reason) == ("queued", "no_eligible_peer")
+        await boss.jobs.finished(ident)
+        assert await boss.table(ident) == ["deadline"]
+
+    play_office(scenario, tmp_path, seed=5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("effect", "once"), ("gaps_of", "00"), ("engine", "dask://127.0.0.1:1"), ("priority", 10)],
+)
+def test_what_is_not_done_yet_is_refused_not_ignored(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        await office.desk(2)
+        spec = msgspec.structs.replace(JobSpec(handler="echo@1", rows=[{}]), **{field: value})
+        with pytest.raises(PlanError, match=field):
+            await boss.jobs.submit(spec, agent="", group=None)
+
+    play_office(scenario, tmp_path, seed=6)
+
+
+def test_a_dying_peer_loses_no_row(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        dying = await office.desk(2)
+        await office.desk(3)
+        rows: list[dict[str, object]] = [{"n": n} for n in range(3000)]
+        ident = await boss.jobs.submit(
+            JobSpec(handler="echo@1", rows=rows, batch=PerRow()), agent="", group=None
+        )
+        await boss.jobs.news()
+        job = boss.jobs.core.job(ident)
+        assert job is not None
+        # A row is an answer of a peer, not an event of the journal.
+        while not job.peers.get(dying.id):  # noqa: ASYNC110
+            await trio.sleep(0.005)
+        assert not job.final
+        dying.scope.cancel()
+        dying.member.scope.cancel()
+        await boss.jobs.finished(ident)
+        assert await boss.table(ident) == rows
+
+    play_office(scenario, tmp_path, seed=7)
