@@ -14,6 +14,28 @@ import msgspec
 
 from daemon.manifest import DATABASE, FORMAT, KEYS, FileEntry, Head
 from daemon.manifest import Manifest as BackupManifest
+from federated.jobs.items import (
+    Ack,
+    Beat,
+    Cancel,
+    Credit,
+    Failed,
+    Hello,
+    Holding,
+    Item,
+    Load,
+    Offer,
+    Offered,
+    OfferTask,
+    Refusal,
+    Reply,
+    Result,
+    Spec,
+    TaskResult,
+    Usage,
+    encode_item,
+    encode_results,
+)
 from p2p.blobs.manifest import Manifest, encode_bitmap
 from p2p.dht.keys import peer_record_key, value_key
 from p2p.dht.messages import (
@@ -235,6 +257,7 @@ def _own_bytes() -> list[bytes]:
         *_bodies(),
         *_neighbours_bytes(),
         *_circuit_bytes(),
+        *_job_bytes(),
         Manifest(300_000, bytes(64)).encode(),
         encode_bitmap(0xF00FF, 20),
         encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),
@@ -247,6 +270,29 @@ def _own_bytes() -> list[bytes]:
         encode_line("/multistream/1.0.0") + encode_line("/noise"),
         encode_line("/multistream/1.0.0") + encode_line("ls"),
     ]
+
+
+def _job_bytes() -> list[bytes]:
+    """Items of job sessions, and results."""
+    job, usage = bytes(16), Usage(wall_ms=3)
+    results = [
+        TaskResult(1, 77, "", 0, b'[[1,{"a":1}]]', False, bytes(32), usage, False),
+        TaskResult(2, 78, "timeout", 500, b"", False, bytes(32), usage, False),
+    ]
+    items: list[Item] = [
+        Hello(1, 9, [Offered("echo@1", "named", True, False, 2, 0, True)], None),
+        Spec(job, None, "echo@1", b"{}", "say {{a}}", b"[]", 0, 0, 0, False, False),
+        Offer(job, 10_000, [OfferTask(1, 77, b'[[1,{"a":1}]]', False, 60_000)]),
+        Reply([(job, 1, 77)], [Refusal((job, 2, 78), "busy", 500)]),
+        Beat([(job, 1, 77, True, 0.5)], Load(2, 1, 30, ["echo@1"], True, 255)),
+        Result(job, encode_results(results), bytes(64)),
+        Ack([(job, 1, 77)]),
+        Cancel(job, [(1, 77)], False),
+        Holding([(job, 1, 77, "running")]),
+        Credit(66),
+        Failed("decode", "no job item"),
+    ]
+    return [*(encode_item(item) for item in items), encode_results(results)]
 
 
 def _vector_bytes() -> tuple[list[bytes], list[bytes]]:
@@ -284,4 +330,5 @@ def binary() -> tuple[bytes, ...]:
 
 def text() -> tuple[bytes, ...]:
     """Inputs of text formats, in UTF-8."""
-    return (*TEXTS, msgspec.json.encode(MANIFEST), *_kept(_vector_bytes()[1]))
+    rows = b'[[1,{"a":1}],[2,null,"timeout"]]'
+    return (*TEXTS, msgspec.json.encode(MANIFEST), rows, *_kept(_vector_bytes()[1]))

@@ -133,6 +133,7 @@ ALLOWED: Final[Mapping[str, tuple[type[BaseException], ...]]] = {
 
 ALLOWED_BY_PACKAGE: Final[Mapping[str, tuple[type[BaseException], ...]]] = {
     "p2p": (DecodeError,),
+    "federated": (DecodeError,),
     "memory": (MemoryDecodeError,),
     "daemon.rpc": (RpcError,),
     "daemon.mcp": (BadLineError,),
@@ -173,7 +174,7 @@ def _target(
             return adapter(function, data)
         return function(data.decode("utf-8", "replace") if is_text else data)
 
-    json_like = module_name.startswith("daemon")
+    json_like = module_name.startswith("daemon") or module_name == "federated.jobs.canon"
     return Target(
         name,
         call,
