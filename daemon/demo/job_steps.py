@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 from typing_extensions import override
@@ -12,13 +12,14 @@ from daemon.demo.corpus import write_notes
 from daemon.demo.hostile import joined_guest
 from daemon.demo.steps import field, until
 from daemon.mesh_door import MeshDoor
+from daemon.wiring import ThreadOffload
 from federated.jobs.handlers.builtin import WordCount
 from federated.jobs.handlers.registry import ANYBODY, Handlers
 from federated.jobs.template import parse_template
 from federated.jobs.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from daemon.client import LocalClient
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from federated.jobs.handlers.base import Batch
     from federated.jobs.types import RowOut
     from p2p.env import Env
-
-T = TypeVar("T")
 
 TEXTS: Final = 4000
 JOB_S: Final = 60.0
@@ -50,14 +49,6 @@ class _Lying(WordCount):
 def _exaggerated(row: dict[str, object]) -> dict[str, object]:
     pairs = cast("list[list[object]]", row["pairs"])
     return {"pairs": [[word, cast("int", n) + 1] for word, n in pairs]}
-
-
-class _Threads:
-    """Blocking work in trio's threads."""
-
-    async def run(self, fn: Callable[[], T]) -> T:
-        """Run `fn` in a thread."""
-        return await trio.to_thread.run_sync(fn)  # noqa: TID251 - this is an Offload
 
 
 async def fan_out(show: Show, env: Env, machines: list[Machine], folder: Path) -> None:
@@ -95,7 +86,7 @@ async def fan_out(show: Show, env: Env, machines: list[Machine], folder: Path) -
 def _lying_worker(guest: Guest, env: Env) -> Worker:
     handlers = Handlers([(_Lying(), ANYBODY)], named=lambda _name: None)
     worker = Worker(
-        MeshDoor(guest.node, guest.replication, ()), handlers, env, _Threads(), slots=1,
+        MeshDoor(guest.node, guest.replication, ()), handlers, env, ThreadOffload(), slots=1,
         parse_template=lambda text: parse_template(text, None).render,
     )  # fmt: skip
     worker.register()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 import trio
@@ -10,10 +10,20 @@ import trio
 from daemon.errors import RpcError
 from daemon.methods.group import find_group
 from daemon.methods.peers import device_names, find_peer, shown_name
-from daemon.rpc.registry import Call, method
+from daemon.rpc.registry import Call, Tool, method
 from federated.jobs.plan import PIN
 from federated.jobs.state import RowState
-from federated.jobs.types import Collect, JobId, JobSpec, RowsRef
+from federated.jobs.types import (
+    Collect,
+    Column,
+    Count,
+    JobId,
+    JobSpec,
+    Reduce,
+    RowsRef,
+    Sum,
+    TopK,
+)
 from p2p.identity import PeerId
 
 if TYPE_CHECKING:
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
 RESULT_LIMIT_MAX: Final = 1_000
 LIST_LIMIT_MAX: Final = 200
 EVENTS_MAX: Final = 500
+TOOL_ROWS_MAX: Final = 50
+"""Rows of one answer to a model."""
 WATCH_S_MAX: Final = 300.0
 AGENT_PRIORITY_MAX: Final = 6
 """Agents choose up to here; what is above is the person's (tasks.md s.5)."""
@@ -39,6 +51,70 @@ class SubmitParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
 
     spec: JobSpec
     idempotency_key: str | None = None
+
+
+class SubmitTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A job as an agent asks for it.
+
+    Attributes:
+        handler: what computes the rows, such as wordcount@1 or memory.search@1.
+        rows: the input; a row may name its machine in `@peer`.
+        columns: names of the cells each answer must have; none: anything.
+        template: text with {{column}}, filled with each row at the worker.
+        reduce: what becomes of the answers.
+        top: for topk: how many.
+        group: who may see the rows; own is the user's machines.
+        params: for the handler.
+    """
+
+    handler: str
+    rows: list[dict[str, object]]
+    columns: list[str] = []
+    template: str | None = None
+    reduce: Literal["collect", "count", "sum", "topk"] = "collect"
+    top: int = 20
+    group: str = "own"
+    params: dict[str, object] = {}
+
+
+class ResultTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A page of a job's result.
+
+    Attributes:
+        id: the job.
+        offset: from which row on.
+        limit: at most 50.
+    """
+
+    id: str
+    offset: int = 0
+    limit: int = 20
+
+
+def _submit_params(tool: msgspec.Struct) -> SubmitParams:
+    assert isinstance(tool, SubmitTool)
+    kinds: dict[str, Reduce] = {
+        "collect": Collect(),
+        "count": Count(),
+        "sum": Sum(),
+        "topk": TopK(n=tool.top),
+    }
+    return SubmitParams(
+        spec=JobSpec(
+            handler=tool.handler,
+            rows=tool.rows,
+            columns=[Column(name=name) for name in tool.columns],
+            template=tool.template,
+            reduce=kinds[tool.reduce],
+            group=tool.group,
+            params=tool.params,
+        )
+    )
+
+
+def _result_params(tool: msgspec.Struct) -> ResultParams:
+    assert isinstance(tool, ResultTool)
+    return ResultParams(id=tool.id, offset=tool.offset, limit=min(tool.limit, TOOL_ROWS_MAX))
 
 
 class Submitted(msgspec.Struct, kw_only=True):
@@ -396,7 +472,21 @@ async def handlers(call: Call, p: HandlersParams) -> list[HandlerRow]:
     ]
 
 
-@method("job.submit", scope="jobs")
+@method(
+    "job.submit",
+    scope="jobs",
+    mutates=True,
+    tool=Tool(
+        name="job_submit",
+        open_world=True,
+        summary=(
+            "Hand the rows of a table to the user's other machines, each computed by a named"
+            " handler. Answers a job id at once; job_status and job_result say what came of it."
+        ),
+        arguments=SubmitTool,
+        adapt=_submit_params,
+    ),
+)
 async def submit(call: Call, p: SubmitParams) -> Submitted:
     """Run a job; it is on disk before the answer and goes on whatever becomes of this call."""
     services, spec = call.services, p.spec
@@ -408,19 +498,25 @@ async def submit(call: Call, p: SubmitParams) -> Submitted:
             f"this agent may not show rows to the group {spec.group}",
             remedy=f"Give it a token with jobs:submit:{spec.group}.",
         )
+    # A repeated request must not start a second job: its receipt's key names the first.
+    again = None if call.receipt_key is None else f"receipt-{call.receipt_key.hex()}"
     named = await _peer_names(services, spec)
     ident = await services.jobs.submit(
         spec,
         agent=call.principal.agent,
         group=_group_id(services, spec.group),
-        idem=p.idempotency_key,
+        idem=p.idempotency_key or again,
         find_peer=named.get,
     )
     job = services.jobs.core.job(ident)
     return Submitted(job_id=ident.hex(), state=job.phase if job is not None else "done")
 
 
-@method("job.status", scope="jobs")
+@method(
+    "job.status",
+    scope="jobs",
+    tool=Tool(name="job_status", read_only=True, idempotent=True, summary="Show how far a job is."),
+)
 async def status(call: Call, p: JobParams) -> JobState:
     """Show how far a job is."""
     return await _state(call.services, await _find(call, p.id))
@@ -462,7 +558,21 @@ async def watch(call: Call, p: WatchParams) -> Events:
 FINAL: Final = frozenset({"done", "failed", "cancelled", "expired"})
 
 
-@method("job.result", scope="jobs")
+@method(
+    "job.result",
+    scope="jobs",
+    tool=Tool(
+        name="job_result",
+        read_only=True,
+        idempotent=True,
+        summary=(
+            "Read a page of a job's rows. Level 0 is unchecked, 1 by reputation, 2 agreed by"
+            " several owners, 3 computed by a machine of the user's."
+        ),
+        arguments=ResultTool,
+        adapt=_result_params,
+    ),
+)
 async def result(call: Call, p: ResultParams) -> ResultPage:
     """Read a page of a job's rows, or of what they were reduced to."""
     if not 1 <= p.limit <= RESULT_LIMIT_MAX or p.offset < 0:
@@ -500,10 +610,23 @@ async def result(call: Call, p: ResultParams) -> ResultPage:
     return page
 
 
-@method("job.cancel", scope="jobs")
+@method(
+    "job.cancel",
+    scope="jobs",
+    mutates=True,
+    tool=Tool(
+        name="job_cancel",
+        destructive=True,
+        idempotent=True,
+        summary="End a job; its tasks are stopped wherever they are.",
+    ),
+)
 async def cancel(call: Call, p: JobParams) -> Stopped:
     """End a job; its tasks are stopped wherever they are."""
     found = await _find(call, p.id)
+    live = call.services.jobs.core.job(found.id)
+    if live is None or live.final:
+        return Stopped(stopped=0, never_started=0, unreachable=0)
     told = call.services.jobs.cancel(found.id)
     return Stopped(
         stopped=told["running"],

@@ -31,6 +31,10 @@ ENVELOPE = {
     "io.modelcontextprotocol/clientCapabilities": {},
 }
 TOOLS = [
+    "job_cancel",
+    "job_result",
+    "job_status",
+    "job_submit",
     "memory_feedback",
     "memory_forget",
     "memory_get",

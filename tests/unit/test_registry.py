@@ -48,6 +48,8 @@ def test_what_writes_memory_is_marked_and_nothing_that_reads_is(registry: Regist
     writing = {entry.name for entry in registry if entry.mutates}
     assert writing == {
         "group.rollback",
+        "job.cancel",
+        "job.submit",
         "state.add",
         "state.change",
         "state.delete",
