@@ -1,0 +1,30 @@
+"""The specification's table of limits is the code's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from federated.jobs import limits
+
+TEXT = (Path(__file__).parents[2] / "docs" / "specs" / "jobs.md").read_text("utf-8")
+NAMES = {
+    "rows a job": limits.ROWS_MAX,
+    "bytes a row": limits.ROW_BYTES_MAX,
+    "bytes of a template": limits.TEMPLATE_BYTES_MAX,
+    "columns": limits.COLUMNS_MAX,
+    "bytes of a task's answer": limits.OUTPUT_BYTES_MAX,
+    "bytes to reduce": limits.REDUCE_BYTES_MAX,
+    "rows a task": limits.BATCH_ROWS_MAX,
+    "tasks an offer": limits.OFFER_TASKS_MAX,
+    "bytes an item": limits.ITEM_BYTES_MAX,
+}
+
+
+def test_the_specification_names_the_limits_there_are() -> None:
+    section = TEXT.split("## 9. Limits")[1].split("## 10.")[0]
+    written = {
+        name: int(value)
+        for name, value in re.findall(r"^\| (.+?) \| (\d+) \|$", section, re.MULTILINE)
+    }
+    assert written == NAMES
