@@ -1,0 +1,142 @@
+"""`covey job` between real daemons, some of which are killed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.helpers.daemons import Home, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from daemon.json_types import Json
+
+ROWS = 6000
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Home, Home]]:
+    folder = tmp_path_factory.mktemp("jb")
+    homes = (Home(folder / "a", "boss"), Home(folder / "b", "left"), Home(folder / "c", "right"))
+    for home in homes:
+        home.up()
+    for home in homes[1:]:
+        ticket = cast("dict[str, Json]", homes[0].json("invite"))["ticket"]
+        home.ok("join", str(ticket), "--yes")
+    wait_until("both are connected", lambda: _connected(homes[0]) == 2)
+    yield homes
+    for home in homes:
+        home.stop()
+
+
+def _connected(home: Home) -> int:
+    peers = cast("list[dict[str, Json]]", home.json("rpc", "peers.list", "{}"))
+    return sum(1 for peer in peers if peer.get("connected") or peer.get("path"))
+
+
+def rows_file(folder: Path, count: int) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"n": n, "text": f"word{n} and"}) + "\n" for n in range(count))
+    )
+    return str(path)
+
+
+def state(home: Home, job: str) -> str:
+    return str(cast("dict[str, Json]", home.json("job", "status", job))["state"])
+
+
+def done_rows(home: Home, job: str) -> int:
+    status = cast("dict[str, Json]", home.json("job", "status", job))
+    return int(cast("int", cast("dict[str, Json]", status["by_state"])["ok"]))
+
+
+def submit(home: Home, folder: Path, count: int, *more: str) -> str:
+    answer = home.json(
+        "job", "submit", "--handler", "echo@1", "--rows", rows_file(folder, count), *more
+    )
+    return str(cast("dict[str, Json]", answer)["job_id"])
+
+
+def test_a_table_comes_back_in_every_format(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+    boss = three[0]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"name": "=1+1", "n": 1}\n{"name": "a|b", "n": 2}\n')
+    run = ("job", "run", "--handler", "echo@1", "--rows", str(rows), "--columns", "name,n:int")
+    assert boss.ok(*run, "--format", "csv") == "name,n\n'=1+1,1\na|b,2\n"
+    assert boss.ok(*run, "--format", "jsonl").splitlines()[0] == '{"n": 1, "name": "=1+1"}'
+    assert "| a\\|b | 2 |" in boss.ok(*run, "--format", "md")
+    listed = cast("list[dict[str, Json]]", boss.json("job", "list"))
+    assert [job["state"] for job in listed[:3]] == ["done"] * 3
+    told = boss.ok("job", "explain", str(listed[0]["id"])[:8], "0")
+    assert "computed by an own device" in told
+
+
+def test_errors_say_what_to_do(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+    boss = three[0]
+    rows = rows_file(tmp_path, 2)
+    missing = boss.run("job", "status", "ffffffff")
+    assert missing.returncode == 4
+    assert "covey job list" in missing.stderr
+    bad = boss.run("job", "run", "--handler", "echo@1", "--rows", rows, "--verify", "twice")
+    assert bad.returncode == 2
+    assert "quorum:M" in bad.stderr
+    nothing = boss.run("job", "run")
+    assert nothing.returncode == 2
+    assert "covey job handlers" in nothing.stderr
+
+
+def test_a_job_is_paused_resumed_and_cancelled(
+    three: tuple[Home, Home, Home], tmp_path: Path
+) -> None:
+    boss = three[0]
+    job = submit(boss, tmp_path, 5, "--key", "once")
+    assert submit(boss, tmp_path, 5, "--key", "once") == job
+    wait_until("it is done", lambda: state(boss, job) == "done")
+    refused = boss.run("job", "pause", job)
+    assert refused.returncode == 6
+    waiting = tmp_path / "waiting.json"
+    waiting.write_text(json.dumps({"handler": "nobody@1", "rows": [{"n": 1}]}))
+    other = str(cast("dict[str, Json]", boss.json("job", "submit", str(waiting)))["job_id"])
+    boss.ok("job", "pause", other)
+    assert state(boss, other) == "paused"
+    boss.ok("job", "resume", other)
+    boss.ok("job", "cancel", other)
+    assert state(boss, other) == "cancelled"
+    boss.ok("job", "purge", other)
+    assert boss.run("job", "status", other).returncode == 4
+
+
+def test_an_agent_sees_its_own_jobs_alone(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+    boss = three[0]
+    job = submit(boss, tmp_path, 2)
+    as_agent = {"CLAUDECODE": "1"}
+    assert boss.run("job", "status", job, env=as_agent).returncode == 4
+    listed = cast("list[Json]", boss.json("job", "list", env=as_agent))
+    assert listed == []
+    boss.ok("group", "create", "others")
+    shown = boss.run(
+        "job", "submit", "--handler", "echo@1", "--rows", rows_file(tmp_path, 1),
+        "--group", "others", env=as_agent,
+    )  # fmt: skip
+    assert shown.returncode == 5
+    assert "jobs:submit:others" in shown.stderr
+
+
+@pytest.mark.slow
+def test_kills_on_both_sides_lose_no_row(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+    boss, left, _ = three
+    job = submit(boss, tmp_path, ROWS, "--batch", "1")
+    wait_until("rows came", lambda: done_rows(boss, job) > 0)
+    left.kill()
+    boss.kill()
+    boss.up()
+    left.up()
+    wait_until("the job is done", lambda: state(boss, job) == "done", 60)
+    assert done_rows(boss, job) == ROWS
+    lines = boss.ok("job", "result", job, "--format", "jsonl").splitlines()
+    assert [json.loads(line)["n"] for line in lines] == list(range(ROWS))
