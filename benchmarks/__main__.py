@@ -12,7 +12,6 @@ from benchmarks import NAMES
 from benchmarks.report import Options, Report
 
 LATER = {
-    "jobs": "jobs are not part of this version: nothing to measure yet",
     "rounds": "rounds are not part of this version: nothing to measure yet",
 }
 

@@ -1,0 +1,189 @@
+"""Jobs: three real daemons on loopback, and the parts of the engine in simulations.
+
+    python -m benchmarks jobs [--quick] [--only noop|one|liars|tables]
+
+Rates are of whole jobs, from the client's submit to the event that says done, rows kept in the
+journal on the way. The simulations run the product's judge on peers that lie or lose; how they are
+set is docs/specs/jobs.md s.7 and the docstrings in `benchmarks/job_sims`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.job_sims import liars, replay
+from benchmarks.memory.data import DataMissing
+from benchmarks.node import BlockingClient, DaemonUnderTest
+from benchmarks.processes import cpu_s
+from benchmarks.report import Target, percentile
+from benchmarks.two_daemons import NO_MODEL, join, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.node import Json
+    from benchmarks.report import Options, Report
+
+TASKS: Final = 20_000
+TASKS_QUICK: Final = 5_000
+ROUNDS: Final = 5
+SINGLES: Final = 200
+WATCH_S: Final = 20
+NOT_IN_THIS_RUN: Final = "Ray 2.60 about 1,400, Dask 410, not in this run"
+ALONE: Final = "20 % always, adaptive"
+RARE: Final = "20 %, 1 in 10, adaptive"
+RARE_QUORUM: Final = "20 %, 1 in 10, quorum:3"
+
+
+def run(options: Options, report: Report) -> None:
+    """Measure."""
+    if options.wants("noop") or options.wants("one"):
+        _daemons(options, report)
+    if options.wants("liars"):
+        _liars(options, report)
+    if options.wants("tables"):
+        _tables(options, report)
+
+
+# ---- daemons
+
+
+def _daemons(options: Options, report: Report) -> None:
+    with ExitStack() as stack:
+        boss, *others = [stack.enter_context(DaemonUnderTest(**NO_MODEL)) for _ in range(3)]
+        for other in others:
+            join(boss, other)
+        settle(boss, *others)
+        client = BlockingClient(boss.socket_path)
+        _one_job(client, 100)  # sessions are open, code is warm
+        if options.wants("noop"):
+            _noop(options, report, boss, client)
+        if options.wants("one"):
+            _one(report, client)
+        client.close()
+
+
+def _noop(options: Options, report: Report, boss: DaemonUnderTest, client: BlockingClient) -> None:
+    count = TASKS_QUICK if options.quick else TASKS
+    ours, pool, cpu = [], [], []
+    for _ in range(options.rounds if options.quick else ROUNDS):
+        pool.append(_pool_rate(count))
+        before = cpu_s(boss.pid)
+        ours.append(count / _one_job(client, count))
+        cpu.append((cpu_s(boss.pid) - before) * 1e6 / count)
+    report.value(
+        f"no-op tasks, coordinator + 2 peers, {count:,} a job",
+        statistics.median(ours),
+        unit="tasks/s",
+        target=Target(">=", 5000),
+        yardstick=f"process pool of 2 in this run, tasks/s ({NOT_IN_THIS_RUN})",
+        yardstick_value=statistics.median(pool),
+    )
+    report.value(
+        "coordinator's CPU a task, submit and watch included",
+        statistics.median(cpu),
+        unit="us",
+        target=Target("<=", 200),
+    )
+
+
+def _one(report: Report, client: BlockingClient) -> None:
+    took_ms = [_one_job(client, 1) * 1000 for _ in range(SINGLES)]
+    name = "a job of one task, submit to done, both durable"
+    report.value(f"{name}, p50", percentile(took_ms, 0.5), unit="ms", yardstick="Ray 1.9 (a task)")
+    report.value(f"{name}, p99", percentile(took_ms, 0.99), unit="ms")
+
+
+def _one_job(client: BlockingClient, count: int) -> float:
+    """Seconds from submit to done.
+
+    Raises:
+        RuntimeError: it did not end well.
+    """
+    rows: Json = [{"n": n} for n in range(count)]
+    spec: Json = {"handler": "echo@1", "rows": rows, "batch": {"kind": "per_row"}}
+    began = time.perf_counter()
+    answer = client.call("job.submit", {"spec": spec})
+    assert isinstance(answer, dict)
+    states = [data.get("state") for data in _events(client, str(answer["job_id"]))]
+    took = time.perf_counter() - began
+    if states[-1] != "done":
+        raise RuntimeError(f"the job ended {states[-1]}")
+    return took
+
+
+def _events(client: BlockingClient, job: str) -> Iterator[dict[str, Json]]:
+    since: Json = 0
+    while True:
+        answer = client.call("job.watch", {"id": job, "since_seq": since, "wait_s": WATCH_S})
+        assert isinstance(answer, dict)
+        events = answer["events"]
+        assert isinstance(events, list)
+        for event in events:
+            assert isinstance(event, dict)
+            if event["name"] == "state" and isinstance(event["data"], dict):
+                yield event["data"]
+        since = answer["last_seq"]
+        if answer["final"]:
+            return
+
+
+def _nothing(number: int) -> int:
+    return number
+
+
+def _pool_rate(count: int) -> float:
+    """Tasks a second of the standard library's pool: no journal, no encryption, one machine."""
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(_nothing, range(10)))
+        began = time.perf_counter()
+        for future in [pool.submit(_nothing, n) for n in range(count)]:
+            future.result()
+        return count / (time.perf_counter() - began)
+
+
+# ---- simulations
+
+
+def _liars(options: Options, report: Report) -> None:
+    seeds = 5 if options.quick else 20
+    for name, wrong_max, executions_max in (
+        (ALONE, 0.05, 1.25),
+        (RARE, 0.3, None),
+        (RARE_QUORUM, 0.02, None),
+    ):
+        found = liars.median(liars.runs(liars.TABLE[name], seeds))
+        title = f"liars, {name}, {seeds} seeds"
+        report.value(f"{title}: wrong rows", found.wrong, unit="%", target=Target("<=", wrong_max))
+        bound = None if executions_max is None else Target("<=", executions_max)
+        report.value(f"{title}: executions a row", found.executions, unit="", target=bound)
+        report.value(
+            f"{title}: honest peers quarantined", found.honest_out, unit="", target=Target("=", 0)
+        )
+
+
+def _tables(options: Options, report: Report) -> None:
+    try:
+        tables = replay.gold_tables(options.data)
+    except DataMissing as missing:
+        report.missing("WideSearch tables through faulty peers", str(missing))
+        return
+    seeds = 1 if options.quick else 5
+    for name, faults, bounds in (
+        ("losses only", replay.LOSS_ONLY, {"complete": 100.0, "executions": 1.15}),
+        ("losses and 5 % wrong cells", replay.WRONG_CELLS, {"row_f1": 98.0, "executions": 2.7}),
+    ):
+        filled = replay.median([replay.Replay(faults, seed).fill(tables) for seed in range(seeds)])
+        title = f"WideSearch tables, {name}, {seeds} seeds"
+        if "complete" in bounds:
+            target = Target(">=", bounds["complete"])
+            report.value(f"{title}: complete", filled.complete, unit="%", target=target)
+        else:
+            target = Target(">=", bounds["row_f1"])
+            report.value(f"{title}: Row F1", filled.row_f1, unit="", target=target)
+        target = Target("<=", bounds["executions"])
+        report.value(f"{title}: executions a row", filled.executions, unit="", target=target)
