@@ -536,15 +536,19 @@ async def list_jobs(call: Call, p: ListParams) -> list[JobState]:
 async def watch(call: Call, p: WatchParams) -> Events:
     """Wait for events of a job after a number; all are kept, so nothing is missed in between."""
     jobs, found = call.services.jobs, await _find(call, p.id)
+    events, final = [], False
     wait_s = min(max(0.0, p.wait_s), WATCH_S_MAX)
     with trio.move_on_after(wait_s):
         while True:
+            # In this order: what is kept after the question is heard of, and a job that the
+            # journal calls over has its last event there.
+            heard = jobs.next_event()
+            kept = await jobs.journal.job(found.id)
+            final = kept is None or kept.phase in FINAL
             events = await jobs.journal.events(found.id, p.since_seq, EVENTS_MAX)
-            live = jobs.core.job(found.id)
-            final = (live or found).phase in FINAL and len(events) < EVENTS_MAX
             if events or final:
                 break
-            await jobs.news()
+            await heard.wait()
     return Events(
         events=[
             JobEvent(seq=e.seq, at_ms=e.at_ms, name=e.kind, data=msgspec.json.decode(e.body))

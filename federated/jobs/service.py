@@ -311,6 +311,10 @@ class Jobs:
         if event is not None:
             await event.wait()
 
+    def next_event(self) -> trio.Event:
+        """Set when the next event of any job is kept. Take it before looking at what there is."""
+        return self._news
+
     async def news(self) -> None:
         """Wait until an event of any job was kept."""
         await self._news.wait()

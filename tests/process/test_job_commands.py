@@ -140,3 +140,14 @@ def test_kills_on_both_sides_lose_no_row(three: tuple[Home, Home, Home], tmp_pat
     assert done_rows(boss, job) == ROWS
     lines = boss.ok("job", "result", job, "--format", "jsonl").splitlines()
     assert [json.loads(line)["n"] for line in lines] == list(range(ROWS))
+
+
+def test_who_watches_sees_the_end_every_time(
+    three: tuple[Home, Home, Home], tmp_path: Path
+) -> None:
+    boss = three[0]
+    for _ in range(12):
+        job = submit(boss, tmp_path, 1)
+        lines = boss.ok("job", "watch", job, "--json").splitlines()
+        last = cast("dict[str, Json]", json.loads(lines[-1]))
+        assert cast("dict[str, Json]", last["data"])["state"] == "done"
