@@ -107,7 +107,10 @@ def _numbers(rows: Iterable[Row]) -> dict[str, list[int | float]]:
 def _total(numbers: Sequence[int | float]) -> int | float:
     if all(type(number) is int for number in numbers):
         return sum(numbers)
-    return math.fsum(numbers)
+    try:
+        return math.fsum(numbers)
+    except OverflowError:
+        raise PlanError("bad_value", "the sum is beyond what a number can say") from None
 
 
 def _sums(rows: Iterable[Row]) -> dict[str, int | float]:

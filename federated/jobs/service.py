@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from federated.errors import JobError, PlanError
-from federated.jobs.canon import encode_normal
+from federated.jobs.canon import canonical
 from federated.jobs.coordinator import TICK_S, Coordinator
 from federated.jobs.handlers.names import full_id
 from federated.jobs.journal import Journal
@@ -346,4 +346,4 @@ def reduced_values(job: Job) -> list[bytes]:
     """
     answers = [row.value if row.state is RowState.OK else None for row in job.rows]
     reduced = reduce_rows(job.spec.reduce, answers)
-    return [encode_normal(value) for value in reduced.rows]
+    return [canonical(value) for value in reduced.rows]
