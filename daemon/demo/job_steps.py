@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
 
 TEXTS: Final = 4000
-JOB_S: Final = 60.0
+JOB_S: Final = 120.0
 GROUP: Final = "lab"
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STEPS_APART = 20
 """Steps of the counter on each side while they are apart."""
-CONFIRMED_S = 30.0
+CONFIRMED_S = 90.0
 """Longest wait for a confirmation: members write theirs at their upkeep, each 5 s here."""
 
 ITEMS = {"laptop": ("milk", "bread"), "server": ("bread", "soap")}

@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_every_check_of_the_demo_holds() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "daemon", "demo"],

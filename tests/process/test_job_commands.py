@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from daemon.json_types import Json
 
-ROWS = 6000
-
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Home, Home]]:
@@ -125,21 +123,6 @@ def test_an_agent_sees_its_own_jobs_alone(three: tuple[Home, Home, Home], tmp_pa
     )  # fmt: skip
     assert shown.returncode == 5
     assert "jobs:submit:others" in shown.stderr
-
-
-@pytest.mark.slow
-def test_kills_on_both_sides_lose_no_row(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
-    boss, left, _ = three
-    job = submit(boss, tmp_path, ROWS, "--batch", "1")
-    wait_until("rows came", lambda: done_rows(boss, job) > 0)
-    left.kill()
-    boss.kill()
-    boss.up()
-    left.up()
-    wait_until("the job is done", lambda: state(boss, job) == "done", 60)
-    assert done_rows(boss, job) == ROWS
-    lines = boss.ok("job", "result", job, "--format", "jsonl").splitlines()
-    assert [json.loads(line)["n"] for line in lines] == list(range(ROWS))
 
 
 def test_who_watches_sees_the_end_every_time(

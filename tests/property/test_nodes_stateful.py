@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -488,9 +487,3 @@ def run_machine(examples: int, steps: int) -> None:
 
 def test_nodes_do_as_the_model_says() -> None:
     run_machine(10, 14)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_nodes_do_as_the_model_says_in_longer_stories() -> None:
-    run_machine(60, 25)
