@@ -36,6 +36,9 @@ def _connected(home: Home) -> int:
     return sum(1 for peer in peers if peer.get("connected") or peer.get("path"))
 
 
+ROWS = 6000
+
+
 def rows_file(folder: Path, count: int) -> str:
     path = folder / "rows.jsonl"
     path.write_text(
@@ -123,6 +126,31 @@ def test_an_agent_sees_its_own_jobs_alone(three: tuple[Home, Home, Home], tmp_pa
     )  # fmt: skip
     assert shown.returncode == 5
     assert "jobs:submit:others" in shown.stderr
+
+
+def knows(home: Home, *others: Home) -> bool:
+    """Whether a machine finds the others again after a kill: it writes that down each 2 s."""
+    book = home.folder / "state" / "peers.msgpack"
+    data = book.read_bytes() if book.exists() else b""
+    ids = [str(cast("dict[str, Json]", other.json("status"))["node_id"]) for other in others]
+    return all(bytes.fromhex(ident) in data for ident in ids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_kills_on_both_sides_lose_no_row(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+    boss, left, right = three
+    wait_until("boss has on disk where the others are", lambda: knows(boss, left, right), 60)
+    job = submit(boss, tmp_path, ROWS, "--batch", "1")
+    wait_until("rows came", lambda: done_rows(boss, job) > 0)
+    left.kill()
+    boss.kill()
+    boss.up()
+    left.up()
+    wait_until("the job is done", lambda: state(boss, job) == "done", 60)
+    assert done_rows(boss, job) == ROWS
+    lines = boss.ok("job", "result", job, "--format", "jsonl").splitlines()
+    assert [json.loads(line)["n"] for line in lines] == list(range(ROWS))
 
 
 def test_who_watches_sees_the_end_every_time(
