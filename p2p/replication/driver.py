@@ -136,7 +136,8 @@ class Driver:
     def _up(self, peer: bytes) -> None:
         if peer in self._peers or not self._core.groups.is_member(peer):
             return
-        assert self._nursery is not None, "called from tasks of the nursery"
+        if self._nursery is None:
+            return  # the daemon is stopping: an event that was waiting still wakes us once
         state = self._pusher.add(peer)
         self._nursery.start_soon(self._contained, peer, partial(self._pusher.feed, peer, state))
         self._nursery.start_soon(self._contained, peer, partial(self._learn_addrs, peer))

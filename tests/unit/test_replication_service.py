@@ -12,6 +12,8 @@ import trio
 
 from p2p.errors import DecodeError, Unreachable
 from p2p.identity import Identity, PeerId
+from p2p.net.memory_fabric import MemFabric
+from p2p.net.seam import PeerUp
 from p2p.replication.config import ReplicationConfig
 from p2p.replication.events import GroupError
 from p2p.replication.ops import Kind, Role
@@ -876,3 +878,21 @@ def test_a_clock_that_was_wrong_once_does_not_bind_the_device() -> None:
             await wait_until(lambda: "from tomorrow" in bob.texts(group))
 
     play(scene)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_peer_that_comes_while_we_stop_ends_nothing_badly(seed: int) -> None:
+    async def scene() -> None:
+        mesh = Mesh(5)
+        alice, bob = mesh.peer("alice"), mesh.peer("bob")
+        async with alice.running():
+            async with bob.running():
+                await pair_up(alice, bob)
+            fabric = alice.node.fabric
+            assert isinstance(fabric, MemFabric)
+            await wait_until(lambda: bob.id not in alice.replication._driver._peers)
+            # The event wakes the driver in the very step in which it is cancelled.
+            for channel in fabric._events:
+                channel.send_nowait(PeerUp(bob.identity.id))
+
+    run_seeded(scene, seed=seed)
