@@ -1,0 +1,199 @@
+"""`job.handlers`, `job.submit`: what there is to compute with, and work handed to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import trio
+
+from daemon.errors import RpcError
+from daemon.methods.job_lookup import group_id
+from daemon.methods.peers import find_peer
+from daemon.rpc.registry import Call, Tool, method
+from federated.jobs.plan import PIN
+from federated.jobs.types import Collect, Column, Count, JobSpec, Reduce, RowsRef, Sum, TopK
+from p2p.identity import PeerId
+
+if TYPE_CHECKING:
+    from daemon.services import Services
+
+AGENT_PRIORITY_MAX: Final = 6
+"""Agents choose up to here; what is above is the person's (tasks.md s.5)."""
+
+
+class SubmitParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A job to run.
+
+    Attributes:
+        spec: the job; see docs/guides/jobs.md.
+        idempotency_key: the same key and spec name the same job however often it is sent.
+    """
+
+    spec: JobSpec
+    idempotency_key: str | None = None
+
+
+class SubmitTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A job as an agent asks for it.
+
+    Attributes:
+        handler: what computes the rows, such as wordcount@1 or memory.search@1.
+        rows: the input; a row may name its machine in `@peer`.
+        columns: names of the cells each answer must have; none: anything.
+        template: text with {{column}}, filled with each row at the worker.
+        reduce: what becomes of the answers.
+        top: for topk: how many.
+        group: who may see the rows; own is the user's machines.
+        params: for the handler.
+    """
+
+    handler: str
+    rows: list[dict[str, object]]
+    columns: list[str] = []
+    template: str | None = None
+    reduce: Literal["collect", "count", "sum", "topk"] = "collect"
+    top: int = 20
+    group: str = "own"
+    params: dict[str, object] = {}
+
+
+def _submit_params(tool: msgspec.Struct) -> SubmitParams:
+    assert isinstance(tool, SubmitTool)
+    kinds: dict[str, Reduce] = {
+        "collect": Collect(),
+        "count": Count(),
+        "sum": Sum(),
+        "topk": TopK(n=tool.top),
+    }
+    return SubmitParams(
+        spec=JobSpec(
+            handler=tool.handler,
+            rows=tool.rows,
+            columns=[Column(name=name) for name in tool.columns],
+            template=tool.template,
+            reduce=kinds[tool.reduce],
+            group=tool.group,
+            params=tool.params,
+        )
+    )
+
+
+class Submitted(msgspec.Struct, kw_only=True):
+    """A job that is on disk.
+
+    Attributes:
+        job_id: hex.
+        state: its state now.
+    """
+
+    job_id: str
+    state: str
+
+
+class HandlersParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Whose handlers.
+
+    Attributes:
+        group: `own` devices, or the name of a group.
+    """
+
+    group: str = "own"
+
+
+class HandlerRow(msgspec.Struct, kw_only=True):
+    """A handler this machine offers.
+
+    Attributes:
+        id: `name@version`.
+        kind: named, memory, llm or expr.
+        deterministic: whether equal rows have equal answers.
+        local: whether the answer depends on the machine.
+        effect: whether it acts on the world.
+        summary: what it does.
+    """
+
+    id: str
+    kind: str
+    deterministic: bool
+    local: bool
+    effect: bool
+    summary: str
+
+
+async def peer_names(services: Services, spec: JobSpec) -> dict[str, PeerId]:
+    """The devices that the rows name in `@peer`.
+
+    Raises:
+        RpcError: not_found or conflict, naming the cell.
+    """
+    if isinstance(spec.rows, RowsRef):
+        return {}
+    found: dict[str, PeerId] = {}
+    for row in spec.rows:
+        name = row.get(PIN)
+        if isinstance(name, str) and name not in found:
+            if name in {"self", services.config.node.name, bytes(services.device).hex()}:
+                found[name] = services.device
+            else:
+                peer = await find_peer(services, name)
+                found[name] = PeerId(bytes.fromhex(peer.node_id))
+    return found
+
+
+@method("job.handlers", scope="jobs")
+async def handlers(call: Call, p: HandlersParams) -> list[HandlerRow]:
+    """List what this machine can compute for itself and others."""
+    await trio.lowlevel.checkpoint()
+    group = group_id(call.services, p.group)
+    return [
+        HandlerRow(
+            id=info.id,
+            kind=info.kind,
+            deterministic=info.deterministic,
+            local=info.local,
+            effect=info.effect,
+            summary=info.summary,
+        )
+        for info in call.services.jobs.handlers.offered_to("own", group)
+    ]
+
+
+@method(
+    "job.submit",
+    scope="jobs",
+    mutates=True,
+    tool=Tool(
+        name="job_submit",
+        open_world=True,
+        summary=(
+            "Hand the rows of a table to the user's other machines, each computed by a named"
+            " handler. Answers a job id at once; job_status and job_result say what came of it."
+        ),
+        arguments=SubmitTool,
+        adapt=_submit_params,
+    ),
+)
+async def submit(call: Call, p: SubmitParams) -> Submitted:
+    """Run a job; it is on disk before the answer and goes on whatever becomes of this call."""
+    services, spec = call.services, p.spec
+    if not call.principal.is_owner and spec.priority > AGENT_PRIORITY_MAX:
+        raise RpcError("forbidden", f"an agent's jobs have at most priority {AGENT_PRIORITY_MAX}")
+    if spec.group != "own" and not call.principal.covers(f"jobs:submit:{spec.group}"):
+        raise RpcError(
+            "forbidden",
+            f"this agent may not show rows to the group {spec.group}",
+            remedy=f"Give it a token with jobs:submit:{spec.group}.",
+        )
+    # A repeated request must not start a second job: its receipt's key names the first.
+    again = None if call.receipt_key is None else f"receipt-{call.receipt_key.hex()}"
+    named = await peer_names(services, spec)
+    ident = await services.jobs.submit(
+        spec,
+        agent=call.principal.agent,
+        group=group_id(services, spec.group),
+        idem=p.idempotency_key or again,
+        find_peer=named.get,
+    )
+    job = services.jobs.core.job(ident)
+    return Submitted(job_id=ident.hex(), state=job.phase if job is not None else "done")
