@@ -28,11 +28,24 @@ class CallFailed(Exception):
     Args:
         code: one of docs/specs/local-rpc.md's codes.
         message: what is wrong.
+        data: more of it: `name`, `remedy`, and often `reason`.
     """
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, data: Mapping[str, Json] | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.message = message
+        self.data: dict[str, Json] = dict(data or {})
+
+    @property
+    def name(self) -> str:
+        """Name in the error table, such as not_found."""
+        return str(self.data.get("name", ""))
+
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return str(self.data.get("remedy", ""))
 
 
 class LocalClient:
@@ -80,7 +93,12 @@ class LocalClient:
         error = answer.get("error")
         if isinstance(error, dict):
             code = error.get("code")
-            raise CallFailed(code if isinstance(code, int) else 0, str(error.get("message")))
+            data = error.get("data")
+            raise CallFailed(
+                code if isinstance(code, int) else 0,
+                str(error.get("message")),
+                data if isinstance(data, dict) else None,
+            )
         return answer.get("result")
 
     async def notification(self) -> dict[str, Json]:

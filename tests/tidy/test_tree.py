@@ -114,6 +114,7 @@ def test_no_file_is_a_leftover() -> None:
 ENTRY_POINTS = {
     "daemon.__main__": "python -m daemon",
     "daemon.cli.main": "the command",
+    "daemon.job_client": "jobs from a Python program",
     "federated.jobs.engines": "a room that comes later",
     "federated.migrations": "files that are read by name",
     "federated.rounds": "a room that comes later",
