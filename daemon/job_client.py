@@ -28,17 +28,10 @@ import trio
 
 from daemon.cli.client import Client, CliError, open_client, socket_candidates
 from daemon.client import CallFailed, LocalClient
-from daemon.methods.job import (
-    Events,
-    Explained,
-    HandlerRow,
-    JobEvent,
-    JobRow,
-    JobState,
-    ResultPage,
-    Stopped,
-    Submitted,
-)
+from daemon.methods.job import Events, Explained, JobEvent, JobRow, ResultPage
+from daemon.methods.job_control import Stopped
+from daemon.methods.job_lookup import JobState
+from daemon.methods.job_submit import HandlerRow, Submitted
 from daemon.paths import resolve
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import trio
 
 from daemon.client import CallFailed
 from daemon.job_client import PAGE, BlockingJobs, Jobs
-from daemon.methods.job import JobState
+from daemon.methods.job_lookup import JobState
 from federated.jobs.types import JobSpec, Limits, PerRow, TopK
 from tests.helpers.daemons import Home
 
