@@ -77,7 +77,9 @@ def _spec_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("file", nargs="?", help="the job as JSON; - is standard input")
     sub.add_argument("--handler", metavar="NAME@VERSION", help="what computes the rows")
     sub.add_argument("--rows", metavar="FILE", help="JSON Lines, one row a line; - standard input")
-    sub.add_argument("--reduce", metavar="KIND", help="collect, count, sum, topk:N, group:COLUMN")
+    sub.add_argument(
+        "--reduce", metavar="KIND", help="collect, count, sum, topk:N, group:COLUMN, handler:NAME@1"
+    )
     sub.add_argument("--batch", type=int, metavar="1", help="1: a task a row")
     sub.add_argument("--columns", metavar="NAMES", help="name or name:type, with commas between")
     sub.add_argument("--template", metavar="TEXT", help="text with {{column}}")
@@ -166,6 +168,8 @@ def _reduce(text: str) -> dict[str, Json]:
     kind, _, rest = text.partition(":")
     if kind == "topk":
         return {"kind": kind, "n": int(rest or 20)}
+    if kind == "handler":
+        return {"kind": kind, "handler": rest}
     if kind == "group":
         return {"kind": kind, "by": rest}
     return {"kind": kind}

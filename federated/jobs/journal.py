@@ -141,7 +141,7 @@ class Journal:
              row.reason, None, b"")
             for row in job.rows
         ]  # fmt: skip
-        tasks = [(job.id, task.index, pack_ks(task.ks), 0) for task in job.tasks]
+        tasks = [(job.id, task.index, pack_ks(task.ks), job.stage) for task in job.tasks]
 
         def insert(connection: apsw.Connection) -> None:
             connection.execute("INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", head)
@@ -172,6 +172,14 @@ class Journal:
                 "INSERT INTO reduced VALUES (?,?,?)",
                 [(job, n, value) for n, value in enumerate(values)],
             )
+
+        await self._db.write(write, full=False)
+
+    async def keep_stage(self, job: JobId, parent: JobId, level: int) -> None:
+        """Say that a job, not yet kept, combines the answers of another."""
+
+        def write(connection: apsw.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO stage VALUES (?,?,?)", (job, parent, level))
 
         await self._db.write(write, full=False)
 
@@ -206,7 +214,7 @@ class Journal:
         def read(connection: apsw.Connection) -> list[Finished]:
             rows = connection.execute(
                 f"SELECT {_JOB_COLUMNS} FROM job WHERE (?1 IS NULL OR agent=?1)"  # noqa: S608
-                " ORDER BY submitted_ms DESC, id LIMIT ?2",
+                " AND id NOT IN (SELECT job FROM stage) ORDER BY submitted_ms DESC, id LIMIT ?2",
                 (agent, limit),
             )
             return [_finished(row) for row in rows]
@@ -303,9 +311,11 @@ class Journal:
         """Remove a finished job with all that belongs to it."""
 
         def write(connection: apsw.Connection) -> None:
-            for table in ("row", "task", "attempt", "answer", "reduced", "event"):
-                connection.execute(f"DELETE FROM {table} WHERE job=?", (job,))  # noqa: S608
-            connection.execute("DELETE FROM job WHERE id=?", (job,))
+            levels = connection.execute("SELECT job FROM stage WHERE parent=?", (job,)).fetchall()
+            for (ident,) in [(job,), *levels]:
+                for table in ("row", "task", "attempt", "answer", "reduced", "event", "stage"):
+                    connection.execute(f"DELETE FROM {table} WHERE job=?", (ident,))  # noqa: S608
+                connection.execute("DELETE FROM job WHERE id=?", (ident,))
 
         await self._db.write(write, full=True)
 

@@ -2,7 +2,8 @@
 
 Reads the rows in their order and nothing else, so the result is the same whichever engine and peers
 did the work, and can be computed again after a row was reopened. Whole numbers are added exactly,
-floats by `math.fsum`. Source: docs/specs/jobs.md s.2.
+floats by `math.fsum`. What a handler reduces is paired up here and combined elsewhere (`staging`).
+Source: docs/specs/jobs.md s.2.
 """
 
 from __future__ import annotations
@@ -58,6 +59,39 @@ def reduce_rows(reduce: Reduce, answers: Sequence[Row | None]) -> Reduced:
             return Reduced([{"key": k, "sum": sums[k]} for k in order[: max(0, reduce.n)]], {})
         case GroupBy():
             return _grouped(reduce, present)
+
+
+class Level(NamedTuple):
+    """One level of the tree that combines answers pairwise.
+
+    Attributes:
+        slots: half as many as below, rounded up; None where a pair is to be combined, and where
+            nothing was answered below.
+        pairs: what to combine: {"a": row, "b": row}.
+        places: the slot of each pair.
+    """
+
+    slots: list[Row | None]
+    pairs: list[Row]
+    places: list[int]
+
+
+def pair_up(values: Sequence[Row | None]) -> Level:
+    """The level above `values`: neighbours in pairs, what has no neighbour as it is.
+
+    The tree's shape depends on the places of the rows alone, never on when or where answers came:
+    an operation that is associative but for rounding gives the same on every engine.
+    """
+    level = Level([], [], [])
+    for i in range(0, len(values), 2):
+        a, b = values[i], values[i + 1] if i + 1 < len(values) else None
+        if a is not None and b is not None:
+            level.places.append(len(level.slots))
+            level.pairs.append({"a": a, "b": b})
+            level.slots.append(None)
+        else:
+            level.slots.append(a if a is not None else b)
+    return level
 
 
 def _sorted(found: Iterable[str]) -> list[str]:

@@ -27,9 +27,10 @@ from federated.jobs.journal import Journal
 from federated.jobs.plan import check_spec, make_job, spec_hash
 from federated.jobs.reduce import reduce_rows
 from federated.jobs.sessions import Hooks, Sessions
+from federated.jobs.staging import Stages, Superseded
 from federated.jobs.state import RowState
 from federated.jobs.template import parse_template
-from federated.jobs.types import Collect, JobId, RowsRef
+from federated.jobs.types import ByHandler, Collect, JobId, RowsRef
 from federated.jobs.worker import Worker
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ class Jobs:
             mesh, self.worker, Hooks(self._peer_up, self._peer_down, self._received),
             self._wanted_peers,
         )  # fmt: skip
+        self._stages = Stages(
+            env, offload, self.journal, find=self._in_memory,
+            launch=self._launch, wait=self.finished, cancel=self.cancel,
+        )  # fmt: skip
         self._core: Coordinator | None = None
         self._orders: list[Orders] = []
         self._work = trio.Event()
@@ -112,6 +117,7 @@ class Jobs:
             }
             core.board.reputation.load(await self.journal.stats())
             for job in await self.journal.live(self._env.now(), wall_ms):
+                self._ended[job.id] = trio.Event()
                 core.resume_loaded(job)
             nursery.start_soon(self._keep_orders)
             nursery.start_soon(self._tick)
@@ -127,6 +133,9 @@ class Jobs:
         if self._core is None:
             raise JobError("bad_state", "jobs have not started yet: try again in a moment")
         return self._core
+
+    def _in_memory(self, ident: JobId) -> Job | None:
+        return self.core.job(ident)
 
     def on_event(self, fn: Callable[[JobId, int, str, bytes], None]) -> None:
         """Have `fn(job, seq, kind, JSON body)` told each event once it is kept."""
@@ -200,8 +209,13 @@ class Jobs:
         problem = ""
         if not isinstance(job.spec.reduce, Collect):
             try:
-                values = await self._offload.run(lambda: reduced_values(job))
+                if isinstance(job.spec.reduce, ByHandler):
+                    values = await self._stages.reduce(job)
+                else:
+                    values = await self._offload.run(lambda: reduced_values(job))
                 await self.journal.keep_reduced(ident, values)
+            except Superseded:
+                return
             except PlanError as error:
                 problem = error.reason
         self.core.reduced(ident, wall_ms=self._env.wall_ms(), problem=problem)
@@ -273,11 +287,15 @@ class Jobs:
         await self.journal.add(
             job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=None
         )
-        self._ended[ident] = trio.Event()
+        self._launch(job)
+        return ident
+
+    def _launch(self, job: Job) -> None:
+        """Begin a job that is in the journal."""
+        self._ended[job.id] = trio.Event()
         self.core.submit(job, now=self._env.now(), wall_ms=self._env.wall_ms())
         self._carry_out()
         self._sessions.look()
-        return ident
 
     def _check_reach(self, spec: JobSpec, group: GroupId | None) -> None:
         """Refuse a job that nobody here or there could do.
@@ -287,10 +305,11 @@ class Jobs:
         """
         if spec.engine == "local":
             known = sorted(info.id for info in self.handlers.offered_to("own", group))
-            if spec.handler not in known:
-                raise PlanError(
-                    "unknown_handler", f"this machine has {', '.join(known)}", path="handler"
-                )
+            for path, handler in handlers_of(spec):
+                if handler not in known:
+                    raise PlanError(
+                        "unknown_handler", f"this machine has {', '.join(known)}", path=path
+                    )
         elif not self._mesh.members(group):
             raise PlanError(
                 "no_eligible_peer",
@@ -322,6 +341,7 @@ class Jobs:
     def cancel(self, ident: JobId) -> dict[str, int]:
         """End a job; see `Coordinator.cancel`."""
         told = self.core.cancel(ident, now=self._env.now(), wall_ms=self._env.wall_ms())
+        self._stages.stop(ident)
         self._carry_out()
         return told
 
@@ -336,6 +356,14 @@ class Jobs:
             ident, executions=executions, now=self._env.now(), wall_ms=self._env.wall_ms()
         )
         self._carry_out()
+
+
+def handlers_of(spec: JobSpec) -> list[tuple[str, str]]:
+    """The handlers of a spec, with where it names them."""
+    found = [("handler", spec.handler)]
+    if isinstance(spec.reduce, ByHandler):
+        found.append(("reduce.handler", full_id(spec.reduce.handler)))
+    return found
 
 
 def reduced_values(job: Job) -> list[bytes]:

@@ -352,6 +352,7 @@ class Job:
         executions: attempts that were accepted or answered.
         extra: hedges.
         audits: rows that are being computed again.
+        stage: 0 for a caller's job; of one that combines answers, its level.
         judge, policies: made when first needed.
     """
 
@@ -386,6 +387,7 @@ class Job:
         self.judge: Judge | None = None
         self.policies: dict[str, Policy] = {}
         self.audits = 0
+        self.stage = 0
         self._tasks_of: list[int] = []
 
     def move(self, happened: JobInput) -> None:

@@ -141,7 +141,7 @@ class ByHandler(
     """A second stage: an associative handler joins answers pairwise until one is left.
 
     Attributes:
-        handler: `name@version`.
+        handler: `name@version`; it gets rows {"a": answer, "b": answer} and gives an answer.
     """
 
     handler: str
