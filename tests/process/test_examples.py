@@ -24,6 +24,11 @@ PROMISES = {
 }
 
 
+# What starts machines of its own is run by test_job_examples.py; the rest is what those share.
+ELSEWHERE = {"wide_search.py"}
+SHARED = {"machines.py", "programs.py"}
+
+
 @pytest.fixture(scope="module")
 def environ() -> Iterator[dict[str, str]]:
     """The environment of a person whose daemon runs."""
@@ -39,7 +44,9 @@ def environ() -> Iterator[dict[str, str]]:
 
 
 def test_every_example_is_known_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PROMISES)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == (set(PROMISES) | ELSEWHERE | SHARED)
+    there = Path(__file__).with_name("test_job_examples.py").read_text("utf-8")
+    assert not [name for name in ELSEWHERE if f'"{name}"' not in there]
 
 
 @pytest.mark.parametrize("name", sorted(PROMISES))

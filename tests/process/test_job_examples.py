@@ -1,0 +1,72 @@
+"""The examples of jobs run, on machines of their own, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 170
+"""Ends a hang, decides nothing."""
+
+
+def run(name: str, *words: str, **more: str) -> str:
+    """Run an example to its end; what it printed."""
+    with tempfile.TemporaryDirectory(prefix="jx-") as folder:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / name), *words],
+            env={
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "HOME": folder,
+                "TMPDIR": folder,
+                "PYTHONPATH": str(ROOT),
+                **more,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT_S,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not list(Path(folder).iterdir()), "files are left"
+        assert not processes_of(folder), "processes are left"
+    return done.stdout
+
+
+def processes_of(folder: str) -> list[str]:
+    """Processes whose home is below a folder, where the system says."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            environ = path.read_bytes()
+        except OSError:
+            continue
+        if f"TMPDIR={folder}".encode() in environ.split(b"\0"):
+            found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_table_is_filled_from_500_documents_though_a_machine_dies() -> None:
+    said = run("wide_search.py")
+    assert "attic is killed" in said
+    assert "done: 375 rows of 500" in said
+    assert "125 gaps: {'unknown_city': 125}" in said
+    assert "done: 125 rows of 125, by machine {'cellar': 125}" in said
+    assert "500 companies" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process tells its environment")
+def test_control_a_process_left_behind_is_found(tmp_path: Path) -> None:
+    left = subprocess.Popen(["sleep", "60"], env={**os.environ, "TMPDIR": str(tmp_path)})
+    try:
+        assert processes_of(str(tmp_path)) == [str(left.pid)]
+    finally:
+        left.kill()
+        left.wait()
