@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import apsw
 
+    from federated.jobs.handlers.memory import Question
     from federated.jobs.types import Row
     from federated.seams import GroupId, TrustClass
     from memory.storage.db import Db
@@ -44,29 +45,19 @@ class JobMemory:
         self._replication = replication
         self._device = bytes(device)
 
-    async def __call__(
-        self,
-        *,
-        caller: PeerId,
-        owner: bytes,
-        trust: TrustClass,
-        group: GroupId | None,
-        query: str,
-        limit: int,
-    ) -> Sequence[Row]:
-        """The best memories for `query` that `caller` may read in `group`, best first."""
-        del owner
-        scopes = await self._scopes(trust, group)
+    async def __call__(self, question: Question) -> Sequence[Row]:
+        """The best memories that who asks may read in the group, best first."""
+        scopes = await self._scopes(question.trust, question.group)
         if not scopes.names:
             return []
         who = Caller(
             device=self._device,
-            agent=f"peer-{bytes(caller).hex()[:8]}",
+            agent=f"peer-{bytes(question.caller).hex()[:8]}",
             is_owner=False,
             read=scopes,
             write=NOTHING,
         )
-        hits = await self._memory.recall(who, Query(query=query, limit=limit))
+        hits = await self._memory.recall(who, Query(query=question.query, limit=question.limit))
         return [
             {
                 "id": hit.id,

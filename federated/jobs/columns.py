@@ -12,6 +12,7 @@ import datetime as dt
 import math
 import re
 from typing import TYPE_CHECKING, Final
+from unicodedata import is_normalized, normalize
 from urllib.parse import urlsplit, urlunsplit
 
 from federated.errors import PlanError
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
     from federated.jobs.types import Column, Row
 
 NAME_CHARACTERS_MAX: Final = 128
+ENUM_CHARACTERS_MAX: Final = 4096
+PAIRS: Final = "pairs"
+"""The one column of an answer that is to be counted or summed: [[key, number], ...]."""
 FLOAT_TOL: Final = 1e-6
 """Relative difference of two floats that still are one answer (tasks.md s.8)."""
 URL_SCHEMES: Final = {"http", "https"}
 _PORTS: Final = {"http": 80, "https": 443}
 _SPACE: Final = re.compile(r"\s+")
 _BAD: Final = object()
+_LONG: Final = object()
 NUMBERS: Final = frozenset({"int", "float"})
 
 
@@ -43,19 +48,44 @@ def check_columns(columns: Sequence[Column]) -> None:
         path = f"columns[{i}]"
         if not 0 < len(column.name) <= NAME_CHARACTERS_MAX or not column.name.isprintable():
             raise PlanError("bad_spec", "a name has 1 to 128 printable characters", path=path)
+        if not is_normalized("NFC", column.name):
+            raise PlanError("bad_spec", "a name is text in NFC, as answers are", path=path)
         if column.name in names:
             raise PlanError("bad_spec", f"two columns are called {column.name!r}", path=path)
         names.add(column.name)
-        if (column.type == "enum") != bool(column.enum):
-            raise PlanError("bad_spec", "type enum and a list of words go together", path=path)
+        _check_enum(column, path)
+        _check_range(column, path)
         if column.tol is not None and (column.tol < 0 or not math.isfinite(column.tol)):
             raise PlanError("bad_spec", "tol is 0 or more", path=path)
         if column.tol is not None and column.type not in {"float", "date"}:
             raise PlanError("bad_spec", "only float and date have a tolerance", path=path)
-        if (column.min is not None or column.max is not None) and column.type not in NUMBERS:
-            raise PlanError("bad_spec", "only numbers have a range", path=path)
         if column.max_len < 1:
             raise PlanError("bad_spec", "max_len is 1 or more", path=path)
+
+
+def _check_enum(column: Column, path: str) -> None:
+    """Words that no answer could be, or that are one, are a mistake of the spec."""
+    if (column.type == "enum") != bool(column.enum):
+        raise PlanError("bad_spec", "type enum and a list of words go together", path=path)
+    if len(set(column.enum)) != len(column.enum):
+        raise PlanError("bad_spec", "a word of enum is named twice", path=path)
+    if any(len(word) > ENUM_CHARACTERS_MAX for word in column.enum):
+        raise PlanError(
+            "too_large", f"a word has at most {ENUM_CHARACTERS_MAX} characters", path=path
+        )
+    if not all(is_normalized("NFC", word) for word in column.enum):
+        raise PlanError("bad_spec", "words of enum are text in NFC, as answers are", path=path)
+
+
+def _check_range(column: Column, path: str) -> None:
+    """A range that nothing is in, NaN included, would make every row missing."""
+    ends = [end for end in (column.min, column.max) if end is not None]
+    if ends and column.type not in NUMBERS:
+        raise PlanError("bad_spec", "only numbers have a range", path=path)
+    if not all(math.isfinite(end) for end in ends):
+        raise PlanError("bad_spec", "min and max are finite numbers", path=path)
+    if len(ends) == 2 and ends[0] > ends[1]:
+        raise PlanError("bad_spec", "min is above max", path=path)
 
 
 class Gate:
@@ -63,18 +93,23 @@ class Gate:
 
     Args:
         columns: checked ones; none lets every row pass.
+        pairs: whether answers are pairs to be counted or summed, whatever the columns: one that is
+            not would spoil the reduction of all.
     """
 
-    __slots__ = ("_columns",)
+    __slots__ = ("_columns", "_pairs")
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: Sequence[Column], *, pairs: bool = False) -> None:
         self._columns = [(column, _READERS[column.type]) for column in columns]
+        self._pairs = pairs
 
     def row(self, row: object) -> tuple[Row | None, str]:
         """An answer as its columns say it, or None and why it cannot be."""
         if type(row) is not dict:
             return None, "bad_type"
-        if not self._columns:
+        if self._pairs and not _are_pairs(row.get(PAIRS)):
+            return None, "bad_type"
+        if not self._columns or self._pairs:
             try:
                 found = normal(row)
             except PlanError:
@@ -85,17 +120,35 @@ class Gate:
         for column, read in self._columns:
             cell = row.get(column.name)
             value = _BAD if cell is None else read(column, cell)
-            if value is _BAD:
+            if value is _BAD or value is _LONG:
                 if column.required:
-                    return None, "not_returned" if cell is None else "bad_type"
+                    return None, _why(cell, value)
                 value = None
             typed[column.name] = value
         return typed, ""
 
 
+def _why(cell: object, value: object) -> str:
+    if cell is None:
+        return "not_returned"
+    return "too_large" if value is _LONG else "bad_type"
+
+
+def _are_pairs(found: object) -> bool:
+    return type(found) is list and all(
+        type(pair) is list
+        and len(pair) == 2
+        and type(pair[0]) is str
+        and type(pair[1]) in {int, float}
+        for pair in found
+    )
+
+
 def _read_str(column: Column, cell: object) -> object:
-    if type(cell) is not str or len(cell) > column.max_len:
+    if type(cell) is not str:
         return _BAD
+    if len(cell) > column.max_len:
+        return _LONG
     try:
         return normal(cell)
     except PlanError:
@@ -145,9 +198,11 @@ def _date_like(text: str) -> bool:
 
 
 def _read_url(column: Column, cell: object) -> object:
-    if type(cell) is not str or len(cell) > column.max_len:
+    if type(cell) is not str:
         return _BAD
-    return normal_url(cell) or _BAD
+    if len(cell) > column.max_len:
+        return _LONG
+    return normal_url(normalize("NFC", cell)) or _BAD
 
 
 def normal_url(text: str) -> str:
@@ -167,12 +222,18 @@ def normal_url(text: str) -> str:
 
 
 def _read_enum(column: Column, cell: object) -> object:
-    return cell if type(cell) is str and cell in column.enum else _BAD
+    return word if type(cell) is str and (word := _word(cell)) in column.enum else _BAD
+
+
+def _word(text: str) -> str:
+    return text if text.isascii() else normalize("NFC", text)
 
 
 def _read_list(column: Column, cell: object) -> object:
-    if type(cell) is not list or len(cell) > column.max_len:
+    if type(cell) is not list:
         return _BAD
+    if len(cell) > column.max_len:
+        return _LONG
     if not all(type(item) is str for item in cell):
         return _BAD
     try:

@@ -9,10 +9,11 @@ Source: docs/specs/jobs.md s.2.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from federated.errors import PlanError
 from federated.jobs.canon import encode_normal
+from federated.jobs.columns import PAIRS
 from federated.jobs.limits import REDUCE_BYTES_MAX
 from federated.jobs.types import ByHandler, Collect, Count, GroupBy, Sum, Table, TopK
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from federated.jobs.types import Reduce, Row
-
-PAIRS: Final = "pairs"
-"""The one column of an answer that is to be counted or summed: [[key, number], ...]."""
 
 
 class Reduced(NamedTuple):
@@ -116,14 +114,6 @@ def pairs_of(row: Row) -> list[tuple[str, int | float]]:
             raise PlanError("bad_value", "a pair is [text, number]", path=PAIRS)
         found.append((pair[0], number))
     return found
-
-
-def combine_pairs(pairs: Iterable[tuple[str, int | float]]) -> list[list[object]]:
-    """Pairs with each key once, ascending: what a worker does before it answers."""
-    numbers: dict[str, list[int | float]] = {}
-    for key, number in pairs:
-        numbers.setdefault(key, []).append(number)
-    return [[key, _total(numbers[key])] for key in sorted(numbers)]
 
 
 def _numbers(rows: Iterable[Row]) -> dict[str, list[int | float]]:

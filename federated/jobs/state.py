@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from federated.errors import UsageError
 from federated.jobs.columns import Gate
+from federated.jobs.types import Count, Sum, TopK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -383,7 +384,7 @@ class Job:
         self.last_progress = -1.0
         self.told = -1
         self.idle_since = -1.0
-        self.gate = Gate(spec.columns)
+        self.gate = Gate(spec.columns, pairs=isinstance(spec.reduce, Count | Sum | TopK))
         self.judge: Judge | None = None
         self.policies: dict[str, Policy] = {}
         self.audits = 0

@@ -11,7 +11,7 @@ import pytest
 
 from federated.jobs.handlers import beneath
 from federated.jobs.handlers.beneath import DEPTH_MAX, Refusal, Root
-from federated.jobs.handlers.files import FilesList, FilesWordCount, files_handlers
+from federated.jobs.handlers.files import files_handlers, files_list, files_wordcount
 from tests.helpers.job_handlers import make_batch, make_ctx
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ async def test_a_deep_tree_is_walked_to_a_depth_and_no_descriptor_is_kept(tmp_pa
         here = here / "d"
         here.mkdir()
         (here / "f").touch()
-    [(_, row, _)] = await FilesList({"r": str(tmp_path)}).run(
+    [(_, row, _)] = await files_list({"r": str(tmp_path)}).run(
         make_batch({"root": "r", "pattern": "**/f"}), make_ctx()
     )
     assert row is not None
@@ -214,7 +214,7 @@ async def test_a_pattern_made_to_be_slow_is_not(tmp_path: Path) -> None:
     for _ in range(20):
         below = below / "a"
         below.mkdir()
-    handler = FilesWordCount({"r": str(tmp_path)})
+    handler = files_wordcount({"r": str(tmp_path)})
     for pattern in ("*a" * 100 + "b", "**/" * 30 + "b", "**/a/" * 15 + "b"):
         batch = make_batch({"root": "r", "pattern": pattern})
         assert await handler.run(batch, make_ctx()) == [(0, {"pairs": []}, "")]

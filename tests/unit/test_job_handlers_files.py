@@ -11,9 +11,9 @@ import trio
 from federated.jobs.handlers import files
 from federated.jobs.handlers.base import TaskLimits
 from federated.jobs.handlers.files import (
-    FilesList,
-    FilesWordCount,
     files_handlers,
+    files_list,
+    files_wordcount,
 )
 from federated.jobs.handlers.threads import offload_stoppable
 from tests.helpers.job_handlers import Threads, make_batch, make_ctx
@@ -49,7 +49,7 @@ async def ask(
 
 
 async def listed(notes: Path, pattern: str) -> list[str]:
-    [(_, row, _)] = await ask(FilesList({"n": str(notes)}), {"root": "n", "pattern": pattern})
+    [(_, row, _)] = await ask(files_list({"n": str(notes)}), {"root": "n", "pattern": pattern})
     assert row is not None
     return [file["path"] for file in row["files"]]  # type: ignore[attr-defined]
 
@@ -80,7 +80,7 @@ async def test_patterns_match_part_by_part(notes: Path, pattern: str, found: lis
 
 
 async def test_one_file_is_listed_with_its_size(notes: Path) -> None:
-    handler = FilesList({"n": str(notes)})
+    handler = files_list({"n": str(notes)})
     assert await ask(handler, {"root": "n", "path": "deep/three.md"}) == [
         (0, {"files": [{"path": "deep/three.md", "bytes": 3}], "more": False, "unnamed": 0}, "")
     ]
@@ -93,7 +93,7 @@ async def test_a_long_list_goes_on_after_its_last_file(
     for name in names:
         (tmp_path / name).touch()
     monkeypatch.setattr(files, "FILES_LISTED_MAX", 10)
-    handler = FilesList({"n": str(tmp_path)})
+    handler = files_list({"n": str(tmp_path)})
     got: list[str] = []
     more = True
     while more:
@@ -108,7 +108,7 @@ async def test_a_long_list_goes_on_after_its_last_file(
 async def test_a_list_keeps_within_the_size_of_an_answer(tmp_path: Path) -> None:
     for n in range(50):
         (tmp_path / f"{n:0200}").touch()
-    handler = FilesList({"n": str(tmp_path)})
+    handler = files_list({"n": str(tmp_path)})
     row = {"root": "n", "pattern": "*"}
     [(_, answer, _)] = await ask(handler, row, limits=TaskLimits(out_bytes=4096))
     assert answer is not None
@@ -121,12 +121,12 @@ async def test_names_that_no_row_can_say_are_counted(tmp_path: Path) -> None:
     (tmp_path / "ok").touch()
     for raw in (b"\xff\xfe", "e\u0301".encode()):
         os.close(os.open(os.fsencode(tmp_path) + b"/" + raw, os.O_CREAT | os.O_WRONLY))
-    [(_, answer, _)] = await ask(FilesList({"n": str(tmp_path)}), {"root": "n", "pattern": "*"})
+    [(_, answer, _)] = await ask(files_list({"n": str(tmp_path)}), {"root": "n", "pattern": "*"})
     assert answer == {"files": [{"path": "ok", "bytes": 0}], "more": False, "unnamed": 2}
 
 
 async def test_words_of_one_file_and_of_all_that_match(notes: Path) -> None:
-    handler = FilesWordCount({"n": str(notes)})
+    handler = files_wordcount({"n": str(notes)})
     assert await ask(handler, {"root": "n", "path": "one.md"}, {"root": "n", "pattern": "**"}) == [
         (0, {"pairs": [["a", 1], ["b", 1]]}, ""),
         (1, {"pairs": [["a", 1], ["b", 2], ["c", 2], ["d", 2], ["e", 1]]}, ""),
@@ -134,7 +134,7 @@ async def test_words_of_one_file_and_of_all_that_match(notes: Path) -> None:
 
 
 async def test_what_is_no_text_is_said_or_left_out(notes: Path) -> None:
-    handler = FilesWordCount({"n": str(notes)})
+    handler = files_wordcount({"n": str(notes)})
     assert await ask(handler, {"root": "n", "path": "deep/er/five.bin"}) == [(0, None, "not_text")]
     assert await ask(handler, {"root": "n", "pattern": "**/five.*"}) == [(0, {"pairs": []}, "")]
 
@@ -144,7 +144,7 @@ async def test_no_word_is_cut_between_two_slices(
 ) -> None:
     (tmp_path / "f").write_text("alpha beta gamma " * 50)
     monkeypatch.setattr(files, "_SLICE_CHARS", 7)
-    handler = FilesWordCount({"n": str(tmp_path)})
+    handler = files_wordcount({"n": str(tmp_path)})
     assert await ask(handler, {"root": "n", "path": "f"}) == [
         (0, {"pairs": [["alpha", 50], ["beta", 50], ["gamma", 50]]}, "")
     ]
@@ -179,7 +179,7 @@ async def test_a_large_file_is_refused_and_a_root_that_has_gone(
     notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "FILE_BYTES_MAX", 2)
-    handler = FilesWordCount({"n": str(notes), "gone": str(notes / "gone")})
+    handler = files_wordcount({"n": str(notes), "gone": str(notes / "gone")})
     assert await ask(
         handler,
         {"root": "n", "path": "one.md"},
@@ -198,14 +198,14 @@ async def test_all_files_of_a_row_together_are_bounded(
     notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "ROW_BYTES_READ_MAX", 5)
-    handler = FilesWordCount({"n": str(notes)})
+    handler = files_wordcount({"n": str(notes)})
     assert await ask(handler, {"root": "n", "pattern": "*"}) == [(0, None, "too_large")]
     assert await ask(handler, {"root": "n", "path": "one.md"}) != [(0, None, "too_large")]
 
 
 async def test_more_words_than_an_answer_holds_are_no_answer(tmp_path: Path) -> None:
     (tmp_path / "f").write_text(" ".join(f"word{n}" for n in range(500)))
-    handler = FilesWordCount({"n": str(tmp_path)})
+    handler = files_wordcount({"n": str(tmp_path)})
     row = {"root": "n", "path": "f"}
     assert await ask(handler, row, limits=TaskLimits(out_bytes=1000)) == [(0, None, "too_large")]
 

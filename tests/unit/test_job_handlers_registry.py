@@ -9,7 +9,7 @@ import pytest
 from federated.errors import HandlerError, UsageError
 from federated.jobs.config import HandlerConfig, JobsConfig, LlmConfig
 from federated.jobs.handlers.builtin import Echo
-from federated.jobs.handlers.memory import MemorySearch
+from federated.jobs.handlers.memory import MemorySearch, Question
 from federated.jobs.handlers.names import EXPR_ID, full_id
 from federated.jobs.handlers.registry import ANYBODY, Handlers, Rule, build_handlers
 from tests.helpers.job_handlers import OWNER, PEER, make_batch, make_ctx
@@ -31,10 +31,10 @@ class FakeMemory:
 
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
-        self.asked: list[dict[str, object]] = []
+        self.asked: list[Question] = []
 
-    async def __call__(self, **asked: object) -> list[Row]:
-        self.asked.append(asked)
+    async def __call__(self, question: Question) -> list[Row]:
+        self.asked.append(question)
         return self.rows
 
 
@@ -142,11 +142,10 @@ async def test_a_search_is_bound_to_who_asks() -> None:
     memory = FakeMemory([{"text": "m"}] * 30)
     batch = make_batch({"query": "why", "limit": 99}, {"query": "x"}, texts=["template", "q"])
     answers = await MemorySearch(memory).run(batch, make_ctx(trust="stranger", group=TEAM))
-    assert [asked["query"] for asked in memory.asked] == ["template", "q"]
-    assert [asked["limit"] for asked in memory.asked] == [20, 5]
+    assert [asked.query for asked in memory.asked] == ["template", "q"]
+    assert [asked.limit for asked in memory.asked] == [20, 5]
     assert all(
-        (asked["caller"], asked["owner"], asked["trust"], asked["group"])
-        == (PEER, OWNER, "stranger", TEAM)
+        (asked.caller, asked.owner, asked.trust, asked.group) == (PEER, OWNER, "stranger", TEAM)
         for asked in memory.asked
     )
     assert [len(row["memories"]) for _, row, _ in answers if row] == [20, 20]  # type: ignore[arg-type]

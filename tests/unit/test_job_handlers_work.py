@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from federated.jobs.handlers.expr import Expr
 from federated.jobs.handlers.files import files_handlers
-from federated.jobs.handlers.memory import MemorySearch
+from federated.jobs.handlers.memory import MemorySearch, Question
 from federated.jobs.handlers.names import full_id
 from federated.jobs.types import JobSpec, TopK
 from tests.helpers.jobs_kit import play_office
@@ -73,8 +73,8 @@ def test_words_are_counted_where_the_files_are(tmp_path: Path) -> None:
 
 
 def test_a_question_reaches_the_memory_of_a_peer(tmp_path: Path) -> None:
-    async def search(**asked: object) -> list[Row]:
-        return [{"text": f"about {asked['query']}"}]
+    async def search(question: Question) -> list[Row]:
+        return [{"text": f"about {question.query}"}]
 
     async def scenario(office: Office) -> None:
         boss = await office.desk(1)

@@ -7,9 +7,7 @@ choice: {"root": "notes", "pattern": "**/*.md"}. How paths are opened: `beneath`
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
-
-from typing_extensions import override
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.handlers.beneath import Found, Refusal, Root
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
 
     from federated.jobs.handlers.base import Batch, BatchRow, Handler, TaskCtx
     from federated.jobs.types import Row, RowOut
+
+    _Answer: TypeAlias = Callable[[Root, Row, "_Task"], Row]
 
 FILE_BYTES_MAX: Final = 16 * 2**20
 # All files of one row of files.wordcount: ten seconds of counting or so.
@@ -34,13 +34,19 @@ _ENTRY_BYTES: Final = 48
 _ANSWER_BYTES: Final = 256
 
 
-class _FilesHandler:
-    """What both have in common: a row's root, and one trip to a thread a task."""
+class FilesHandler:
+    """A handler of files: a row's root, and one trip to a thread a task.
 
-    info: HandlerInfo
+    Args:
+        roots: {name: folder}.
+        info: what it says of itself.
+        answer: answers one row of a root, or raises why there is no answer.
+    """
 
-    def __init__(self, roots: Mapping[str, str]) -> None:
+    def __init__(self, roots: Mapping[str, str], info: HandlerInfo, answer: _Answer) -> None:
+        self.info: Final = info
         self._roots = {name: Root(path) for name, path in roots.items()}
+        self._answer = answer
 
     async def run(self, batch: Batch, ctx: TaskCtx) -> Sequence[RowOut]:
         """Answer the rows; a row that names no file of ours is missing, with the reason."""
@@ -51,7 +57,7 @@ class _FilesHandler:
             for item in batch.rows:
                 if stopped():
                     break
-                answers.append(self._one(item, out_bytes, stopped))
+                answers.append(self._one(item, _Task(out_bytes, stopped)))
             return answers
 
         return await offload_stoppable(ctx.offload, compute)
@@ -59,14 +65,11 @@ class _FilesHandler:
     async def aclose(self) -> None:
         """Nothing is kept between tasks."""
 
-    def _one(self, item: BatchRow, out_bytes: int, stopped: Callable[[], bool]) -> RowOut:
+    def _one(self, item: BatchRow, task: _Task) -> RowOut:
         try:
-            return item.k, self._answer(item.row, out_bytes, stopped), ""
+            return item.k, self._answer(self._root(item.row), item.row, task), ""
         except Refusal as refusal:
             return item.k, None, refusal.reason
-
-    def _answer(self, row: Row, out_bytes: int, stopped: Callable[[], bool]) -> Row:
-        raise NotImplementedError
 
     def _root(self, row: Row) -> Root:
         name = row.get("root")
@@ -76,7 +79,14 @@ class _FilesHandler:
         return root
 
 
-class FilesList(_FilesHandler):
+class _Task(NamedTuple):
+    """Around a row: bytes that its answer may have, and whether to give up."""
+
+    out_bytes: int
+    stopped: Callable[[], bool]
+
+
+def files_list(roots: Mapping[str, str]) -> FilesHandler:
     """`files.list@1`: which files a root has.
 
     Row: {root, path} or {root, pattern, after?}. Answer: {"files": [{"path", "bytes"}, ...],
@@ -86,35 +96,11 @@ class FilesList(_FilesHandler):
     Args:
         roots: {name: folder}.
     """
-
-    info: HandlerInfo = HandlerInfo(
-        id="files.list@1",
-        kind="named",
-        deterministic=True,
-        local=True,
-        summary="lists files of a folder that this node's operator named",
-    )
-
-    @override
-    def _answer(self, row: Row, out_bytes: int, stopped: Callable[[], bool]) -> Row:
-        files, unnamed = _chosen(self._root(row), row, stopped)
-        after = row.get("after", "")
-        if not isinstance(after, str):
-            raise Refusal("bad_row")
-        listed: list[object] = []
-        left = out_bytes - _ANSWER_BYTES
-        behind = [file for file in files if file.path > after]
-        for file in behind[:FILES_LISTED_MAX]:
-            left -= 2 * len(file.path.encode()) + _ENTRY_BYTES
-            if left < 0:
-                break
-            listed.append({"path": file.path, "bytes": file.size_bytes})
-        if behind and not listed:
-            raise Refusal("too_large")
-        return {"files": listed, "more": len(listed) < len(behind), "unnamed": unnamed}
+    summary = "lists files of a folder that this node's operator named"
+    return FilesHandler(roots, _info("files.list@1", summary), _list)
 
 
-class FilesWordCount(_FilesHandler):
+def files_wordcount(roots: Mapping[str, str]) -> FilesHandler:
     """`files.wordcount@1`: {"pairs": [[word, n], ...]} of one file or of all that match.
 
     Row: {root, path} or {root, pattern}. Files are UTF-8; bytes that are not end a word. One with
@@ -123,36 +109,51 @@ class FilesWordCount(_FilesHandler):
     Args:
         roots: {name: folder}.
     """
+    summary = "counts words in files of a folder that this node's operator named"
+    return FilesHandler(roots, _info("files.wordcount@1", summary), _wordcount)
 
-    info: HandlerInfo = HandlerInfo(
-        id="files.wordcount@1",
-        kind="named",
-        deterministic=True,
-        local=True,
-        summary="counts words in files of a folder that this node's operator named",
-    )
 
-    @override
-    def _answer(self, row: Row, out_bytes: int, stopped: Callable[[], bool]) -> Row:
-        root = self._root(row)
-        files, _ = _chosen(root, row, stopped)
-        alone = "path" in row
-        left = ROW_BYTES_READ_MAX
-        counts: Counter[str] = Counter()
-        for file in files:
-            data = _read_one(root, file, alone=alone)
-            left -= len(data)
-            if left < 0:
-                raise Refusal("too_large")
-            _count(data.decode("utf-8", "replace"), counts, stopped)
-        if sum(len(word.encode()) + 8 for word in counts) > out_bytes:
+def _info(ident: str, summary: str) -> HandlerInfo:
+    return HandlerInfo(id=ident, kind="named", deterministic=True, local=True, summary=summary)
+
+
+def _list(root: Root, row: Row, task: _Task) -> Row:
+    files, unnamed = _chosen(root, row, task.stopped)
+    after = row.get("after", "")
+    if not isinstance(after, str):
+        raise Refusal("bad_row")
+    listed: list[object] = []
+    left = task.out_bytes - _ANSWER_BYTES
+    behind = [file for file in files if file.path > after]
+    for file in behind[:FILES_LISTED_MAX]:
+        left -= 2 * len(file.path.encode()) + _ENTRY_BYTES
+        if left < 0:
+            break
+        listed.append({"path": file.path, "bytes": file.size_bytes})
+    if behind and not listed:
+        raise Refusal("too_large")
+    return {"files": listed, "more": len(listed) < len(behind), "unnamed": unnamed}
+
+
+def _wordcount(root: Root, row: Row, task: _Task) -> Row:
+    files, _ = _chosen(root, row, task.stopped)
+    alone = "path" in row
+    left = ROW_BYTES_READ_MAX
+    counts: Counter[str] = Counter()
+    for file in files:
+        data = _read_one(root, file, alone=alone)
+        left -= len(data)
+        if left < 0:
             raise Refusal("too_large")
-        return {"pairs": sorted_pairs(counts)}
+        _count(data.decode("utf-8", "replace"), counts, task.stopped)
+    if sum(len(word.encode()) + 8 for word in counts) > task.out_bytes:
+        raise Refusal("too_large")
+    return {"pairs": sorted_pairs(counts)}
 
 
 def files_handlers(roots: Mapping[str, str]) -> Sequence[Handler]:
     """What a node offers once a root is named; nothing without one."""
-    return (FilesList(roots), FilesWordCount(roots)) if roots else ()
+    return (files_list(roots), files_wordcount(roots)) if roots else ()
 
 
 def _chosen(root: Root, row: Row, stopped: Callable[[], bool]) -> tuple[list[Found], int]:

@@ -9,6 +9,7 @@ model says is run, fetched or shown as anything but data.
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,9 @@ STOP_CHARS_MAX: Final = 64
 TEMPERATURE_MAX: Final = 2.0
 _SEED_MAX: Final = 2**31 - 1
 _PARAMS: Final = frozenset({"temperature", "max_tokens", "seed", "stop"})
+# Brackets and whole strings, one that never ends included; possessive, so linear.
+_TOKENS: Final = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_DEPTHS: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 def instruction(system: str) -> str:
@@ -116,10 +120,11 @@ def _columns(columns: Sequence[Column]) -> str:
 
 
 def rows_of(text: str, ks: Sequence[int]) -> dict[int, Row]:
-    """Rows by `k` in what a model said: the whole, else the first `[...]`, else the first `{...}`.
+    """Rows by `k` in what a model said.
 
-    Objects whose `k` was not asked for, or was answered before, are dropped. One object without
-    `k` is the answer to one row asked for alone.
+    Read as a whole, else its first balanced `[...]`, else its first balanced `{...}`. Objects
+    whose `k` was not asked for, or was answered before, are dropped. One object without `k` is the
+    answer to one row asked for alone.
     """
     found = _listed(_first_json(text))
     rows: dict[int, Row] = {}
@@ -146,16 +151,33 @@ def _listed(found: object) -> list[object]:
 
 
 def _first_json(text: str) -> object:
-    for candidate in (text.strip(), _between(text, "[", "]"), _between(text, "{", "}")):
+    for candidate in (text.strip(), _balanced(text, "["), _balanced(text, "{")):
         try:
             found: object = msgspec.json.decode(candidate.encode("utf-8", "replace"))
         except (msgspec.DecodeError, RecursionError, OverflowError, UnicodeError):
             continue
-        if isinstance(found, list | dict):
+        if isinstance(found, dict) or (isinstance(found, list) and _has_objects(found)):
             return found
     return None
 
 
-def _between(text: str, opening: str, closing: str) -> str:
-    start, end = text.find(opening), text.rfind(closing)
-    return text[start : end + 1] if 0 <= start < end else ""
+def _has_objects(found: list[object]) -> bool:
+    """A list without is no answer: `as [1] says, {"k": 0}`."""
+    return any(isinstance(item, dict) for item in found)
+
+
+def _balanced(text: str, opening: str) -> str:
+    """From the first bracket to the one that closes it; empty if none does.
+
+    Brackets within strings do not count, nor does what follows: models like to add a remark, and
+    remarks have brackets too.
+    """
+    start = text.find(opening)
+    if start < 0:
+        return ""
+    depth = 0
+    for token in _TOKENS.finditer(text, start):
+        depth += _DEPTHS.get(token.group(), 0)
+        if depth == 0:
+            return text[start : token.end()]
+    return ""

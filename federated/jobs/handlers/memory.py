@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from federated.jobs.handlers.base import HandlerInfo, TaskLimits
@@ -19,29 +20,32 @@ RESULTS_MAX: Final = 20
 QUERY_CHARS_MAX: Final = 4096
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What a peer asks this node's memory.
+
+    Attributes:
+        caller: the proven id of who asks.
+        owner: whose device it is.
+        trust: what it is to us in the group.
+        group: within which; None: between own devices.
+        query: words, as a person would type them.
+        limit: most memories, 1 to `RESULTS_MAX`.
+    """
+
+    caller: PeerId
+    owner: bytes
+    trust: TrustClass
+    group: GroupId | None
+    query: str
+    limit: int
+
+
 class Search(Protocol):
     """What the daemon injects: the memory, bound to what a peer may read of it."""
 
-    async def __call__(
-        self,
-        *,
-        caller: PeerId,
-        owner: bytes,
-        trust: TrustClass,
-        group: GroupId | None,
-        query: str,
-        limit: int,
-    ) -> Sequence[Row]:
-        """The best memories for `query` that `caller` may read in `group`, best first.
-
-        Args:
-            caller: the proven id of who asks.
-            owner: whose device it is.
-            trust: what it is to us in the group.
-            group: within which; None: between own devices.
-            query: words, as a person would type them.
-            limit: most memories, 1 to `RESULTS_MAX`.
-        """
+    async def __call__(self, question: Question) -> Sequence[Row]:
+        """The best memories that who asks may read in the group, best first."""
         ...
 
 
@@ -81,12 +85,9 @@ class MemorySearch:
             return item.k, None, "bad_query"
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             return item.k, None, "bad_limit"
-        found = await self._search(
-            caller=ctx.caller,
-            owner=ctx.owner,
-            trust=ctx.trust,
-            group=ctx.group,
-            query=query,
+        question = Question(
+            caller=ctx.caller, owner=ctx.owner, trust=ctx.trust, group=ctx.group, query=query,
             limit=min(limit, RESULTS_MAX),
-        )
+        )  # fmt: skip
+        found = await self._search(question)
         return item.k, {"memories": list(found[:RESULTS_MAX])}, ""
