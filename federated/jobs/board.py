@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from federated.jobs.cache import kept_ms, put_params
 from federated.jobs.orders import Orders
 from federated.jobs.reputation import Reputation
 from federated.jobs.state import JobPhase, RowState
@@ -18,10 +19,12 @@ from federated.jobs.types import JobId
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
     from federated.jobs.handlers.base import HandlerInfo
     from federated.jobs.items import Load, Offered
     from federated.jobs.state import Attempt, Job, RowCell
+    from federated.jobs.types import JobSpec
     from federated.seams import GroupId, TrustClass
     from p2p.identity import PeerId
 
@@ -134,6 +137,8 @@ class Board:
         self.reputation = Reputation()
         self.own_handlers: dict[str, HandlerInfo] = {}
         """What a device of ours says of handlers: nature is never a peer's word."""
+        self.on_computed: Callable[[str, int, float], None] = lambda _handler, _rows, _s: None
+        """Told what a row took: (handler, rows, seconds)."""
         self._standing: dict[tuple[JobId, PeerId], tuple[TrustClass, bytes]] = {}
 
     def take_orders(self) -> Orders:
@@ -180,9 +185,28 @@ class Board:
             "row_state", (row.state, row.level, row.reason, value, agreed, job.id, row.k)
         )
 
+    def keep_cached(self, job: Job, row: RowCell, wall_ms: int) -> None:
+        """Keep an accepted answer for later jobs, if they may have it."""
+        if job.cache_ms and row.value is not None:
+            value = _JSON.encode(row.value)
+            self.orders.write(
+                "cache",
+                put_params(
+                    row.hash, job.spec.handler, value, row.level, row.agreed, row.backing,
+                    now_ms=wall_ms, keep_ms=job.cache_ms,
+                ),
+            )  # fmt: skip
+
+    def drop_cached(self, job: Job, row: RowCell) -> None:
+        """An accepted answer is in doubt: no later job may have it."""
+        if job.cache_ms:
+            self.orders.write("cache", (row.hash,))
+
     def tell_state(self, job: Job, at_ms: int) -> None:
         """Record the event `state` of a job."""
         data: dict[str, object] = {"state": job.phase, **self.row_counts(job)}
+        if job.cached:
+            data["cached"] = job.cached
         if job.reason:
             data["reason"] = job.reason
         self.tell(job, "state", data, at_ms)
@@ -205,6 +229,12 @@ class Board:
         """Whether equal rows have equal answers, as a device of ours says."""
         info = self.own_handlers.get(job.spec.handler)
         return info is not None and info.deterministic and not info.local
+
+    def cache_ms(self, spec: JobSpec) -> int:
+        """How long answers for a spec are kept for later jobs; 0: not at all."""
+        if spec.cache == "off" or spec.effect == "once":
+            return 0
+        return kept_ms(self.own_handlers.get(spec.handler), spec.params)
 
     def arbiter(self, job: Job) -> bool:
         """Whether a device of ours can compute a row again, and its answer decides."""

@@ -36,6 +36,7 @@ from federated.jobs.items import (
     Spec,
 )
 from federated.jobs.leasing import Leasing
+from federated.jobs.plan import reduces
 from federated.jobs.settling import Settling, row_bytes
 from federated.jobs.state import (
     ATTEMPT_TRANSITIONS,
@@ -49,7 +50,7 @@ from federated.jobs.state import (
     TaskState,
     step,
 )
-from federated.jobs.types import Count, JobId, Sum, TopK
+from federated.jobs.types import JobId
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Coordinator:
     def resume_loaded(self, job: Job) -> None:
         """Go on with a job of an earlier run, built from the journal."""
         self._board.jobs[job.id] = job
+        job.cache_ms = self._board.cache_ms(job.spec)
         if job.phase is JobPhase.REDUCING:
             self._board.orders.reduces.append(job.id)
         else:
@@ -458,5 +460,5 @@ def spec_item(job: Job) -> Spec:
         limits.mem_bytes or 0,
         limits.out_bytes or 0,
         spec.effect == "once",
-        isinstance(spec.reduce, Count | Sum | TopK),
+        reduces(spec),
     )

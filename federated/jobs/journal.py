@@ -7,40 +7,26 @@ one row, so that writing the same orders twice changes nothing. Reading is by pa
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
 from federated.jobs.board import EVENT_GAP
+from federated.jobs.canon import encode_normal
+from federated.jobs.keeping import Kept, keep
+from federated.jobs.loading import load_job, pack_ks, unpack_ks
 from federated.jobs.reputation import StatRow
-from federated.jobs.state import JOB_FINAL, Job, JobPhase, RowCell, RowState, TaskCell, TaskState
+from federated.jobs.state import JOB_FINAL, JobPhase, RowState
 from federated.jobs.types import JobId, JobSpec
-from federated.jobs.verify import LEVEL_OWN, Answer
-from p2p.identity import PeerId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     import apsw
 
-    from federated.jobs.orders import Orders, Params, Statement
+    from federated.jobs.orders import Orders
+    from federated.jobs.state import Job
     from federated.seams import Db
-
-SQL: Final[Mapping[Statement, str]] = {
-    "job_state": (
-        "UPDATE job SET phase=?, reason=?, finished_ms=?, executions=?, executions_max=? WHERE id=?"
-    ),
-    "row_state": (
-        "UPDATE row SET state=?, level=?, reason=?, value=?, agreed=? WHERE job=? AND k=?"
-    ),
-    "task_state": "UPDATE task SET stage=? WHERE job=? AND task=?",
-    "attempt": "INSERT OR REPLACE INTO attempt VALUES (?,?,?,?,?,?,?,?,?)",
-    "answer": "INSERT INTO answer VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
-    "event": "INSERT OR REPLACE INTO event VALUES (?,?,?,?,?)",
-    "peer_stat": "INSERT OR REPLACE INTO peer_stat VALUES (?,?,?,?)",
-    "cache": "INSERT OR REPLACE INTO cache VALUES (?,?,?,?,?,?,?,?)",
-}
 
 _SPEC: Final = msgspec.json.Decoder(JobSpec)
 _FINAL: Final = tuple(sorted(JOB_FINAL))
@@ -138,7 +124,8 @@ class Journal:
         )  # fmt: skip
         rows = [
             (job.id, row.k, row.key, row.hash, row.source, row.pin, int(row.state), row.level,
-             row.reason, None, b"")
+             row.reason, None if row.value is None else encode_normal(row.value),
+             b"".join(row.agreed))
             for row in job.rows
         ]  # fmt: skip
         tasks = [(job.id, task.index, pack_ks(task.ks), job.stage) for task in job.tasks]
@@ -150,18 +137,11 @@ class Journal:
 
         await self._db.write(insert, full=True)
 
-    async def apply(self, batch: Sequence[Orders]) -> None:
+    async def apply(self, batch: Sequence[Orders]) -> Kept:
         """Keep what the machine ordered, in one transaction."""
-        merged: dict[Statement, list[Params]] = {}
-        for orders in batch:
-            for statement, rows in orders.writes.items():
-                merged.setdefault(statement, []).extend(rows)
-
-        def write(connection: apsw.Connection) -> None:
-            for statement, rows in merged.items():
-                connection.executemany(SQL[statement], rows)
-
-        await self._db.write(write, full=any(orders.full for orders in batch))
+        return await self._db.write(
+            lambda connection: keep(connection, batch), full=any(orders.full for orders in batch)
+        )
 
     async def keep_reduced(self, job: JobId, values: Sequence[bytes]) -> None:
         """Keep the reduced rows of a job."""
@@ -335,7 +315,7 @@ class Journal:
                 f" WHERE phase NOT IN {_FINAL_SQL} ORDER BY submitted_ms, id",
                 _FINAL,
             ).fetchall()
-            return [_load(connection, row, now, wall_ms) for row in found]
+            return [load_job(connection, row, now, wall_ms) for row in found]
 
         return await self._db.read(read)
 
@@ -353,90 +333,3 @@ def _finished(row: tuple[object, ...]) -> Finished:
             JobPhase(cast("str", phase)), *rest,
         )
     )  # fmt: skip
-
-
-class _Kept(NamedTuple):
-    """A row of table job, as far as a live one is built of it."""
-
-    id: bytes
-    spec: bytes
-    group: bytes | None
-    agent: str
-    nonce: bytes
-    phase: str
-    reason: str
-    submitted_ms: int
-    deadline_ms: int
-    executions: int
-    executions_max: int | None
-
-
-def _load(connection: apsw.Connection, head: Sequence[object], now: float, wall_ms: int) -> Job:
-    kept = _Kept._make(head)
-    spec = _SPEC.decode(kept.spec)
-    left_s = min(spec.deadline_s, (kept.deadline_ms - wall_ms) / 1000)
-    job = Job(
-        JobId(kept.id), spec, group=kept.group, agent=kept.agent, nonce=kept.nonce,
-        submitted_ms=kept.submitted_ms, deadline=now + left_s,
-    )  # fmt: skip
-    job.phase, job.reason = JobPhase(kept.phase), kept.reason
-    job.executions, job.executions_max = kept.executions, kept.executions_max
-    _load_rows(connection, job)
-    _load_answers(connection, job)
-    _load_tasks(connection, job, now)
-    return job
-
-
-def _load_answers(connection: apsw.Connection, job: Job) -> None:
-    """Votes of rows that are still open: they need not be asked for again."""
-    for k, device, owner, attempt, overlapped, body in connection.execute(
-        "SELECT k, device, owner, attempt, overlapped, body FROM answer WHERE job=?", (job.id,)
-    ):
-        row = job.rows[k]
-        value = msgspec.json.decode(body, type=dict[str, object])
-        if row.state is RowState.PENDING:
-            row.answers.append(Answer(owner, device, attempt, value, overlapped=bool(overlapped)))
-            row.barred.add(owner)
-
-
-def _load_rows(connection: apsw.Connection, job: Job) -> None:
-    for k, key, hashed, source, pin, state, level, reason, value, agreed in connection.execute(
-        "SELECT k, key, hash, source, pin, state, level, reason, value, agreed FROM row"
-        " WHERE job=? ORDER BY k",
-        (job.id,),
-    ):
-        row = RowCell(k, key, hashed, source)
-        row.pin = None if pin is None else PeerId(pin)
-        row.state, row.level, row.reason = RowState(state), level, reason
-        row.value = None if value is None else msgspec.json.decode(value)
-        data = bytes(agreed)
-        row.agreed = tuple(data[i : i + 32] for i in range(0, len(data), 32))
-        if row.state is RowState.OK and row.level < LEVEL_OWN and row.agreed:
-            row.backing = frozenset((frozenset(row.agreed),))
-        job.rows.append(row)
-        job.counts[row.state] += 1
-
-
-def _load_tasks(connection: apsw.Connection, job: Job, now: float) -> None:
-    for number, ks in connection.execute(
-        "SELECT task, ks FROM task WHERE job=? ORDER BY task", (job.id,)
-    ):
-        indices = tuple(unpack_ks(bytes(ks)))
-        size = sum(len(job.rows[k].source) for k in indices)
-        task = TaskCell(int(number), indices, size, now)
-        task.open = sum(1 for k in indices if job.rows[k].state is RowState.PENDING)
-        job.tasks.append(task)
-        if task.open:
-            job.queue.append(task)
-        else:
-            task.state = TaskState.DONE
-
-
-def pack_ks(ks: Sequence[int]) -> bytes:
-    """Row indices as the journal keeps them."""
-    return struct.pack(f">{len(ks)}I", *ks)
-
-
-def unpack_ks(data: bytes) -> Iterator[int]:
-    """The inverse of `pack_ks`."""
-    return (k for (k,) in struct.iter_unpack(">I", data))

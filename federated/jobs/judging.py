@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from federated.jobs.cache import CACHED
 from federated.jobs.canon import encode_normal
 from federated.jobs.columns import equal_cells
+from federated.jobs.orders import Caught
 from federated.jobs.state import (
     TASK_TRANSITIONS,
     JobInput,
@@ -140,6 +142,7 @@ class Judging:
         if verdict.conflicts:
             self._conflict(job, row, verdict.conflicts, wall_ms)
         self.move_row(job, task, row, RowState.OK, "")
+        self._board.keep_cached(job, row, wall_ms)
         alone = verdict.level <= LEVEL_REPUTATION or (
             len(row.answers) == 1 and row.answers[0].device != bytes(self._board.door.id)
         )
@@ -168,6 +171,9 @@ class Judging:
                 self._open_again(job, job.rows[revote.ref[1]], frozenset((revote.owner,)), wall_ms)
         if settled.quarantined:
             self._quarantined(settled.quarantined, wall_ms)
+            self._board.orders.caught.append(
+                Caught(frozenset(settled.quarantined), self.reputation.bans(wall_ms))
+            )
 
     def look_again(self, job: Job, task: TaskCell, wall_ms: int) -> None:
         """Judge rows anew that wait for another vote: who was to give it may be gone."""
@@ -225,6 +231,9 @@ class Judging:
         row.barred |= without
         row.doubted = True
         row.value, row.backing, row.agreed, row.level = None, frozenset(), (), 0
+        job.cached -= row.reason == CACHED
+        row.reason = ""
+        self._board.drop_cached(job, row)
         job.counts[RowState.OK] -= 1
         job.counts[RowState.PENDING] += 1
         row.state = RowState.PENDING
@@ -263,6 +272,7 @@ class Judging:
         row.value, row.level = verdict.row, verdict.level
         row.agreed, row.backing = tuple(sorted(verdict.agreed)), verdict.backing
         self._board.keep_row(job, row)
+        self._board.keep_cached(job, row, wall_ms)
         if verdict.conflicts:
             self._conflict(job, row, verdict.conflicts, wall_ms)
         self._settled(job, row, verdict, wall_ms)

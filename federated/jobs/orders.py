@@ -7,9 +7,11 @@ before the commit would let a worker forget what a crash then takes from us.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from federated.jobs.items import Item
     from federated.jobs.types import JobId
     from p2p.identity import PeerId
@@ -20,6 +22,18 @@ Statement: TypeAlias = Literal[
 """Names of `journal`'s statements; each row of parameters replaces or adds one row."""
 
 Params: TypeAlias = tuple[bytes | str | int | float | None, ...]
+
+
+class Caught(NamedTuple):
+    """Owners that were quarantined.
+
+    Attributes:
+        owners: who.
+        bad: every owner that is quarantined now for a handler.
+    """
+
+    owners: frozenset[bytes]
+    bad: Callable[[str], frozenset[bytes]]
 
 
 class Orders:
@@ -33,9 +47,10 @@ class Orders:
         closes: sessions to end: (peer, code).
         reduces: jobs whose rows are all settled: reduce them.
         ended: jobs that became final.
+        caught: quarantines: what is kept of earlier jobs changes with them.
     """
 
-    __slots__ = ("after", "closes", "ended", "full", "reduces", "sends", "writes")
+    __slots__ = ("after", "caught", "closes", "ended", "full", "reduces", "sends", "writes")
 
     def __init__(self) -> None:
         self.sends: list[tuple[PeerId, Item]] = []
@@ -45,6 +60,7 @@ class Orders:
         self.closes: list[tuple[PeerId, str]] = []
         self.reduces: list[JobId] = []
         self.ended: list[JobId] = []
+        self.caught: list[Caught] = []
 
     def send(self, peer: PeerId, item: Item) -> None:
         """Send now."""
@@ -63,4 +79,5 @@ class Orders:
         """Whether there is nothing to do."""
         return not (
             self.sends or self.writes or self.after or self.closes or self.reduces or self.ended
-        )
+            or self.caught
+        )  # fmt: skip

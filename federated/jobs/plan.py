@@ -23,7 +23,7 @@ from federated.jobs.limits import (
 )
 from federated.jobs.state import Job, RowCell, TaskCell
 from federated.jobs.template import parse_template
-from federated.jobs.types import ByHandler
+from federated.jobs.types import ByHandler, Count, Sum, TopK
 from federated.jobs.verify import parse_policy
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def make_job(
             normal(msgspec.to_builtins(spec.columns)),
         ]
     )  # fmt: skip
+    # Who combines pairs answers otherwise than who does not.
+    shared = b',"pairs"' if reduces(spec) else b""
     parse = None if spec.template is None else parse_template(spec.template, None)
     for i, key in zip(kept, keys, strict=True):
         row = normalised[i]
@@ -133,13 +135,18 @@ def make_job(
         if len(source) > ROW_BYTES_MAX:
             raise PlanError("too_large", f"more than {ROW_BYTES_MAX} bytes", path=f"rows[{i}]")
         k = len(job.rows)
-        suffix = b"" if cacheable else b',"%s",%d' % (nonce.hex().encode(), k)
+        suffix = shared if cacheable else b',"%s",%d' % (nonce.hex().encode(), k)
         cell = RowCell(k, key, hasher.hash(source, suffix), source)
         cell.pin = pin
         job.rows.append(cell)
     job.counts[0] = len(job.rows)
     _make_tasks(job, [normalised[i] for i in kept], auto_rows, now)
     return job
+
+
+def reduces(spec: JobSpec) -> bool:
+    """Whether answers are pairs that the worker combines beforehand."""
+    return isinstance(spec.reduce, Count | Sum | TopK)
 
 
 def _row(row: Row, i: int) -> Row:

@@ -20,7 +20,7 @@ import msgspec
 from federated.jobs.verify import LEVEL_NONE, LEVEL_OWN, LEVEL_REPUTATION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from random import Random
 
     from federated.jobs.verify import Accepted, Answer
@@ -157,6 +157,15 @@ class Reputation:
             for (owner, name), standing in self._standings.items()
             if name in {handler, EVERY_HANDLER} and standing.until_ms > wall_ms
         )
+
+    def bans(self, wall_ms: int) -> Callable[[str], frozenset[bytes]]:
+        """`quarantined_owners` by handler, as of now: nothing that happens later changes it."""
+        by_handler: dict[str, set[bytes]] = {}
+        for (owner, name), standing in self._standings.items():
+            if standing.until_ms > wall_ms:
+                by_handler.setdefault(name, set()).add(owner)
+        everywhere = by_handler.get(EVERY_HANDLER, set())
+        return lambda handler: frozenset(by_handler.get(handler, set()) | everywhere)
 
     # ---- what happened
 

@@ -20,8 +20,10 @@ import msgspec
 import trio
 
 from federated.errors import JobError, PlanError
-from federated.jobs.canon import canonical
+from federated.jobs.cache import ResultCache, needed, served
+from federated.jobs.canon import canonical, hash_parts
 from federated.jobs.coordinator import TICK_S, Coordinator
+from federated.jobs.earlier import take_cached
 from federated.jobs.handlers.names import full_id
 from federated.jobs.journal import Journal
 from federated.jobs.plan import check_spec, make_job, spec_hash
@@ -72,6 +74,7 @@ class Jobs:
         self._offload = offload
         self.handlers = handlers
         self.journal = Journal(db)
+        self.cache = ResultCache(db)
         self.worker = Worker(
             mesh, handlers, env, offload, slots=slots,
             parse_template=lambda text: parse_template(text, None).render,
@@ -115,6 +118,7 @@ class Jobs:
             core.board.own_handlers = {
                 info.id: info for info in self.handlers.offered_to("own", None)
             }
+            core.board.on_computed = self.cache.payoff.computed
             core.board.reputation.load(await self.journal.stats())
             for job in await self.journal.live(self._env.now(), wall_ms):
                 self._ended[job.id] = trio.Event()
@@ -158,7 +162,7 @@ class Jobs:
             self._sessions.send(peer, item)
         for peer, _code in orders.closes:
             self._sessions.close(peer)
-        if orders.writes or orders.after or orders.ended or orders.reduces:
+        if orders.writes or orders.after or orders.ended or orders.reduces or orders.caught:
             self._orders.append(orders)
             self._work.set()
 
@@ -169,7 +173,9 @@ class Jobs:
             if not self._orders:
                 await self._work.wait()
             batch, self._orders = self._orders, []
-            await self.journal.apply(batch)
+            kept = await self.journal.apply(batch)
+            if kept.cached:
+                await self.cache.grew(kept.cached, self._env.wall_ms())
             for orders in batch:
                 self._kept(orders)
 
@@ -277,12 +283,16 @@ class Jobs:
         ident = JobId(self._env.rng.randbytes(16))
         nonce = self._env.rng.randbytes(16)
         now, wall_ms = self._env.now(), self._env.wall_ms()
+        keep_ms = self._keep_ms(spec)
         job = await self._offload.run(
             lambda: make_job(
                 spec, rows, ident=ident, nonce=nonce, group=group, agent=agent, now=now,
-                wall_ms=wall_ms, code_hash=None, cacheable=False, find_peer=find_peer,
+                wall_ms=wall_ms, code_hash=self._code_hash(spec), cacheable=keep_ms > 0,
+                find_peer=find_peer,
             )
         )  # fmt: skip
+        job.cache_ms = keep_ms
+        await self._from_cache(job)
         deadline_ms = wall_ms + int(spec.deadline_s * 1000)
         await self.journal.add(
             job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=None
@@ -296,6 +306,37 @@ class Jobs:
         self.core.submit(job, now=self._env.now(), wall_ms=self._env.wall_ms())
         self._carry_out()
         self._sessions.look()
+
+    def _keep_ms(self, spec: JobSpec) -> int:
+        """How long answers are kept for later jobs; 0 too while that does not pay."""
+        if not self.cache.payoff.on(spec.handler, self._env.wall_ms()):
+            return 0
+        return self.core.board.cache_ms(spec)
+
+    def _code_hash(self, spec: JobSpec) -> str | None:
+        """What computes a row beyond its handler's name: for a model, which one stands behind."""
+        info = self.core.board.own_handlers.get(spec.handler)
+        if info is None or info.kind != "llm":
+            return None
+        return hash_parts(info.id, info.summary).hex()
+
+    async def _from_cache(self, job: Job) -> None:
+        """Settle the rows that an earlier job has answered well enough."""
+        spec = job.spec
+        if not job.cache_ms or spec.cache != "use" or not job.rows:
+            return
+        board, wall_ms = self.core.board, self._env.wall_ms()
+        need = needed(spec, job.group, kind=board.nature(job)[0])
+        bad = board.reputation.quarantined_owners(spec.handler, wall_ms)
+        hashes = [row.hash for row in job.rows]
+        begun = self._env.now()
+        found = await self.cache.look(
+            hashes, wall_ms, lambda entry: served(entry, need, bad=bad)
+        )  # fmt: skip
+        await self._offload.run(lambda: take_cached(job, found))
+        took_s = self._env.now() - begun
+        self.cache.payoff.looked(spec.handler, len(hashes), job.cached, took_s, wall_ms)
+        board.count("rows_cached", job.cached)
 
     def _check_reach(self, spec: JobSpec, group: GroupId | None) -> None:
         """Refuse a job that nobody here or there could do.

@@ -106,6 +106,9 @@ class Settling:
             return
         attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.RESULT_OK)
         if was_live:
+            # Tasks at a peer run side by side or wait for each other: each took its part.
+            took_s = (now - attempt.offered) / max(1, len(peer.outstanding))
+            self._board.on_computed(job.spec.handler, len(attempt.ks), took_s)
             self._leasing.release(job, attempt)
         else:
             attempt.overlapped = True

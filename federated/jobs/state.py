@@ -354,6 +354,8 @@ class Job:
         extra: hedges.
         audits: rows that are being computed again.
         stage: 0 for a caller's job; of one that combines answers, its level.
+        cache_ms: how long its answers are kept for later jobs; 0: not at all.
+        cached: rows that an earlier job answered.
         judge, policies: made when first needed.
     """
 
@@ -389,6 +391,8 @@ class Job:
         self.policies: dict[str, Policy] = {}
         self.audits = 0
         self.stage = 0
+        self.cache_ms = 0
+        self.cached = 0
         self._tasks_of: list[int] = []
 
     def move(self, happened: JobInput) -> None:

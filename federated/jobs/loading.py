@@ -1,0 +1,109 @@
+"""Live jobs, built anew from the journal. Source: docs/specs/jobs.md s.8."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from federated.jobs.cache import CACHED
+from federated.jobs.state import Job, JobPhase, RowCell, RowState, TaskCell, TaskState
+from federated.jobs.types import JobId, JobSpec
+from federated.jobs.verify import LEVEL_OWN, Answer
+from p2p.identity import PeerId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import apsw
+
+_SPEC: Final = msgspec.json.Decoder(JobSpec)
+
+
+class _Kept(NamedTuple):
+    """A row of table job, as far as a live one is built of it."""
+
+    id: bytes
+    spec: bytes
+    group: bytes | None
+    agent: str
+    nonce: bytes
+    phase: str
+    reason: str
+    submitted_ms: int
+    deadline_ms: int
+    executions: int
+    executions_max: int | None
+
+
+def load_job(connection: apsw.Connection, head: Sequence[object], now: float, wall_ms: int) -> Job:
+    kept = _Kept._make(head)
+    spec = _SPEC.decode(kept.spec)
+    left_s = min(spec.deadline_s, (kept.deadline_ms - wall_ms) / 1000)
+    job = Job(
+        JobId(kept.id), spec, group=kept.group, agent=kept.agent, nonce=kept.nonce,
+        submitted_ms=kept.submitted_ms, deadline=now + left_s,
+    )  # fmt: skip
+    job.phase, job.reason = JobPhase(kept.phase), kept.reason
+    job.executions, job.executions_max = kept.executions, kept.executions_max
+    _load_rows(connection, job)
+    _load_answers(connection, job)
+    _load_tasks(connection, job, now)
+    return job
+
+
+def _load_answers(connection: apsw.Connection, job: Job) -> None:
+    """Votes of rows that are still open: they need not be asked for again."""
+    for k, device, owner, attempt, overlapped, body in connection.execute(
+        "SELECT k, device, owner, attempt, overlapped, body FROM answer WHERE job=?", (job.id,)
+    ):
+        row = job.rows[k]
+        value = msgspec.json.decode(body, type=dict[str, object])
+        if row.state is RowState.PENDING:
+            row.answers.append(Answer(owner, device, attempt, value, overlapped=bool(overlapped)))
+            row.barred.add(owner)
+
+
+def _load_rows(connection: apsw.Connection, job: Job) -> None:
+    for k, key, hashed, source, pin, state, level, reason, value, agreed in connection.execute(
+        "SELECT k, key, hash, source, pin, state, level, reason, value, agreed FROM row"
+        " WHERE job=? ORDER BY k",
+        (job.id,),
+    ):
+        row = RowCell(k, key, hashed, source)
+        row.pin = None if pin is None else PeerId(pin)
+        row.state, row.level, row.reason = RowState(state), level, reason
+        row.value = None if value is None else msgspec.json.decode(value)
+        data = bytes(agreed)
+        row.agreed = tuple(data[i : i + 32] for i in range(0, len(data), 32))
+        if row.state is RowState.OK and row.level < LEVEL_OWN and row.agreed:
+            row.backing = frozenset((frozenset(row.agreed),))
+        job.rows.append(row)
+        job.counts[row.state] += 1
+        job.cached += row.reason == CACHED
+
+
+def _load_tasks(connection: apsw.Connection, job: Job, now: float) -> None:
+    for number, ks in connection.execute(
+        "SELECT task, ks FROM task WHERE job=? ORDER BY task", (job.id,)
+    ):
+        indices = tuple(unpack_ks(bytes(ks)))
+        size = sum(len(job.rows[k].source) for k in indices)
+        task = TaskCell(int(number), indices, size, now)
+        task.open = sum(1 for k in indices if job.rows[k].state is RowState.PENDING)
+        job.tasks.append(task)
+        if task.open:
+            job.queue.append(task)
+        else:
+            task.state = TaskState.DONE
+
+
+def pack_ks(ks: Sequence[int]) -> bytes:
+    """Row indices as the journal keeps them."""
+    return struct.pack(f">{len(ks)}I", *ks)
+
+
+def unpack_ks(data: bytes) -> Iterator[int]:
+    """The inverse of `pack_ks`."""
+    return (k for (k,) in struct.iter_unpack(">I", data))
