@@ -105,7 +105,7 @@ def _one_job(client: BlockingClient, count: int) -> float:
         RuntimeError: it did not end well.
     """
     rows: Json = [{"n": n} for n in range(count)]
-    spec: Json = {"handler": "echo@1", "rows": rows, "batch": {"kind": "per_row"}}
+    spec: Json = {"handler": "echo@1", "rows": rows, "batch": {"kind": "per_row"}, "cache": "off"}
     began = time.perf_counter()
     answer = client.call("job.submit", {"spec": spec})
     assert isinstance(answer, dict)

@@ -234,6 +234,14 @@ def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
     return 0 if state == "done" else 1
 
 
+def cached_of(data: dict[str, Json]) -> str:
+    """`12 of 40 rows from the cache`, of what an event or a status says; empty if none are."""
+    if not data.get("cached"):
+        return ""
+    rows = sum(int(out.number(data.get(key))) for key in ("pending", "ok", "missing", "disputed"))
+    return f"{int(out.number(data.get('cached')))} of {rows} rows from the cache"
+
+
 def _event_line(event: dict[str, Json]) -> str:
     data = out.mapping(event.get("data"))
     name = event.get("name")
@@ -251,7 +259,7 @@ def _event_line(event: dict[str, Json]) -> str:
             for key in ("ok", "missing", "disputed")
             if data.get(key)
         )
-        rest = "; ".join(filter(None, [reason, counts]))
+        rest = "; ".join(filter(None, [reason, counts, cached_of(data)]))
         return out.text(data.get("state")) + (f": {rest}" if rest else "")
     words = " ".join(f"{key}={out.one_line(str(value), 40)}" for key, value in data.items())
     return f"{out.text(name)} {words}"
@@ -390,6 +398,8 @@ def _show(args: argparse.Namespace, verb: str, answer: dict[str, Json]) -> int:
     reason = out.text(answer.get("reason"))
     out.say(f"{out.text(answer.get('state'))}{f': {reason}' if reason else ''}")
     out.say(", ".join(f"{int(out.number(n))} {name}" for name, n in states.items() if n) + " rows")
+    if answer.get("cached"):
+        out.say(cached_of({**states, "cached": answer.get("cached")}))
     for name, count in out.mapping(answer.get("peers")).items():
         out.say(f"  {out.clean(name)}: {int(out.number(count))} rows")
     return 0

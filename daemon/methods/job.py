@@ -105,7 +105,7 @@ class JobRow(msgspec.Struct, kw_only=True):
         k: its index.
         state: pending, ok, missing or disputed.
         level: 0 unchecked, 1 by reputation, 2 agreed by owners, 3 computed by an own device.
-        reason: why it has no answer.
+        reason: why it has no answer; with one, `cached` if an earlier job gave it.
         row: the answer.
         source: the input row.
     """

@@ -9,6 +9,7 @@ import msgspec
 from daemon.errors import RpcError
 from daemon.methods.group import find_group
 from daemon.methods.peers import device_names, shown_name
+from federated.jobs.cache import CACHED
 from federated.jobs.state import RowState
 from federated.jobs.types import JobId
 
@@ -41,6 +42,7 @@ class JobState(msgspec.Struct, kw_only=True):
         reason: why it waits or failed.
         rows: how many.
         by_state: rows pending, ok, missing and disputed.
+        cached: rows whose answer an earlier job gave.
         executions: attempts so far.
         at_peers: tasks that are at peers now.
         peers: answered rows by machine.
@@ -57,6 +59,7 @@ class JobState(msgspec.Struct, kw_only=True):
     reason: str
     rows: int
     by_state: dict[str, int]
+    cached: int
     executions: int
     at_peers: int
     peers: dict[str, int]
@@ -112,6 +115,7 @@ async def job_state(services: Services, found: Finished) -> JobState:
         counts = {state.name.lower(): live.counts[state] for state in RowState}
     else:
         counts = await services.jobs.journal.counts(found.id)
+    marks = await services.jobs.journal.marks(found.id)
     names = await device_names(services)
     return JobState(
         id=found.id.hex(),
@@ -123,6 +127,7 @@ async def job_state(services: Services, found: Finished) -> JobState:
         reason=(live or found).reason,
         rows=found.rows,
         by_state=counts,
+        cached=marks.get(CACHED, 0),
         executions=(live or found).executions,
         at_peers=0 if live is None else len(live.live),
         peers=_by_machine(services, names, live),

@@ -238,6 +238,19 @@ class Journal:
 
         return await self._db.read(read)
 
+    async def marks(self, job: JobId) -> dict[str, int]:
+        """Answered rows of a job by what is to be said of them: `cached`."""
+
+        def read(connection: apsw.Connection) -> dict[str, int]:
+            found = connection.execute(
+                "SELECT reason, count(*) FROM row WHERE job=? AND state=? AND reason<>''"
+                " GROUP BY reason",
+                (job, int(RowState.OK)),
+            )
+            return {str(reason): int(count) for reason, count in found}
+
+        return await self._db.read(read)
+
     async def events(self, job: JobId, since: int, limit: int) -> list[EventRead]:
         """Events of a job after number `since`, in order."""
 

@@ -38,6 +38,14 @@ class _Kept(NamedTuple):
 
 
 def load_job(connection: apsw.Connection, head: Sequence[object], now: float, wall_ms: int) -> Job:
+    """A job of a row of table `job`, with its rows, votes and tasks.
+
+    Args:
+        connection: in a transaction.
+        head: columns in the order of `_Kept`.
+        now: monotonic seconds.
+        wall_ms: Unix milliseconds.
+    """
     kept = _Kept._make(head)
     spec = _SPEC.decode(kept.spec)
     left_s = min(spec.deadline_s, (kept.deadline_ms - wall_ms) / 1000)
