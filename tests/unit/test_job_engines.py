@@ -52,7 +52,7 @@ def test_local_and_peers_give_the_same_bytes(tmp_path: Path, reduce: Reduce) -> 
         for engine in ("local", "peers"):
             spec = JobSpec(
                 handler=MEASURE, rows=list(NUMBERS), reduce=reduce, engine=engine, batch=PerRow(),
-                max_retries=1,
+                max_retries=1, cache="off",
             )  # fmt: skip
             ident = await boss.jobs.submit(spec, agent="", group=None)
             await boss.jobs.finished(ident)
