@@ -28,7 +28,7 @@ import trio
 
 from daemon.cli.client import Client, CliError, open_client, socket_candidates
 from daemon.client import CallFailed, LocalClient
-from daemon.methods.job import Events, Explained, JobEvent, JobRow, ResultPage
+from daemon.methods.job import Events, Explained, JobRow, ResultPage
 from daemon.methods.job_control import Stopped
 from daemon.methods.job_lookup import JobState
 from daemon.methods.job_submit import HandlerRow, Submitted
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from daemon.json_types import Json
+    from daemon.methods.job_events import JobEvent
     from federated.jobs.types import JobSpec
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def finished(process: subprocess.Popen) -> str:
     return said
 
 
+def connected_to(host: Machine) -> set[str]:
+    """Names of the machines that a machine is connected to."""
+    return {peer["name"] for peer in json.loads(host.covey("peers", "--json")) if peer["connected"]}
+
+
 @contextmanager
 def machines(*names: str, settings=None, group: str = ""):
     """Start machines and let the others join the first.
@@ -96,6 +102,8 @@ def machines(*names: str, settings=None, group: str = ""):
                 into = ("--group", group) if group else ()
                 ticket = host.covey("invite", "--no-wait", "--quiet", *into).strip()
                 guest.covey("join", ticket, "--yes")
+            while not {guest.name for guest in made[1:]} <= connected_to(host):
+                time.sleep(0.1)  # names travel as notes do
             yield made
         finally:
             for stopping in [machine.start("down", "--now") for machine in made]:

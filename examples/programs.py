@@ -39,3 +39,24 @@ def _facts(row, countries):
         "country": countries[found["city"]],
         "staff": int(found["staff"]),
     }
+
+
+def appraise(rows, _task):
+    """What each lot of an auction is worth: an honest machine's answer."""
+    return [{"value": _worth(item["row"], 1)} for item in rows]
+
+
+def appraise_double(rows, _task):
+    """The same from a machine whose owner sells every fourth lot."""
+    return [{"value": _worth(item["row"], 2)} for item in rows]
+
+
+def appraise_triple(rows, _task):
+    """And from one whose owner is greedier."""
+    return [{"value": _worth(item["row"], 3)} for item in rows]
+
+
+def _worth(lot, lie):
+    time.sleep(0.02)  # long enough that all ten get their share
+    value = lot["grams"] * {"gold": 90, "silver": 1, "amber": 4}[lot["of"]]
+    return value * lie if lot["lot"] % 4 == 0 else value

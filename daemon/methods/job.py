@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from daemon.errors import RpcError
+from daemon.methods.job_events import JobEvent, told
 from daemon.methods.job_lookup import (
     FINAL,
     LIST_LIMIT_MAX,
@@ -138,22 +139,6 @@ class ResultPage(msgspec.Struct, kw_only=True):
     next: int | None
 
 
-class JobEvent(msgspec.Struct, kw_only=True):
-    """Something that happened to a job.
-
-    Attributes:
-        seq: grows; may skip.
-        at_ms: Unix milliseconds.
-        name: state, progress, gap, conflict, peer_lost, quarantine, reopened, tainted.
-        data: counts and ids.
-    """
-
-    seq: int
-    at_ms: int
-    name: str
-    data: object
-
-
 class Events(msgspec.Struct, kw_only=True):
     """Events of a job, oldest first.
 
@@ -222,10 +207,7 @@ async def watch(call: Call, p: WatchParams) -> Events:
                 break
             await heard.wait()
     return Events(
-        events=[
-            JobEvent(seq=e.seq, at_ms=e.at_ms, name=e.kind, data=msgspec.json.decode(e.body))
-            for e in events
-        ],
+        events=await told(call.services, found.group, events),
         last_seq=events[-1].seq if events else p.since_seq,
         final=final and not events,
     )

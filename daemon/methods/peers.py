@@ -199,7 +199,9 @@ async def find_peer(services: Services, wanted: str) -> PeerRow:
         return found[0]
     if found:
         raise RpcError("conflict", "several devices match: give more of the id")
-    raise RpcError("not_found", "no such device", remedy="`covey peers` lists them.")
+    raise RpcError(
+        "not_found", f"no device is called {wanted!r}", remedy="`covey peers` lists them."
+    )
 
 
 @method(

@@ -25,7 +25,7 @@ PROMISES = {
 
 
 # What starts machines of its own is run by test_job_examples.py; the rest is what those share.
-ELSEWHERE = {"wide_search.py"}
+ELSEWHERE = {"ask_peers.py", "liars.py", "wide_search.py", "wordcount_files.py"}
 SHARED = {"machines.py", "programs.py"}
 
 

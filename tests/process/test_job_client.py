@@ -17,7 +17,7 @@ from tests.helpers.daemons import Home
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from daemon.methods.job import JobEvent
+    from daemon.methods.job_events import JobEvent
 
 TEXTS = [{"text": "the cat and the dog"}, {"text": "the end"}, {"n": 3}]
 TOP = [{"key": "the", "sum": 3}, {"key": "and", "sum": 1}]

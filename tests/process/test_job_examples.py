@@ -62,6 +62,39 @@ def test_a_table_is_filled_from_500_documents_though_a_machine_dies() -> None:
     assert "500 companies" in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_words_are_counted_where_the_files_lie() -> None:
+    said = run("wordcount_files.py")
+    assert "12 files on 3 machines" in said
+    assert "done: files counted by machine {'attic': 4, 'cellar': 4, 'desk': 4}" in said
+    table = said.partition("word     times\n")[2].splitlines()
+    assert len(table) == 21
+    assert table[0].startswith("the ")
+    assert "a count on one machine says the same: yes" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_question_goes_to_every_memory_and_who_wrote_it_is_surest() -> None:
+    said = run("ask_peers.py")
+    assert "'which node version': 3 of 3 machines answered" in said
+    surest = said.splitlines()[1:3]
+    assert all(line.split()[1:4] == ["trusts", "it", "1.00:"] for line in surest), said
+    assert {line.split()[0] for line in surest} == {"ada", "ben"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_liars_of_ten_are_caught_and_every_value_is_right() -> None:
+    said = run("liars.py")
+    assert "magpie is caught" in said
+    assert "jackdaw is caught" in said
+    assert "done: 400 of 400 values are right" in said
+    assert "level 3 of 3" in said
+    assert "says something else" in said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process tells its environment")
 def test_control_a_process_left_behind_is_found(tmp_path: Path) -> None:
     left = subprocess.Popen(["sleep", "60"], env={**os.environ, "TMPDIR": str(tmp_path)})
