@@ -37,7 +37,7 @@ def socket_of(home: Home) -> str:
 
 
 def words(**more: object) -> JobSpec:
-    return JobSpec(handler="wordcount@1", rows=TEXTS, engine="local", **more)  # type: ignore[arg-type]
+    return JobSpec(handler="wordcount@1", rows=TEXTS, engine="local", cache="off", **more)  # type: ignore[arg-type]
 
 
 def waiting_job() -> JobSpec:
@@ -48,6 +48,7 @@ def waiting_job() -> JobSpec:
         engine="local",
         batch=PerRow(),
         limits=Limits(executions=1),
+        cache="off",
     )
 
 
