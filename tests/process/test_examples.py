@@ -25,7 +25,14 @@ PROMISES = {
 
 
 # What starts machines of its own is run by test_job_examples.py; the rest is what those share.
-ELSEWHERE = {"ask_peers.py", "liars.py", "wide_search.py", "wordcount_files.py"}
+ELSEWHERE = {
+    "ask_peers.py",
+    "expr_map.py",
+    "liars.py",
+    "sentiment_llm.py",
+    "wide_search.py",
+    "wordcount_files.py",
+}
 SHARED = {"machines.py", "programs.py"}
 
 

@@ -95,6 +95,46 @@ def test_two_liars_of_ten_are_caught_and_every_value_is_right() -> None:
     assert "says something else" in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_moods_are_those_that_two_models_agree_on() -> None:
+    said = run("sentiment_llm.py")
+    moods = [line.split()[:4] for line in said.splitlines() if line.startswith("  ")]
+    assert moods == [
+        ["Berg", "good", "level", "2"],
+        ["Dahl", "bad", "level", "2"],
+        ["Ek", "neutral", "level", "2"],
+        ["Falk", "bad", "level", "2"],
+        ["Gran", "good", "level", "2"],
+        ["Holm", "bad", "level", "2"],
+    ]
+    assert "done: 6 of 6 letters judged" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_function_that_comes_with_the_job_computes_rows_and_reads_no_file() -> None:
+    said = run("expr_map.py")
+    assert "done: 40 years" in said
+    assert "2000 is a leap year and begins on a Saturday" in said
+    assert said.count("is a leap year") == 10
+    assert "a function that opens a file: failed, exception, None" in said
+
+
+def test_without_the_extra_it_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pydantic_monty'] = None\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "expr_map.py")],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install 'covey[expr]'" in done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process tells its environment")
 def test_control_a_process_left_behind_is_found(tmp_path: Path) -> None:
     left = subprocess.Popen(["sleep", "60"], env={**os.environ, "TMPDIR": str(tmp_path)})
