@@ -30,6 +30,7 @@ from p2p.replication.groups import (
     control_payload,
     held_beside,
 )
+from p2p.replication.hlc import too_far_ahead
 from p2p.replication.invites import find_invite, invite_identity, make_admit, make_join, refuse_join
 from p2p.replication.keys import exchange_public, generate_exchange
 from p2p.replication.messages import (
@@ -226,6 +227,13 @@ async def _fold_offered(
             record = verify_record(wire, core.verify)
             if record.group != group or not is_authority(record.kind):
                 raise ProtocolError("a record that is no authority operation of the group")
+            if too_far_ahead(record.hlc, core.env.wall_ms()):
+                # Taken in, it would carry our own clock along with it.
+                raise GroupError(
+                    "bad_ticket",
+                    "the group's records are dated after this machine's clock: set the clock, or"
+                    " ask another member for a ticket",
+                )
             payload = control_payload(record.head, wire.envelope)
             if authority.add(record.id, record.head, payload):
                 records.append(record)

@@ -124,6 +124,7 @@ class Keeper:
         for row in await self._store.control(group.id):
             self.shares.note(group, record_of(row))
         await self.shares.open(group)
+        await self.shares.open_waiting(group)
         forks = [
             record
             for record in map(record_of, await self._store.control(group.id))

@@ -106,6 +106,15 @@ class Shares:
         for epoch in opened:
             await self._open_bodies(group, epoch_id(epoch))
 
+    async def open_waiting(self, group: Group) -> None:
+        """Open what still waits for keys that are here.
+
+        A key and the bodies under it are two transactions: what ended between them, a crash or a
+        full disk, left the bodies sealed, and no later key would be theirs.
+        """
+        for epoch in sorted(group.epochs):
+            await self._open_bodies(group, epoch_id(epoch))
+
     def _try(self, group: Group) -> list[bytes]:
         """Open sealed secrets for us as far as their epochs are here; ids of those open now."""
         if not group.founded:

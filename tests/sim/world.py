@@ -210,9 +210,18 @@ class World:
     # --- who is who ---------------------------------------------------------------------------
 
     def core(self) -> list[SimPeer]:
-        """Honest members, as the founder sees it."""
+        """Honest members, as the founder sees it.
+
+        A disk from before the join knows no group that anybody could tell it of: who is put back
+        to it needs a new ticket, and takes no part until then.
+        """
         role = self.founder.group_of(self.group).role
-        return [peer for peer in self.honest if role(peer.id) is not None]
+        return [
+            peer
+            for peer in self.honest
+            if role(peer.id) is not None
+            and (peer.knows(self.group) or peer.id not in self.book.restored)
+        ]
 
     def running_honest(self) -> list[SimPeer]:
         """Honest nodes that run and know the group."""
