@@ -264,6 +264,7 @@ class Keeper:
             )
         own = [(log, seq) for log, seq in forks if log[1] == self._me]
         if own:
+            group.unpublished_erasures = True
             await self.renew(group)
             self._emit("own_log.restored", {"group": group.id, "why": "fork"})
         for log, seq in own:
@@ -384,6 +385,8 @@ class Keeper:
         unsettled = any(record.kind in _UNSETTLING for record in records)
         group.void_ops = now
         if lost or unsettled or (before - now) or (now - before - fresh):
+            # An erase record of ours may be cut off with what else we wrote: then it is said again.
+            group.unpublished_erasures = True
             await self.rescan(group)
         else:
             void = [record.id for record in records if record.id in now]

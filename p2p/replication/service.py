@@ -459,9 +459,12 @@ class Replication:
     async def _enter(self, inviter: PeerId, ticket: Ticket) -> Group:
         try:
             with trio.fail_after(self._core.config.join_s):
-                stream = await self._node.fabric.open(inviter, door.PROTOCOL)
-                async with stream:
-                    return await door.enter_group(self._core, FramedTalk(stream), ticket)
+                try:
+                    return await self._ask_in(inviter, ticket)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    # The connection may be one that ended with the inviter's last start, unnoticed
+                    # here until now. Asking again repeats nothing: our join is on disk.
+                    return await self._ask_in(inviter, ticket)
         except trio.TooSlowError:
             raise Unreachable(
                 "the inviting device did not finish in time: see that it runs, and try again"
@@ -470,6 +473,11 @@ class Replication:
             raise Unreachable(
                 "the inviting device ended the exchange: ask there, then try again"
             ) from None
+
+    async def _ask_in(self, inviter: PeerId, ticket: Ticket) -> Group:
+        stream = await self._node.fabric.open(inviter, door.PROTOCOL)
+        async with stream:
+            return await door.enter_group(self._core, FramedTalk(stream), ticket)
 
     def pending(self) -> list[PendingView]:
         """Devices that wait to be let in, oldest first."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -151,31 +152,48 @@ class Model:
 
     def talk(self) -> None:
         """Let facts travel between members that can talk, and to those removed of their removal."""
-        for node in range(self.nodes):
-            if not self.up[node]:
-                continue
-            for _ in range(self.nodes):
-                for other in self.reach(node):
-                    if self.is_member(other, node) and self.is_member(node, other):
-                        self.facts[node] |= self.facts[other]
-                        self.facts[other] = set(self.facts[node])
+        before: list[set[Fact]] = []
+        while before != self.facts:
+            before = [set(facts) for facts in self.facts]
+            for node in range(self.nodes):
+                for other in self.partners(node):
+                    self.facts[node] |= self.facts[other]
+                    self.facts[other] = set(self.facts[node])
         for node in range(self.nodes):
             for other in self.reach(node):
                 self.facts[node] |= {
                     f for f in self.facts[other] if isinstance(f, Removed) and f.member == node
                 }
 
-    def agreeing(self) -> list[list[int]]:
-        """The groups of members that must hold the same."""
-        sides = (
-            [n for n in range(self.nodes) if self.up[n] and self.side[n] == side and self._in(n)]
-            for side in (0, 1)
-        )
-        return [nodes for nodes in sides if nodes]
+    def partners(self, node: int) -> list[int]:
+        """Who exchanges records with a node: each is a member by what the other knows."""
+        return [
+            other
+            for other in self.reach(node)
+            if other != node and self.is_member(other, node) and self.is_member(node, other)
+        ]
 
-    def _in(self, node: int) -> bool:
-        """Whether a node is a member by its own knowledge and by everybody's it can reach."""
-        return all(self.is_member(node, other) for other in self.reach(node))
+    def agreeing(self) -> list[list[int]]:
+        """The groups of members that must hold the same: those whom records reach from each other.
+
+        Who is a member by its own knowledge only, or was taken out and does not say so to others
+        that do not know it either, is in no group, and keeps nobody else out of one.
+        """
+        groups: list[list[int]] = []
+        for node in range(self.nodes):
+            if not (self.up[node] and self.is_member(node, node)):
+                continue
+            if any(node in group for group in groups):
+                continue
+            group = [node]
+            for member in group:
+                group += [
+                    other
+                    for other in self.partners(member)
+                    if other not in group and self.is_member(other, other)
+                ]
+            groups.append(sorted(group))
+        return groups
 
     # What happens.
 
@@ -487,3 +505,9 @@ def run_machine(examples: int, steps: int) -> None:
 
 def test_nodes_do_as_the_model_says() -> None:
     run_machine(10, 14)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nodes_do_as_the_model_says_in_longer_stories() -> None:
+    run_machine(60, 25)

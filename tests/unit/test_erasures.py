@@ -237,6 +237,37 @@ def test_an_old_image_takes_no_body_back_from_a_member_that_kept_it() -> None:
     play(scene)
 
 
+def test_an_erasure_that_a_demotion_cut_off_is_said_again() -> None:
+    """The admin had not heard of the erasure: its limit voids the record, not the wish."""
+
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await pair_up(alice, bob)
+            invite = await alice.replication.create_invite(group)
+            await carol.replication.join(invite.ticket)
+            gone = await bob.write(group, "gone")
+            await wait_until(lambda: carol.texts(group) == ["gone"] == alice.texts(group))
+            bob.node.pause()
+            await wait_until(lambda: bob.id not in alice.node.fabric.peers())
+            await bob.store.settle(group, erase=[(gone, HERE, 0)])
+            await bob.replication.publish_erasures(group)
+            await alice.replication.membership.set_role(group, bob.id, Role.READ)
+            await wait_until(lambda: alice.roots(group) == carol.roots(group))
+            bob.node.resume()
+            await wait_until(lambda: alice.roots(group) == bob.roots(group) == carol.roots(group))
+            await wait_until(lambda: carol.texts(group) == [] == alice.texts(group))
+            assert body_gone(alice, gone)
+            assert body_gone(carol, gone)
+
+    play(scene)
+
+
+def body_gone(peer: Peer, ident: bytes) -> bool:
+    """Whether nothing of a body is on a disk."""
+    row = peer.disk.rows[ident]
+    return row.envelope is None and row.plain is None
+
+
 def test_more_than_one_record_of_ids_when_there_are_many() -> None:
     async def scene() -> None:
         async with nodes("alice", "bob") as (alice, bob):

@@ -392,6 +392,39 @@ def test_an_inviter_that_is_away_is_unreachable_and_a_second_try_works() -> None
     play(scene)
 
 
+def test_a_join_over_a_connection_that_ended_unnoticed_asks_once_more() -> None:
+    async def scene() -> None:
+        mesh = Mesh(5)
+        alice, bob = mesh.peer("alice"), mesh.peer("bob")
+        async with bob.running():
+            async with alice.running():
+                await pair_up(alice, bob)
+            async with alice.running():
+                # The end of the first connection is still on its way to Bob.
+                other = (await alice.replication.create_group("other")).group
+                ticket = (await alice.replication.create_invite(other)).ticket
+                assert alice.id in bob.node.fabric.peers()
+                assert (await bob.replication.join(ticket)).state == "member"
+
+    play(scene)
+
+
+def test_a_wrong_clock_of_the_inviter_does_not_become_the_newcomers() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            alice.env.offset_ms = 3_600_000
+            group = (await alice.replication.create_group("team")).group
+            ticket = (await alice.replication.create_invite(group)).ticket
+            with pytest.raises(GroupError, match="dated after this machine's clock"):
+                await bob.replication.join(ticket)
+            assert bob.sealer.hlc >> 16 <= bob.env.wall_ms()
+            assert not bob.disk.rows
+            bob.env.offset_ms = 3_600_000
+            assert (await bob.replication.join(ticket)).state == "member"
+
+    play(scene)
+
+
 def test_a_join_cut_at_any_moment_is_repaired_by_asking_again() -> None:
     async def scene() -> None:
         for delay_ms in (1, 21, 41, 61, 81, 101):
@@ -749,6 +782,23 @@ def test_bodies_that_come_before_their_key_are_opened_when_it_comes() -> None:
             await wait_until(lambda: bob.texts(group) == ["sealed"])
             await bob.write(group, "now I can")
             await wait_until(lambda: len(alice.texts(group)) == 2)
+
+    play(scene)
+
+
+def test_a_body_whose_key_came_before_a_crash_is_opened_at_the_next_start() -> None:
+    async def scene() -> None:
+        mesh = Mesh(5)
+        alice, bob = mesh.peer("alice"), mesh.peer("bob")
+        async with alice.running(), bob.running():
+            group = await pair_up(alice, bob)
+            ident = await alice.write(group, "waited for its key")
+            await wait_until(lambda: bob.texts(group) == ["waited for its key"])
+        # A disk on which the key's transaction is the last one.
+        row = bob.disk.rows[ident]
+        row.state, row.plain = "sealed", None
+        async with bob.running():
+            assert bob.texts(group) == ["waited for its key"]
 
     play(scene)
 
