@@ -84,6 +84,7 @@ async def found_group(
     group.epochs[second.id] = secret
     group.note_stored({core.me: 2})
     core.keeper.load_sealer(group)
+    core.sealer.advance(group.id)
     async with core.keeper.turn(group):
         await core.keeper.after(group, [first, second])
     return group

@@ -214,6 +214,7 @@ async def _prepare(
         core.sealer.observe(record.hlc)
     group.note_stored(Counter(record.author for record in records))
     core.keeper.load_sealer(group)
+    core.sealer.advance(group.id)
     return group
 
 

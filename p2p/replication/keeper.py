@@ -124,6 +124,7 @@ class Keeper:
         for row in await self._store.control(group.id):
             self.shares.note(group, record_of(row))
         await self.shares.open(group)
+        self._sealer.advance(group.id)
         await self.shares.open_waiting(group)
         forks = [
             record
@@ -172,6 +173,7 @@ class Keeper:
         for record, (_, payload) in zip(records, payloads, strict=True):
             group.authority.add(record.id, record.head, payload)
         self.shares.use_own(group, records)
+        self._sealer.advance(group.id)
         group.note_stored({self._groups.me: len(records)})
         return records
 
@@ -241,6 +243,7 @@ class Keeper:
                         },
                     )
             await self.shares.take(group, control)
+            self._sealer.advance(group.id)
             await self._judge_anew(group, control)
             await self.follow_limits(group)
             await self._tell_members(group)

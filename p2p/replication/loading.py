@@ -44,6 +44,7 @@ async def load_group(core: Core, group: Group) -> None:
             group.rejected.add(columns[0])
     await _load_epochs(core, group)
     core.keeper.load_sealer(group)
+    core.sealer.advance(group.id)
     await core.keeper.shares.open_waiting(group)
 
 

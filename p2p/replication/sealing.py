@@ -92,6 +92,8 @@ class _GroupState:
     incarnations: list[int]
     """Of the control and of the data log."""
     owner: bytes
+    heads: tuple[bytes, ...]
+    """What our data records cite, as of the last `advance`."""
     epochs: dict[bytes, bytes] = field(default_factory=dict)
     """Epoch id 16 -> secret 64."""
     current: bytes | None = None
@@ -227,14 +229,18 @@ class GroupSealer:
 
         Args:
             group: the group.
-            authority: its A ops; heads and the own owner key are read from it at each record.
+            authority: its A ops; control records cite its heads, data records those it had at the
+                last `advance`.
             incarnation: of our control log, see `hlc.next_incarnation`.
             data_incarnation: of our data log, None for the same.
         """
         data = incarnation if data_incarnation is None else data_incarnation
         state = self._groups.get(group)
         if state is None:
-            self._groups[group] = _GroupState(authority, [incarnation, data], self._identity.id)
+            heads = authority.heads(self._identity.id)
+            self._groups[group] = _GroupState(
+                authority, [incarnation, data], self._identity.id, heads
+            )
         else:
             state.authority, state.incarnations = authority, [incarnation, data]
 
@@ -255,6 +261,15 @@ class GroupSealer:
         state.epochs[epoch] = secret
         if current or state.current is None:
             state.current = epoch
+
+    def advance(self, group: bytes) -> None:
+        """From now on data records cite the A ops known by now.
+
+        To be called when the keys that came with them are set, never before: what cites a removal
+        must not be sealed under the key that the removed member holds.
+        """
+        state = self._state(group)
+        state.heads = state.authority.heads(self._identity.id)
 
     def set_owner(self, group: bytes, owner: bytes) -> None:
         """The owner key this device published in the group: stamped on what it writes."""
@@ -292,7 +307,10 @@ class GroupSealer:
             KeyMissing: a data record, and no epoch key has come yet.
             UsageError: the body is over its limit, or the draft is of the other lane.
         """
-        heads = self._state(at.log[0]).authority.heads(self._identity.id)
+        state = self._state(at.log[0])
+        # In the writer's thread: the heads are read before the key, and were set after it.
+        control = at.log[3] == LANE_CONTROL
+        heads = state.authority.heads(self._identity.id) if control else state.heads
         return self._seal(draft, at, heads)
 
     def seal_batch(

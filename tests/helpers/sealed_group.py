@@ -79,6 +79,7 @@ class Member:
 
     def data(self, body: bytes = b"body", kind: int = 32) -> Record:
         """Seal a data record and store it."""
+        self.sealer.advance(self.place(1).log[0])
         return self.advance(self.sealer.seal(ControlDraft(kind, body), self.place(1)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -16,6 +16,8 @@ from tests.helpers.mesh import wait_until
 from tests.unit.test_replication_service import nodes, pair_up, play, roles
 
 if TYPE_CHECKING:
+    from p2p.replication.groups import Group
+    from p2p.replication.supports import Op
     from tests.helpers.mesh import Peer
 
 
@@ -61,6 +63,55 @@ def test_a_removed_member_reads_nothing_that_is_written_afterwards() -> None:
             assert secret.envelope.epoch not in bob.sealer.epochs(group)
 
     play(scene)
+
+
+def test_what_another_member_writes_in_knowledge_of_a_removal_is_under_the_new_key() -> None:
+    """Also what it writes while the removal is on its way to its disk, or just there."""
+
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            former = bob.sealer.current_epoch(group)
+            admit = bob.store.admit
+
+            async def slowly(*what: Any, **more: Any) -> object:
+                await trio.sleep(0.1)
+                verdicts = await admit(*what, **more)
+                await trio.sleep(0.1)
+                return verdicts
+
+            bob.store.admit = slowly  # type: ignore[method-assign, assignment]
+            written = [await bob.write(group, "before")]
+            await alice.replication.membership.remove(group, carol.id)
+            while bob.sealer.current_epoch(group) == former:
+                written.append(await bob.write(group, "meanwhile"))
+                await trio.sleep(0.01)
+            written.append(await bob.write(group, "after"))
+            here = view_of(bob, group)
+            removal = sum(1 << i for i, op in enumerate(here.standing._book.ops) if is_limit(op))
+            rows = [bob.disk.rows[ident] for ident in written]
+            knew = [
+                bool((here.standing.closure(row.record.head.auth) or 0) & removal) for row in rows
+            ]
+            assert len(knew) > 10
+            assert (knew[0], knew[-1]) == (False, True)
+            for row, knows in zip(rows, knew, strict=True):
+                assert row.envelope is not None
+                assert not (knows and row.envelope.epoch == former)
+
+    play(scene)
+
+
+def view_of(peer: Peer, group: bytes) -> Group:
+    """The group as a node's parts hold it."""
+    found = peer.replication._core.groups.get(group)
+    assert found is not None
+    return found
+
+
+def is_limit(op: Op) -> bool:
+    """Whether an operation takes somebody out."""
+    return op.head.kind == Kind.LIMIT
 
 
 def test_what_a_removed_member_writes_afterwards_counts_nowhere() -> None:
