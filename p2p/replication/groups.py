@@ -139,6 +139,10 @@ class Group:
     """Id of the epoch *record* -> secret."""
     shares: dict[bytes, list[bytes]] = field(default_factory=dict)
     """Id of the epoch record -> sealed secrets for us that did not open yet."""
+    handed: dict[bytes, set[bytes]] = field(default_factory=dict)
+    """Id of the epoch record -> members that its secret was sealed to."""
+    owed_since: dict[bytes, float] = field(default_factory=dict)
+    """Reader without a key that is here -> when this was noticed, by the monotonic clock."""
     waiting: OrderedDict[bytes, Waiting] = field(default_factory=OrderedDict)
     evidence: dict[LogKey, Evidence] = field(default_factory=dict)
     known_members: dict[bytes, Role] = field(default_factory=dict)

@@ -471,6 +471,9 @@ class Keeper:
             rotation = self._rotation(group)
             if rotation:
                 await self.write(group, rotation)
+            owed = self.shares.owed(group)
+            if owed:
+                await self.write(group, [(Kind.KEY_SHARE, share) for share in owed])
         await self._confirm_erasures(group)
 
     async def _confirm_erasures(self, group: Group) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from p2p.errors import AuthError
-from p2p.replication.epoch import epoch_id, make_key_share, open_share
+from p2p.replication.epoch import epoch_id, make_key_share, open_share, readers
 from p2p.replication.keys import SealError
-from p2p.replication.ops import Epoch, KeyShare, decode_payload_untrusted
+from p2p.replication.ops import Epoch, KeyShare, Role, decode_payload_untrusted
 from p2p.replication.record import (
     LANE_CONTROL,
     BodyError,
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 OPEN_BATCH: Final = 256
 """Sealed records opened between two transactions."""
+
+OWED_S: Final = 60.0
+"""So long an admin waits for the one before it to hand on a key. Guess: some rounds of upkeep."""
+OWED_EPOCHS_MAX: Final = 256
+OWED_MEMBERS_MAX: Final = 16
+"""Handed on at one upkeep, a record a member; sealing takes some 115 us a key."""
 
 
 class Shares:
@@ -61,6 +67,12 @@ class Shares:
     def note(self, group: Group, record: Record) -> bool:
         """Remember sealed secrets for us in an epoch or key share; whether there were any."""
         payload = payload_of(record)
+        if isinstance(payload, Epoch):
+            members = (member for member, _ in payload.shares)
+            group.handed.setdefault(record.id, set()).update(members)
+        elif isinstance(payload, KeyShare):
+            for epoch, _ in payload.shares:
+                group.handed.setdefault(epoch, set()).add(payload.member)
         if isinstance(payload, Epoch):
             found = [(record.id, share) for member, share in payload.shares if member == self._me]
         elif isinstance(payload, KeyShare) and payload.member == self._me:
@@ -178,6 +190,34 @@ class Shares:
             return self._sealer.open_body(record)
         except BodyError:
             return None
+
+    def owed(self, group: Group) -> list[KeyShare]:
+        """Keys to hand to readers that nobody handed them, because each admin knew of half.
+
+        One rotates while another lets somebody in, and neither knows of the other: the newcomer
+        has the keys of before, and not the one made meanwhile. The admins see to it in the order
+        of their keys, each a while after the one before, in case that one is away or lacks it.
+        """
+        standing = group.standing
+        admins = [m for m, role in standing.members().items() if role == Role.ADMIN]
+        if self._me not in admins or not group.epochs:
+            return []
+        now, patience_s = self._env.now(), OWED_S * admins.index(self._me)
+        before, group.owed_since = group.owed_since, {}
+        shares = []
+        for member, exchange_key in readers(standing, but={self._me}).items():
+            missing = {
+                epoch: secret
+                for epoch, secret in sorted(group.epochs.items())
+                if member not in group.handed.get(epoch, ())
+            }
+            if not missing:
+                continue
+            since = group.owed_since[member] = before.get(member, now)
+            if now - since >= patience_s:
+                some = dict(list(missing.items())[:OWED_EPOCHS_MAX])
+                shares.append(make_key_share(group.id, member, exchange_key, some, self._env.rng))
+        return shares[:OWED_MEMBERS_MAX]
 
     def key_share(self, group: Group, member: bytes, exchange_key: bytes) -> KeyShare:
         """All epochs we hold, sealed to a newcomer."""

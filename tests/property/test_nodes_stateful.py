@@ -104,6 +104,8 @@ class Model:
     up: list[bool] = field(default_factory=list)
     side: list[int] = field(default_factory=list)
     stays: list[int] = field(default_factory=list)
+    unsure: set[int] = field(default_factory=set)
+    """Nodes of which the model does not know what they know of removals."""
     written: int = 0
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class Model:
         return self.side[one] == self.side[other]
 
     def talk(self) -> None:
-        """Let facts travel between members that can talk, and to those removed of their removal."""
+        """Let facts travel between members that can talk."""
         before: list[set[Fact]] = []
         while before != self.facts:
             before = [set(facts) for facts in self.facts]
@@ -159,11 +161,22 @@ class Model:
                 for other in self.partners(node):
                     self.facts[node] |= self.facts[other]
                     self.facts[other] = set(self.facts[node])
-        for node in range(self.nodes):
-            for other in self.reach(node):
-                self.facts[node] |= {
-                    f for f in self.facts[other] if isinstance(f, Removed) and f.member == node
-                }
+        self._note_unsure()
+
+    def is_out(self, node: int) -> bool:
+        """Whether a node was taken out, known to it or not: only the founder takes anybody out."""
+        return not self.is_member(node, FOUNDER)
+
+    def _note_unsure(self) -> None:
+        """Who was taken out may be told so at any time, and tells others that do not know it.
+
+        Whoever talks with such a node, and not with the founder, knows of the removal or not.
+        """
+        for group in self._groups():
+            if FOUNDER in group:
+                self.unsure.difference_update(group)
+            elif any(self.is_out(n) or n in self.unsure for one in group for n in self.reach(one)):
+                self.unsure.update(group)
 
     def partners(self, node: int) -> list[int]:
         """Who exchanges records with a node: each is a member by what the other knows."""
@@ -174,24 +187,18 @@ class Model:
         ]
 
     def agreeing(self) -> list[list[int]]:
-        """The groups of members that must hold the same: those whom records reach from each other.
+        """The groups of members that must hold the same, and what the model says."""
+        return [group for group in self._groups() if not self.unsure.intersection(group)]
 
-        Who is a member by its own knowledge only, or was taken out and does not say so to others
-        that do not know it either, is in no group, and keeps nobody else out of one.
-        """
+    def _groups(self) -> list[list[int]]:
+        """Nodes that are up, in groups between whose members records travel."""
         groups: list[list[int]] = []
         for node in range(self.nodes):
-            if not (self.up[node] and self.is_member(node, node)):
-                continue
-            if any(node in group for group in groups):
+            if not self.up[node] or any(node in group for group in groups):
                 continue
             group = [node]
             for member in group:
-                group += [
-                    other
-                    for other in self.partners(member)
-                    if other not in group and self.is_member(other, other)
-                ]
+                group += [other for other in self.partners(member) if other not in group]
             groups.append(sorted(group))
         return groups
 
@@ -432,10 +439,14 @@ class Happenings(RuleBasedStateMachine):
     def write(self, data: st.DataObject) -> None:
         self.step("write", data.draw(st.sampled_from(self._writers())))
 
-    @precondition(lambda self: self._writers())
+    def _counters(self) -> list[int]:
+        """Who is not refused: who is out may have been told."""
+        return [n for n in self._writers() if not self.model.is_out(n)]
+
+    @precondition(lambda self: self._counters())
     @rule(data=st.data(), by=st.integers(1, 9))
     def count(self, data: st.DataObject, by: int) -> None:
-        self.step("count", data.draw(st.sampled_from(self._writers())), by)
+        self.step("count", data.draw(st.sampled_from(self._counters())), by)
 
     @precondition(lambda self: self._erasable())
     @rule(data=st.data())

@@ -278,6 +278,33 @@ def test_a_rotation_gives_every_reader_a_new_key() -> None:
     play(scene)
 
 
+def test_a_newcomer_is_handed_the_key_that_was_made_while_it_came_in() -> None:
+    """One admin lets it in, another changes the key, and neither knows of the other."""
+
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await pair_up(alice, bob, role=Role.ADMIN)
+            await agree(group, alice, bob)
+            await part(bob, alice)
+            await bob.replication.membership.rotate(group)
+            ident = await bob.write(group, "under a key that only Bob knows")
+            invite = await alice.replication.create_invite(group)
+            await carol.replication.join(invite.ticket)
+            await part(carol, alice)
+            bob.node.resume()
+            carol.node.resume()
+            await agree(group, alice, bob, carol)
+            assert ident in carol.disk.rows
+            await wait_until(lambda: len(carol.texts(group)) == 1)
+            shares = [r for r in alice.disk.rows.values() if r.record.kind == Kind.KEY_SHARE]
+            assert len(shares) == 3
+            await trio.sleep(300)
+            again = [r for r in alice.disk.rows.values() if r.record.kind == Kind.KEY_SHARE]
+            assert len(again) == 3
+
+    play(scene)
+
+
 def test_a_closed_invite_lets_nobody_in() -> None:
     async def scene() -> None:
         async with nodes("alice", "bob") as (alice, bob):
