@@ -14,6 +14,7 @@ import msgspec
 from federated.jobs.cache import kept_ms, put_params
 from federated.jobs.orders import Orders
 from federated.jobs.reputation import Reputation
+from federated.jobs.schedule import PeerView
 from federated.jobs.state import JobPhase, RowState
 from federated.jobs.types import JobId
 
@@ -79,12 +80,15 @@ class PeerCell:
         credit: how many tasks it lets us have outstanding.
         window: how many we trust it with so far: doubles while all goes well.
         specs: jobs it was told of.
-        slowness: its durations relative to the handler's median, by handler.
+        outstanding: attempts there, in the order of their offers.
+        view: what was seen of it, for estimates.
+        silent: a lease there ended and nothing was heard since: nothing is offered until then, or
+            until `silent_end`.
     """
 
     __slots__ = (
         "busy", "clean", "credit", "down", "draining", "handlers", "load", "outstanding", "peer",
-        "rtt_s", "session", "slowness", "specs", "window",
+        "session", "silent", "silent_end", "specs", "view", "window",
     )  # fmt: skip
 
     def __init__(self, peer: PeerId, session: int) -> None:
@@ -96,17 +100,18 @@ class PeerCell:
         self.window = 1
         self.clean = 0
         self.busy = 0
-        self.outstanding: set[Attempt] = set()
+        self.outstanding: dict[Attempt, None] = {}
         self.specs: set[bytes] = set()
-        self.slowness: dict[str, float] = {}
-        self.rtt_s = 0.0
+        self.view = PeerView()
+        self.silent = False
+        self.silent_end = 0.0
         self.draining = False
         self.down = False
 
     @property
     def room(self) -> int:
         """How many tasks it may be offered now."""
-        if self.draining or self.down:
+        if self.draining or self.down or self.silent:
             return 0
         return min(self.credit, self.window) - len(self.outstanding)
 

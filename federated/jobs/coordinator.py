@@ -11,6 +11,7 @@ what concerns a job or a session as a whole. Source: docs/specs/jobs.md s.3 to 5
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -35,7 +36,7 @@ from federated.jobs.items import (
     Result,
     Spec,
 )
-from federated.jobs.leasing import Leasing
+from federated.jobs.leasing import Leasing, prefix_of
 from federated.jobs.plan import reduces
 from federated.jobs.settling import Settling, row_bytes
 from federated.jobs.state import (
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.board import Door
     from federated.jobs.items import Item
+    from federated.jobs.leasing import PrefixOf
     from federated.jobs.orders import Orders
     from federated.jobs.state import Job, TaskCell
     from p2p.identity import PeerId
@@ -71,6 +73,10 @@ TICK_S: Final = 0.2
 """How often `tick` wants to be called while jobs live (tasks.md s.5)."""
 
 
+BLOCK: Final = re.compile(r"[0-9a-f]{16}")
+"""A prefix block in what a worker says is warm; other words there name handlers."""
+
+
 class Coordinator:
     """Runs jobs through workers.
 
@@ -80,16 +86,17 @@ class Coordinator:
         epoch: greater than every earlier one of this node.
         times: settings.
         next_event: number of the first event.
+        prefix_of: hashes of the blocks that a task begins with; see `leasing.prefix_of`.
     """
 
     def __init__(
         self, door: Door, rng: random.Random, *, epoch: int, times: Times | None = None,
-        next_event: int = 1,
+        next_event: int = 1, prefix_of: PrefixOf = prefix_of,
     ) -> None:  # fmt: skip
         self._board = Board(door, rng, epoch=epoch, times=times or Times(), next_event=next_event)
         self._leasing = Leasing(
             self._board, spec_item=spec_item, row_bytes=row_bytes,
-            gave_up=self._gave_up,
+            gave_up=self._gave_up, prefix_of=prefix_of,
         )  # fmt: skip
         self._settling = Settling(self._board, self._leasing)
 
@@ -280,6 +287,7 @@ class Coordinator:
         cell = self._board.peers.get(peer)
         if cell is None or cell.session != session:
             return
+        cell.silent = False
         match item:
             case Result():
                 self._results(cell, item, now, wall_ms)
@@ -295,10 +303,10 @@ class Coordinator:
             case Holding():
                 self._holding(cell, item, now)
             case Load():
-                cell.load = item
+                self._load(cell, item, now)
                 return
             case Cancelled():
-                return
+                self._leasing.hedging.gave_back(cell, item)
             case Bye():
                 cell.draining = True
                 return
@@ -334,11 +342,16 @@ class Coordinator:
 
     def _beats(self, cell: PeerCell, item: Beat, now: float) -> None:
         if item.load is not None:
-            cell.load = item.load
+            self._load(cell, item.load, now)
         for job, task, number, running, share in item.refs:
             attempt = self._attempt(cell, job, task, number)
             if attempt is not None:
                 self._leasing.beat(attempt, now, running=running, share=share)
+
+    def _load(self, cell: PeerCell, load: Load, now: float) -> None:
+        cell.load = load
+        blocks = (bytes.fromhex(one) for one in load.warm if BLOCK.fullmatch(one))
+        cell.view.told(now, load.queue_ms / 1000, blocks)
 
     def _reply(self, cell: PeerCell, item: Reply, now: float) -> None:
         for job, task, number in item.accepted:
@@ -383,11 +396,12 @@ class Coordinator:
         attempt = Attempt(task, number, cell.peer, owner, task.ks, now, self._board.times.lease_s)
         task.attempts[number] = attempt
         task.live += 1
-        job.live.add(attempt)
-        cell.outstanding.add(attempt)
+        job.live[attempt] = None
+        cell.outstanding[attempt] = None
         job.executions += 1
         task.state = step(TASK_TRANSITIONS, task.state, TaskInput.OFFERED)
         attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.ACCEPT)
+        attempt.slots = max(1, max((one.slots for one in cell.handlers.values()), default=1))
         if job.phase is JobPhase.QUEUED:
             job.move(JobInput.LEASED)
 
@@ -412,6 +426,7 @@ class Coordinator:
             self._tell_waiting(job, now, wall_ms)
             self._progress(job, now, wall_ms)
         self._leasing.fill(now, wall_ms)
+        self._leasing.hedging.tick(now, wall_ms)
 
     def _progress(self, job: Job, now: float, wall_ms: int) -> None:
         """Tell how far a job is, at most four times a second and only when it moved."""

@@ -12,10 +12,21 @@ lost whatever it beats), refuse for ever (the task goes elsewhere), or answer ga
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import math
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from federated.jobs.hedging import Hedging
 from federated.jobs.items import Cancel, Offer, OfferTask, Spec
 from federated.jobs.limits import INLINE_BYTES_MAX, OFFER_TASKS_MAX
+from federated.jobs.schedule import (
+    TOOK_LEAST_S,
+    Durations,
+    Lane,
+    Need,
+    Popularity,
+    blocks_of,
+    choose,
+)
 from federated.jobs.state import (
     ATTEMPT_TRANSITIONS,
     TASK_TRANSITIONS,
@@ -28,9 +39,10 @@ from federated.jobs.state import (
     TaskState,
     step,
 )
+from federated.jobs.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from federated.jobs.board import Board, PeerCell
     from federated.jobs.state import Job, TaskCell
@@ -44,6 +56,24 @@ SCAN_MAX: Final = 256
 
 WINDOW_MAX: Final = 4096
 HALVE_AFTER: Final = 3
+SILENT_LEASES: Final = 3
+"""A peer whose lease ended in silence is tried again after so many. Guess."""
+TAKEN_BACK_FROM: Final = frozenset({TaskState.LEASED, TaskState.RUNNING, TaskState.VERIFYING})
+
+
+PrefixOf: TypeAlias = "Callable[[Job, TaskCell], Sequence[bytes]]"
+
+
+def prefix_of(job: Job, task: TaskCell) -> Sequence[bytes]:
+    """Hashes of the blocks a task begins with, where it matters who has read them before.
+
+    That is so for models, which keep what they have read; they get handler, template and rows in
+    this order.
+    """
+    if job.spec.template is None and not job.spec.handler.startswith("llm:"):
+        return ()
+    head = f"{job.spec.handler}\0{job.spec.template or ''}".encode()
+    return blocks_of(head, b"".join(job.rows[k].source for k in task.ks))
 
 
 class Leasing:
@@ -54,6 +84,7 @@ class Leasing:
         spec_item: makes the `Spec` of a job; the coordinator knows how.
         row_bytes: canonical bytes of a task's rows for an attempt.
         gave_up: told a task whose rows will get no answer, and why.
+        prefix_of: blocks a task begins with; empty where all peers are alike.
     """
 
     def __init__(
@@ -63,80 +94,133 @@ class Leasing:
         spec_item: Callable[[Job], Spec],
         row_bytes: Callable[[Job, Sequence[int]], bytes],
         gave_up: Callable[[Job, TaskCell, str, int], None],
+        prefix_of: PrefixOf = prefix_of,
     ) -> None:
         self._board = board
         self._spec_item = spec_item
         self._row_bytes = row_bytes
         self._gave_up = gave_up
+        self._prefix_of = prefix_of
+        self._turns = Turns()
+        self._popularity = Popularity()
+        self.durations = Durations()
+        self.hedging = Hedging(board, self)
 
     # ---- offers
 
     def fill(self, now: float, wall_ms: int) -> None:
         """Offer what is queued to whoever has room."""
-        for job in self._in_order(now):
-            peers = [
-                peer for peer in self._board.peers.values() if self._may_work(job, peer, wall_ms)
-            ]
-            if peers:
-                self._fill_job(job, peers, now, wall_ms)
+        ready = [job for job in self._board.jobs.values() if job.leasing and job.queue]
+        if not ready:
+            return
+        roomy = [cell for cell in self._board.peers.values() if cell.room > 0]
+        if not roomy:
+            return
 
-    def _in_order(self, now: float) -> list[Job]:
-        """Jobs to serve, the most urgent first."""
-        board = self._board
-        ready = [job for job in board.jobs.values() if job.leasing and job.queue]
-        ready.sort(key=lambda job: (-job.spec.priority, job.deadline - now))
-        return ready
+        def give(job: Job, budget_s: float) -> float:
+            given_s = self._fill_job(job, roomy, budget_s, now, wall_ms)
+            roomy[:] = [cell for cell in roomy if cell.room > 0]
+            return given_s
 
-    def _may_work(self, job: Job, peer: PeerCell, wall_ms: int) -> bool:
-        return peer.room > 0 and self._board.usable(job, peer, wall_ms)
+        def rest_s(job: Job) -> float:
+            size = job.queue[0].bytes
+            slots = sum(self._slots(job, cell, wall_ms) for cell in self._board.peers.values())
+            return len(job.queue) * self.durations.t50(job.spec.handler, size) / max(1, slots)
 
-    def _fill_job(self, job: Job, peers: list[PeerCell], now: float, wall_ms: int) -> None:
+        self._turns.serve(ready, now, rest_s=rest_s, give=give, more=lambda: bool(roomy))
+
+    def _slots(self, job: Job, cell: PeerCell, wall_ms: int) -> int:
+        if not self._board.usable(job, cell, wall_ms):
+            return 0
+        return max(1, cell.handlers[job.spec.handler].slots)
+
+    def lanes(self, job: Job, cells: Iterable[PeerCell], wall_ms: int) -> list[Lane]:
+        """Those of some peers that may have tasks of a job."""
+        return [
+            Lane(cell, self._board.standing(job, cell.peer)[1], job.spec.handler)
+            for cell in cells if self._board.usable(job, cell, wall_ms)
+        ]  # fmt: skip
+
+    def _fill_job(
+        self, job: Job, roomy: Sequence[PeerCell], budget_s: float, now: float, wall_ms: int
+    ) -> float:
+        """Offer tasks of a job worth up to so many slot-seconds; the slot-seconds offered."""
+        lanes = self.lanes(job, roomy, wall_ms)
         offers: dict[PeerId, list[OfferTask]] = {}
         passed: list[TaskCell] = []
+        given_s = 0.0
         queue = job.queue
-        while queue and peers and len(passed) < SCAN_MAX:
+        while queue and lanes and job.leasing and given_s < budget_s and len(passed) < SCAN_MAX:
             task = queue.popleft()
             if task.state is not TaskState.QUEUED:
                 continue
-            peer = self._choose(job, task, peers)
-            if peer is None:
+            need = self.need(job, task)
+            lane = self._choose(job, task, lanes, need, now)
+            if lane is None:
                 passed.append(task)
                 continue
-            offers.setdefault(peer.peer, []).append(self._offer(job, task, peer, now))
-            if peer.room <= 0:
-                peers.remove(peer)
+            if self._too_late(job, task, lane, need, now):
+                if now + need.cost(lane) > job.deadline:
+                    self._gave_up(job, task, "deadline", wall_ms)
+                else:
+                    passed.append(task)
+                continue
+            given_s += need.cost(lane)
+            offers.setdefault(lane.cell.peer, []).append(self._offer(job, task, lane, need, now))
+            if lane.cell.room <= 0:
+                lanes.remove(lane)
             if self._out_of_executions(job, wall_ms):
                 break
         queue.extendleft(reversed(passed))
+        if offers:
+            self._sent(job, offers, now, wall_ms)
+        return given_s
+
+    def _sent(
+        self, job: Job, offers: dict[PeerId, list[OfferTask]], now: float, wall_ms: int
+    ) -> None:
         for ident, tasks in offers.items():
             self._send_offers(job, self._board.peers[ident], tasks)
-        if offers and job.reason:
-            job.reason = ""
-        if offers and job.phase is JobPhase.QUEUED:
+        job.served_at = now
+        job.reason = ""
+        if job.phase is JobPhase.QUEUED:
             job.move(JobInput.LEASED)
             self._board.keep_job(job)
             self._board.tell_state(job, wall_ms)
 
-    def _choose(self, job: Job, task: TaskCell, peers: list[PeerCell]) -> PeerCell | None:
+    def need(self, job: Job, task: TaskCell) -> Need:
+        """What a task needs of a peer."""
+        t50_s = self.durations.t50(job.spec.handler, task.bytes)
+        if task.prefix is None:
+            task.prefix = self._prefix_of(job, task)
+        if not task.prefix and not task.avoid and not task.attempts:
+            return Need(t50_s)
+        tried = frozenset(bytes(one.peer) for one in task.attempts.values()) | task.avoid
+        key = self._popularity.key(task.prefix) if task.prefix else None
+        return Need(t50_s, blocks=task.prefix, key=key, tried=tried)
+
+    def _too_late(self, job: Job, task: TaskCell, lane: Lane, need: Need, now: float) -> bool:
+        """Whether a task would be done after the deadline, as far as enough was seen to say."""
+        rest_s = job.deadline - now
+        if need.t50_s + lane.view.free_at - now <= rest_s and not need.blocks:
+            return False
+        if not self.durations.known(job.spec.handler, task.bytes):
+            return False
+        return max(0.0, lane.view.free_at - now) + need.cost(lane) > rest_s
+
+    def _choose(
+        self, job: Job, task: TaskCell, lanes: Sequence[Lane], need: Need, now: float
+    ) -> Lane | None:
         """The peer that will have a task done first, others than those it failed at if possible."""
         pin = job.rows[task.ks[0]].pin
         if pin is not None:
-            return next((peer for peer in peers if peer.peer == pin), None)
+            return next((lane for lane in lanes if lane.cell.peer == pin), None)
+        return choose(self.fitting(job, task, lanes), need, now, self._board.rng)
+
+    def fitting(self, job: Job, task: TaskCell, lanes: Sequence[Lane]) -> list[Lane]:
+        """Those peers that may have a task: its rows' votes bar owners, an arbiter is our own."""
         own_only, barred = self._wants(job, task)
-        handler = job.spec.handler
-        best: PeerCell | None = None
-        best_cost = 0.0
-        for peer in peers:
-            if not self._fits(job, peer, own_only=own_only, barred=barred):
-                continue
-            offered = peer.handlers[handler]
-            cost = (len(peer.outstanding) + 1) / max(1, offered.slots)
-            cost *= peer.slowness.get(handler, 1.0)
-            if task.avoid and self._board.standing(job, peer.peer)[1] in task.avoid:
-                cost += 1e6
-            if best is None or cost < best_cost:
-                best, best_cost = peer, cost
-        return best
+        return [lane for lane in lanes if self._fits(job, lane, own_only=own_only, barred=barred)]
 
     def _wants(self, job: Job, task: TaskCell) -> tuple[bool, set[bytes]]:
         """Whether only a device of ours may have a task, and which owners may not."""
@@ -150,22 +234,22 @@ class Leasing:
                 barred |= row.barred
         return own_only, barred
 
-    def _fits(self, job: Job, peer: PeerCell, *, own_only: bool, barred: set[bytes]) -> bool:
-        own_node = peer.peer == self._board.door.id
+    def _fits(self, job: Job, lane: Lane, *, own_only: bool, barred: set[bytes]) -> bool:
+        own_node = lane.cell.peer == self._board.door.id
         if own_only:
             return own_node
         if (job.spec.engine == "local") != own_node:
             return False
-        return not barred or self._board.standing(job, peer.peer)[1] not in barred
+        return not barred or lane.owner not in barred
 
-    def _offer(self, job: Job, task: TaskCell, peer: PeerCell, now: float) -> OfferTask:
+    def _offer(self, job: Job, task: TaskCell, lane: Lane, need: Need, now: float) -> OfferTask:
         board = self._board
         ks = task.ks if task.audit else job.pending(task)
         number = board.rng.getrandbits(16)
         while number in task.attempts:
             number = board.rng.getrandbits(16)
-        owner = board.standing(job, peer.peer)[1]
-        attempt = Attempt(task, number, peer.peer, owner, ks, now, board.times.lease_s)
+        cell = lane.cell
+        attempt = Attempt(task, number, cell.peer, lane.owner, ks, now, board.times.lease_s)
         if task.live:
             attempt.overlapped = True
             for other in task.attempts.values():
@@ -173,12 +257,34 @@ class Leasing:
         task.attempts[number] = attempt
         task.live += 1
         task.state = step(TASK_TRANSITIONS, task.state, TaskInput.OFFERED)
-        peer.outstanding.add(attempt)
-        job.live.add(attempt)
+        self._schedule(attempt, lane, need, now)
+        cell.outstanding[attempt] = None
+        job.live[attempt] = None
         job.executions += 1
         rows = self._row_bytes(job, ks)
         left_ms = max(0, int((job.deadline - now) * 1000))
         return OfferTask(task.index, number, rows, False, left_ms)
+
+    def _schedule(self, attempt: Attempt, lane: Lane, need: Need, now: float) -> None:
+        """Note what was expected of an attempt."""
+        cost_s = need.cost(lane)
+        attempt.slots = lane.slots
+        attempt.share_s = cost_s / lane.slots
+        if lane.cold_s or need.blocks:
+            attempt.apart_s = cost_s - need.t50_s * lane.slowness
+            lane.view.read(need.blocks)
+            self._popularity.count(need.blocks, now)
+        lane.view.given(now, attempt.share_s)
+        if len(lane.cell.outstanding) < lane.slots:
+            attempt.began = now
+
+    def offer_copy(self, job: Job, task: TaskCell, lane: Lane, now: float, wall_ms: int) -> None:
+        """Have a second peer do a task that is late at the first."""
+        offered = self._offer(job, task, lane, self.need(job, task), now)
+        task.attempts[offered.attempt].hedge = True
+        job.extra += 1
+        self._sent(job, {lane.cell.peer: [offered]}, now, wall_ms)
+        self._out_of_executions(job, wall_ms)
 
     def _send_offers(self, job: Job, peer: PeerCell, tasks: list[OfferTask]) -> None:
         orders = self._board.orders
@@ -230,6 +336,7 @@ class Leasing:
         else:
             task.avoid.add(attempt.owner)
         del task.attempts[attempt.number]
+        job.extra -= attempt.hedge
         wait_s = min(retry_s, self._board.times.retry_cap_s)
         self._take_back(job, task, now + wait_s if wait_s else 0.0)
 
@@ -240,19 +347,35 @@ class Leasing:
         self._renew(attempt, now)
         if running and attempt.started is None:
             attempt.started = now
+            if attempt.began is None or attempt.began > now:
+                attempt.began = now
             attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.START)
             if attempt.task.state is TaskState.LEASED:
                 attempt.task.state = step(
                     TASK_TRANSITIONS, attempt.task.state, TaskInput.BEAT_RUNNING
                 )
+        elif not running and attempt.started is None:
+            attempt.began = math.inf
         attempt.progress = min(1.0, max(0.0, share))
 
     def _renew(self, attempt: Attempt, now: float) -> None:
         attempt.seen = now
         attempt.lease_end = now + self._board.times.lease_s
 
-    def clean(self, peer: PeerCell) -> None:
-        """A result came back: the window grows when a whole one did."""
+    def answered(
+        self, job: Job, peer: PeerCell, attempt: Attempt, told_s: float, now: float
+    ) -> None:
+        """A result came back: the window grows when a whole one did, and the peer is known better.
+
+        Its own word on how long it took counts up to what was seen from here.
+        """
+        handler, size = job.spec.handler, attempt.task.bytes
+        took_s = max(TOOK_LEAST_S, min(told_s, now - attempt.offered))
+        expected_s = attempt.apart_s + self.durations.t50(handler, size)
+        if self.durations.known(handler, size):
+            peer.view.observe(handler, took_s / expected_s)
+        self.durations.add(handler, size, max(TOOK_LEAST_S, took_s - attempt.apart_s))
+        peer.view.taken(-took_s / attempt.slots)
         peer.busy = 0
         peer.clean += 1
         if peer.clean >= peer.window and peer.window < WINDOW_MAX:
@@ -271,14 +394,15 @@ class Leasing:
     def release(self, job: Job, attempt: Attempt) -> None:
         """An attempt is live no more."""
         attempt.task.live -= 1
-        job.live.discard(attempt)
+        job.live.pop(attempt, None)
         peer = self._board.peers.get(attempt.peer)
         if peer is not None:
-            peer.outstanding.discard(attempt)
+            peer.outstanding.pop(attempt, None)
+            peer.view.taken(attempt.share_s)
 
     def _take_back(self, job: Job, task: TaskCell, due: float) -> None:
         """Queue a task again that no peer has; at once, or when `due`."""
-        if task.live or task.state not in {TaskState.LEASED, TaskState.RUNNING}:
+        if task.live or task.state not in TAKEN_BACK_FROM:
             return
         if due > 0:
             self._wait(job, task, due)
@@ -333,9 +457,13 @@ class Leasing:
 
     def tick(self, now: float, wall_ms: int) -> None:
         """Leases that end, waits that are over."""
+        for cell in self._board.peers.values():
+            if cell.silent and cell.silent_end <= now:
+                cell.silent = False
         for job in list(self._board.jobs.values()):
             for attempt in [one for one in job.live if one.lease_end <= now]:
-                self._lose(job, attempt, now, wall_ms)
+                self._fell_silent(attempt, now)
+                self.lose(job, attempt, now, wall_ms)
             due = [task for task in job.waiting if task.due <= now]
             if due:
                 job.waiting = [task for task in job.waiting if task.due > now]
@@ -344,7 +472,16 @@ class Leasing:
                     task.state = step(TASK_TRANSITIONS, task.state, TaskInput.RETRY_DUE)
                     job.queue.append(task)
 
-    def _lose(self, job: Job, attempt: Attempt, now: float, wall_ms: int) -> None:
+    def _fell_silent(self, attempt: Attempt, now: float) -> None:
+        """A peer let a lease end: it gets nothing until it is heard of again."""
+        cell = self._board.peers.get(attempt.peer)
+        if cell is not None and not cell.down:
+            cell.silent = True
+            cell.silent_end = now + SILENT_LEASES * self._board.times.lease_s
+            cell.window = 1
+
+    def lose(self, job: Job, attempt: Attempt, now: float, wall_ms: int) -> None:
+        """An attempt will bring nothing in time; a result that comes all the same is late."""
         attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.LEASE_END)
         self.release(job, attempt)
         self._board.count("attempts_lost")

@@ -114,7 +114,7 @@ class Settling:
             attempt.overlapped = True
             self._board.count("results_late")
         self._keep_attempt(job, attempt, result, now, wall_ms)
-        self._leasing.clean(peer)
+        self._leasing.answered(job, peer, attempt, result.usage.wall_ms / 1000, now)
         task = attempt.task
         if trust != "own" and self._judging.is_quarantined(job, attempt, wall_ms):
             self._board.count("results_quarantined")

@@ -23,7 +23,7 @@ from federated.jobs.columns import Gate
 from federated.jobs.types import Count, Sum, TopK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from federated.jobs.types import JobId, JobSpec, Row
     from federated.jobs.verify import Answer, Judge, Policy
@@ -123,7 +123,7 @@ TASK_TRANSITIONS: Final[Mapping[tuple[TaskState, TaskInput], TaskState]] = {
     (_T.QUEUED, _J.OFFERED): _T.LEASED,
     **{(state, _J.OFFERED): state for state in _WORKED},  # a hedge
     **{(state, _J.BEAT_RUNNING): _T.RUNNING for state in _WORKED},
-    **{(state, _J.TAKEN_BACK): _T.QUEUED for state in _WORKED},
+    **{(state, _J.TAKEN_BACK): _T.QUEUED for state in (*_WORKED, _T.VERIFYING)},
     **{(state, _J.ANSWERED): _T.VERIFYING for state in _UNSETTLED},  # late ones count, too
     (_T.VERIFYING, _J.MORE_NEEDED): _T.QUEUED,
     (_T.VERIFYING, _J.SETTLED): _T.DONE,
@@ -270,11 +270,19 @@ class Attempt:
         started: monotonic seconds of its first running beat; None before.
         seen: monotonic seconds of its offer or last beat.
         check: an audit or an arbiter's recomputation: its answers judge, they are not candidates.
+        began: monotonic seconds at which a slot there was free for it, as far as we know; None:
+            none is yet; infinite: its worker says that it waits.
+        slots: tasks at once there.
+        share_s: how much longer it was thought to keep all of them busy.
+        apart_s: seconds of it that were thought to go into reading and a cold start.
+        hedge: it is the second live one of its task.
+        revoking: its worker was asked to give it back if it has not started.
     """
 
     __slots__ = (
-        "check", "ks", "lease_end", "number", "offered", "overlapped", "owner", "peer", "progress",
-        "seen", "started", "state", "task",
+        "apart_s", "began", "check", "hedge", "ks", "lease_end", "number", "offered", "overlapped",
+        "owner", "peer", "progress", "revoking", "seen", "share_s", "slots", "started", "state",
+        "task",
     )  # fmt: skip
 
     def __init__(
@@ -294,6 +302,12 @@ class Attempt:
         self.overlapped = False
         self.progress = 0.0
         self.check = False
+        self.began: float | None = None
+        self.slots = 1
+        self.share_s = 0.0
+        self.apart_s = 0.0
+        self.hedge = False
+        self.revoking = False
 
     @property
     def live(self) -> bool:
@@ -315,11 +329,12 @@ class TaskCell:
         attempts: by number, live and ended.
         avoid: owners to ask last: they failed it.
         audit: it computes an accepted row again, at a device of our own.
+        prefix: hashes of the blocks it begins with; None: not computed yet.
     """
 
     __slots__ = (
         "attempts", "audit", "avoid", "bytes", "due", "errors", "index", "ks", "live", "open",
-        "queued_at", "state", "tries",
+        "prefix", "queued_at", "state", "tries",
     )  # fmt: skip
 
     def __init__(self, index: int, ks: tuple[int, ...], size: int, now: float) -> None:
@@ -336,6 +351,7 @@ class TaskCell:
         self.live = 0
         self.avoid: set[bytes] = set()
         self.audit = False
+        self.prefix: Sequence[bytes] | None = None
 
 
 class Job:
@@ -351,6 +367,8 @@ class Job:
         submitted_ms, deadline_ms: Unix milliseconds; `deadline` the same in monotonic seconds.
         counts: rows by state.
         executions: attempts that were accepted or answered.
+        live: attempts at peers, in the order of their offers.
+        served_at: monotonic seconds of the last offer; -1: not looked at yet.
         extra: hedges.
         audits: rows that are being computed again.
         stage: 0 for a caller's job; of one that combines answers, its level.
@@ -377,7 +395,8 @@ class Job:
         self.tasks: list[TaskCell] = []
         self.queue: deque[TaskCell] = deque()
         self.waiting: list[TaskCell] = []
-        self.live: set[Attempt] = set()
+        self.live: dict[Attempt, None] = {}
+        self.served_at = -1.0
         self.counts = [0, 0, 0, 0]
         self.executions = 0
         self.executions_max = spec.limits.executions
