@@ -148,26 +148,32 @@ class Leasing:
         lanes = self.lanes(job, roomy, wall_ms)
         offers: dict[PeerId, list[OfferTask]] = {}
         passed: list[TaskCell] = []
+        plain: dict[int, Need] = {}
         given_s = 0.0
         queue = job.queue
         while queue and lanes and job.leasing and given_s < budget_s and len(passed) < SCAN_MAX:
             task = queue.popleft()
             if task.state is not TaskState.QUEUED:
                 continue
-            need = self.need(job, task)
+            need = None if task.avoid or task.attempts else plain.get(task.bytes)
+            if need is None:
+                need = self.need(job, task)
+                if not need.blocks and not need.tried:
+                    plain[task.bytes] = need
             lane = self._choose(job, task, lanes, need, now)
             if lane is None:
                 passed.append(task)
                 continue
-            if self._too_late(job, task, lane, need, now):
+            if self._too_late(job, lane, need, now):
                 if now + need.cost(lane) > job.deadline:
                     self._gave_up(job, task, "deadline", wall_ms)
                 else:
                     passed.append(task)
                 continue
-            given_s += need.cost(lane)
             offers.setdefault(lane.cell.peer, []).append(self._offer(job, task, lane, need, now))
-            if lane.cell.room <= 0:
+            given_s += need.t50_s * lane.slowness
+            lane.room -= 1
+            if lane.room <= 0:
                 lanes.remove(lane)
             if self._out_of_executions(job, wall_ms):
                 break
@@ -191,22 +197,16 @@ class Leasing:
     def need(self, job: Job, task: TaskCell) -> Need:
         """What a task needs of a peer."""
         t50_s = self.durations.t50(job.spec.handler, task.bytes)
+        known = self.durations.known(job.spec.handler, task.bytes)
         if task.prefix is None:
             task.prefix = self._prefix_of(job, task)
-        if not task.prefix and not task.avoid and not task.attempts:
-            return Need(t50_s)
         tried = frozenset(bytes(one.peer) for one in task.attempts.values()) | task.avoid
         key = self._popularity.key(task.prefix) if task.prefix else None
-        return Need(t50_s, blocks=task.prefix, key=key, tried=tried)
+        return Need(t50_s, known=known, blocks=task.prefix, key=key, tried=tried)
 
-    def _too_late(self, job: Job, task: TaskCell, lane: Lane, need: Need, now: float) -> bool:
+    def _too_late(self, job: Job, lane: Lane, need: Need, now: float) -> bool:
         """Whether a task would be done after the deadline, as far as enough was seen to say."""
-        rest_s = job.deadline - now
-        if need.t50_s + lane.view.free_at - now <= rest_s and not need.blocks:
-            return False
-        if not self.durations.known(job.spec.handler, task.bytes):
-            return False
-        return max(0.0, lane.view.free_at - now) + need.cost(lane) > rest_s
+        return need.known and max(now, lane.view.free_at) + need.cost(lane) > job.deadline
 
     def _choose(
         self, job: Job, task: TaskCell, lanes: Sequence[Lane], need: Need, now: float
@@ -220,16 +220,18 @@ class Leasing:
     def fitting(self, job: Job, task: TaskCell, lanes: Sequence[Lane]) -> list[Lane]:
         """Those peers that may have a task: its rows' votes bar owners, an arbiter is our own."""
         own_only, barred = self._wants(job, task)
+        if not own_only and not barred and job.spec.engine != "local":
+            return [lane for lane in lanes if lane.cell.peer != self._board.door.id]
         return [lane for lane in lanes if self._fits(job, lane, own_only=own_only, barred=barred)]
 
     def _wants(self, job: Job, task: TaskCell) -> tuple[bool, set[bytes]]:
         """Whether only a device of ours may have a task, and which owners may not."""
         if task.audit:
             return True, set()
-        rows = [job.rows[k] for k in task.ks]
-        own_only = any(row.own_only for row in rows)
-        barred: set[bytes] = set()
-        for row in rows:
+        own_only, barred = False, set[bytes]()
+        for k in task.ks:
+            row = job.rows[k]
+            own_only = own_only or row.own_only
             if row.barred:
                 barred |= row.barred
         return own_only, barred
@@ -270,8 +272,10 @@ class Leasing:
         cost_s = need.cost(lane)
         attempt.slots = lane.slots
         attempt.share_s = cost_s / lane.slots
+        attempt.expected_s = need.t50_s if need.known else 0.0
         if lane.cold_s or need.blocks:
             attempt.apart_s = cost_s - need.t50_s * lane.slowness
+            attempt.expected_s += attempt.apart_s if need.known else 0.0
             lane.view.read(need.blocks)
             self._popularity.count(need.blocks, now)
         lane.view.given(now, attempt.share_s)
@@ -369,12 +373,12 @@ class Leasing:
 
         Its own word on how long it took counts up to what was seen from here.
         """
-        handler, size = job.spec.handler, attempt.task.bytes
+        handler = job.spec.handler
         took_s = max(TOOK_LEAST_S, min(told_s, now - attempt.offered))
-        expected_s = attempt.apart_s + self.durations.t50(handler, size)
-        if self.durations.known(handler, size):
-            peer.view.observe(handler, took_s / expected_s)
-        self.durations.add(handler, size, max(TOOK_LEAST_S, took_s - attempt.apart_s))
+        if attempt.expected_s:
+            peer.view.observe(handler, took_s / attempt.expected_s)
+        rest_s = max(TOOK_LEAST_S, took_s - attempt.apart_s)
+        self.durations.add(handler, attempt.task.bytes, rest_s)
         peer.view.taken(-took_s / attempt.slots)
         peer.busy = 0
         peer.clean += 1

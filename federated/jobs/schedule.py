@@ -17,6 +17,7 @@ Pure: the clock and chance are arguments. Source: docs/specs/jobs.md s.5.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from hashlib import blake2b
@@ -96,17 +97,21 @@ class Durations:
     """How long tasks took, by handler and size of their rows (log2 of bytes)."""
 
     def __init__(self) -> None:
-        self._windows: OrderedDict[tuple[str, int], Window] = OrderedDict()
+        self._windows: dict[tuple[str, int], Window] = {}
 
     def add(self, handler: str, size: int, took_s: float) -> None:
         """A task of `size` bytes was done in `took_s` seconds."""
         for kind in (size.bit_length(), -1):
             window = self._windows.get((handler, kind))
             if window is None:
-                window = self._windows[handler, kind] = Window()
-                if len(self._windows) > WINDOWS_MAX:
-                    self._windows.popitem(last=False)
+                window = self._new(handler, kind)
             window.add(took_s)
+
+    def _new(self, handler: str, kind: int) -> Window:
+        if len(self._windows) >= WINDOWS_MAX:
+            del self._windows[next(iter(self._windows))]
+        window = self._windows[handler, kind] = Window()
+        return window
 
     def _window(self, handler: str, size: int) -> Window | None:
         """Of tasks of that size; of all sizes while there are few."""
@@ -194,17 +199,19 @@ class Lane:
 
     Attributes:
         cell: the peer.
+        room: tasks it may still be offered.
         owner: whose device it is in this job.
         slots: tasks at once.
         slowness: with the job's handler.
         cold_s: before its first task of the handler.
     """
 
-    __slots__ = ("cell", "cold_s", "owner", "slots", "slowness", "view")
+    __slots__ = ("cell", "cold_s", "owner", "room", "slots", "slowness", "view")
 
     def __init__(self, cell: PeerCell, owner: bytes, handler: str) -> None:
         offered = cell.handlers[handler]
         self.cell = cell
+        self.room = cell.room
         self.view = cell.view
         self.owner = owner
         self.slots = max(1, offered.slots)
@@ -217,18 +224,20 @@ class Need:
 
     Attributes:
         t50_s: median seconds of its handler for its size.
+        known: whether enough was seen for that to mean something.
         blocks: hashes of its prefix, each of everything up to a block's end; [] without one.
         key: names its homes; None: any peer is as good.
         tried: owners and peers to ask last.
     """
 
-    __slots__ = ("blocks", "key", "t50_s", "tried")
+    __slots__ = ("blocks", "key", "known", "t50_s", "tried")
 
     def __init__(
-        self, t50_s: float, *, blocks: Sequence[bytes] = (), key: bytes | None = None,
-        tried: frozenset[bytes] = frozenset(),
+        self, t50_s: float, *, known: bool = True, blocks: Sequence[bytes] = (),
+        key: bytes | None = None, tried: frozenset[bytes] = frozenset(),
     ) -> None:  # fmt: skip
         self.t50_s = t50_s
+        self.known = known
         self.blocks = blocks
         self.key = key
         self.tried = tried
@@ -253,11 +262,25 @@ def choose(lanes: Sequence[Lane], need: Need, now: float, rng: random.Random) ->
     if not lanes:
         return None
     if len(lanes) <= FEW:
-        return min(lanes, key=lambda lane: need.estimate(lane, now))
+        return _soonest(lanes, need, now)
     if need.key is None:
-        few = rng.sample(lanes, HOMES + STRAYS)
-        return min(few, key=lambda lane: need.estimate(lane, now))
+        return _soonest(rng.sample(lanes, HOMES + STRAYS), need, now)
     return _at_home(lanes, need, now, rng)
+
+
+def _soonest(lanes: Sequence[Lane], need: Need, now: float) -> Lane:
+    if len(lanes) == 1:
+        return lanes[0]
+    if need.blocks or need.tried:
+        return min(lanes, key=lambda lane: need.estimate(lane, now))
+    # The same for a plain task, without calls: this runs for each task and peer.
+    best, best_s, t50_s = lanes[0], math.inf, need.t50_s
+    for lane in lanes:
+        wait_s = lane.view.free_at - now
+        found_s = lane.cold_s + t50_s * lane.slowness + (wait_s if wait_s > 0 else 0.0)
+        if found_s < best_s:
+            best, best_s = lane, found_s
+    return best
 
 
 def _at_home(lanes: Sequence[Lane], need: Need, now: float, rng: random.Random) -> Lane:
@@ -269,9 +292,9 @@ def _at_home(lanes: Sequence[Lane], need: Need, now: float, rng: random.Random) 
     )
     if need.estimate(warm, now) <= max(HOME_SLO_S, 2 * need.t50_s):
         return warm
-    home = min((first, second), key=lambda lane: need.estimate(lane, now))
+    home = _soonest((first, second), need, now)
     rest = [lane for lane in lanes if lane is not first and lane is not second]
-    away = min(rng.sample(rest, min(STRAYS, len(rest))), key=lambda lane: need.estimate(lane, now))
+    away = _soonest(rng.sample(rest, STRAYS), need, now)
     if need.estimate(away, now) < AWAY_SHARE * need.estimate(home, now):
         return away
     return home

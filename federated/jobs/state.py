@@ -275,14 +275,15 @@ class Attempt:
         slots: tasks at once there.
         share_s: how much longer it was thought to keep all of them busy.
         apart_s: seconds of it that were thought to go into reading and a cold start.
+        expected_s: seconds it was thought to take an average peer; 0: nobody knew.
         hedge: it is the second live one of its task.
         revoking: its worker was asked to give it back if it has not started.
     """
 
     __slots__ = (
-        "apart_s", "began", "check", "hedge", "ks", "lease_end", "number", "offered", "overlapped",
-        "owner", "peer", "progress", "revoking", "seen", "share_s", "slots", "started", "state",
-        "task",
+        "apart_s", "began", "check", "expected_s", "hedge", "ks", "lease_end", "number", "offered",
+        "overlapped", "owner", "peer", "progress", "revoking", "seen", "share_s", "slots",
+        "started", "state", "task",
     )  # fmt: skip
 
     def __init__(
@@ -306,6 +307,7 @@ class Attempt:
         self.slots = 1
         self.share_s = 0.0
         self.apart_s = 0.0
+        self.expected_s = 0.0
         self.hedge = False
         self.revoking = False
 
