@@ -38,6 +38,7 @@ from daemon.services import Services
 from daemon.shred import shred_backups
 from daemon.uploads import Uploads
 from federated.errors import HandlerError
+from federated.jobs.engines.dask import dask_engines
 from federated.jobs.handlers.registry import build_handlers, slots_of
 from federated.jobs.service import Jobs
 from memory.embedding.embedder import load_embedder, require_embedder
@@ -182,7 +183,15 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         handlers = build_handlers(config.jobs, search=search, named=door.group_named)
     except HandlerError as error:
         raise ConfigError(f"[jobs] {error}") from None
-    jobs = Jobs(door, jobs_db, env, ThreadOffload(), handlers, slots=slots_of(config.jobs))
+    jobs = Jobs(
+        door,
+        jobs_db,
+        env,
+        ThreadOffload(),
+        handlers,
+        slots=slots_of(config.jobs),
+        engines=dask_engines(config.jobs, ThreadOffload()),
+    )
     boot_id = env.rng.randbytes(8).hex()
     registry = Registry.of(all_methods())
     services = Services(

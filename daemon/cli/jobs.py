@@ -83,7 +83,7 @@ def _spec_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--batch", type=int, metavar="1", help="1: a task a row")
     sub.add_argument("--columns", metavar="NAMES", help="name or name:type, with commas between")
     sub.add_argument("--template", metavar="TEXT", help="text with {{column}}")
-    sub.add_argument("--engine", help="peers (default) or local")
+    sub.add_argument("--engine", help="peers (default), local, or an address of `[jobs] engines`")
     sub.add_argument("--verify", help="auto, none, spot:P, adaptive or quorum:M")
     sub.add_argument("--group", help="who may see the rows; default your own machines")
     sub.add_argument("--title", help="for people")

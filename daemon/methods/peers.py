@@ -133,7 +133,8 @@ def shown_name(names: dict[bytes, str], peer: bytes, services: Services) -> str:
     """What to call a device: its name, else the end of its id."""
     if peer == bytes(services.device):
         return services.config.node.name
-    return names.get(peer) or f"…{peer_text(peer)[-8:]}"
+    engine = services.jobs.engines.by_id.get(PeerId(peer))
+    return names.get(peer) or engine or f"…{peer_text(peer)[-8:]}"
 
 
 async def peer_rows(services: Services) -> list[PeerRow]:

@@ -144,6 +144,8 @@ class Board:
         """What a device of ours says of handlers: nature is never a peer's word."""
         self.on_computed: Callable[[str, int, float], None] = lambda _handler, _rows, _s: None
         """Told what a row took: (handler, rows, seconds)."""
+        self.engines: dict[PeerId, str] = {}
+        """Addresses of engines by the id they go by here."""
         self._standing: dict[tuple[JobId, PeerId], tuple[TrustClass, bytes]] = {}
 
     def take_orders(self) -> Orders:
@@ -247,7 +249,7 @@ class Board:
 
     def usable(self, job: Job, cell: PeerCell, wall_ms: int) -> bool:
         """Whether a peer may be asked for rows of a job."""
-        if cell.down or job.spec.handler not in cell.handlers:
+        if cell.down or job.spec.handler not in cell.handlers or not self._serves(job, cell.peer):
             return False
         trust, owner = self.standing(job, cell.peer)
         if trust == "none":
@@ -255,6 +257,10 @@ class Board:
         return trust == "own" or not self.reputation.quarantined(
             owner, bytes(cell.peer), job.spec.handler, wall_ms
         )
+
+    def _serves(self, job: Job, peer: PeerId) -> bool:
+        """Whether a worker belongs to a job's engine; our own node is every job's arbiter."""
+        return peer == self.door.id or job.spec.engine == self.engines.get(peer, "peers")
 
     def owners_left(self, job: Job, row: RowCell, wall_ms: int) -> int:
         """How many owners could still be asked for a row."""

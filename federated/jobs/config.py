@@ -25,6 +25,7 @@ _HANDLER_ID: Final = re.compile(r"[a-z][a-z0-9_.-]{0,62}@[0-9]{1,6}")
 _CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _WALL_S_MAX: Final = 24 * 3600.0
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 # Names that come with the program: an operator's handler may not take the place of one.
 RESERVED_PREFIXES: Final = ("echo@", "hash@", "wordcount@", "files.", "memory.")
 
@@ -165,7 +166,15 @@ class JobsConfig:
     """Who may send expressions to be computed here: `own` devices, `friends`; nobody by default.
     Needs the extra `expr`."""
     engines: tuple[str, ...] = ()
-    """Addresses of other engines a job may name, such as `dask://127.0.0.1:8786`."""
+    """Addresses of other engines a job may name, such as `dask://127.0.0.1:8786`: on this machine,
+    or `tls://HOST:PORT` with the three files below. Their workers must be able to import Covey and
+    the functions of `handlers`. Needs the extra `dask`."""
+    engines_ca: str = ""
+    """File with the authority that vouches for a `tls://` engine."""
+    engines_cert: str = ""
+    """File with the certificate that we show it."""
+    engines_key: str = ""
+    """File with the key of that certificate."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.slots <= 1024:
@@ -186,15 +195,25 @@ class JobsConfig:
                 raise ValueError(f"llm: {model!r} is no name: letters, digits, . _ / -")
         if not set(self.expr) <= {OWN, FRIENDS}:
             raise ValueError("expr: code is taken from `own` devices and `friends` only")
+        files = (self.engines_ca, self.engines_cert, self.engines_key)
+        if any(file and not file.startswith("/") for file in files):
+            raise ValueError("engines_ca, engines_cert, engines_key must be absolute paths")
         for address in self.engines:
-            _check_engine(address)
+            _check_engine(address, tls=all(files))
 
 
-def _check_engine(address: str) -> None:
+def _check_engine(address: str, *, tls: bool) -> None:
     """Their client unpickles what it receives, so only this machine or a proven one is asked."""
     parts = urlsplit(address)
-    if parts.scheme == "dask" and parts.hostname in {"127.0.0.1", "::1", "localhost"}:
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    plain = f"{parts.scheme}://{parts.netloc}" == address and "@" not in parts.netloc
+    if port and plain and parts.scheme == "dask" and parts.hostname in _LOOPBACK:
         return
-    if parts.scheme == "tls" and parts.hostname:
+    if port and plain and parts.scheme == "tls" and parts.hostname:
+        if not tls:
+            raise ValueError(f"engines: {address} needs engines_ca, engines_cert and engines_key")
         return
     raise ValueError(f"engines: {address!r} must be dask://127.0.0.1:PORT or tls://HOST:PORT")

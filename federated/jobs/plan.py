@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from p2p.identity import PeerId
 
 ENGINES: Final = frozenset({"peers", "local"})
+ENGINE_SCHEMES: Final = ("dask://", "tls://")
 
 PIN: Final = "@peer"
 """Input column that names the device a row is for."""
@@ -81,8 +82,10 @@ def _check_built(spec: JobSpec) -> None:
         raise PlanError("bad_spec", "gaps of earlier jobs are not filled yet", path="gaps_of")
     if isinstance(spec.reduce, ByHandler) and not 0 < len(spec.reduce.handler) <= 128:
         raise PlanError("bad_spec", "name a handler", path="reduce.handler")
-    if spec.engine not in ENGINES:
-        raise PlanError("bad_spec", "peers or local; others are not spoken to yet", path="engine")
+    if spec.engine not in ENGINES and not spec.engine.startswith(ENGINE_SCHEMES):
+        raise PlanError(
+            "bad_spec", "peers, local, dask://HOST:PORT or tls://HOST:PORT", path="engine"
+        )
 
 
 def make_job(

@@ -24,6 +24,8 @@ from federated.jobs.cache import ResultCache, needed, served
 from federated.jobs.canon import canonical, hash_parts
 from federated.jobs.coordinator import TICK_S, Coordinator
 from federated.jobs.earlier import take_cached
+from federated.jobs.engines.door import DoorWithEngines, Engines
+from federated.jobs.engines.seam import engine_id
 from federated.jobs.handlers.names import full_id
 from federated.jobs.journal import Journal
 from federated.jobs.plan import check_spec, make_job, spec_hash
@@ -36,8 +38,9 @@ from federated.jobs.types import ByHandler, Collect, JobId, RowsRef
 from federated.jobs.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from federated.jobs.engines.seam import Engine
     from federated.jobs.items import Item
     from federated.jobs.orders import Orders
     from federated.jobs.state import Job
@@ -64,11 +67,13 @@ class Jobs:
         offload: where long computations go.
         handlers: what this node computes for others and itself.
         slots: tasks at once here.
+        engines: how to make each engine that a job may name, by its address.
     """
 
     def __init__(
-        self, mesh: Mesh, db: Db, env: Env, offload: Offload, handlers: Offers, *, slots: int
-    ) -> None:
+        self, mesh: Mesh, db: Db, env: Env, offload: Offload, handlers: Offers, *, slots: int,
+        engines: Mapping[str, Callable[[], Engine]] | None = None,
+    ) -> None:  # fmt: skip
         self._mesh = mesh
         self._env = env
         self._offload = offload
@@ -80,9 +85,10 @@ class Jobs:
             parse_template=lambda text: parse_template(text, None).render,
         )  # fmt: skip
         self.worker.register()
+        self.engines = Engines(engines or {}, handlers, env, offload)
         self._sessions = Sessions(
-            mesh, self.worker, Hooks(self._peer_up, self._peer_down, self._received),
-            self._wanted_peers,
+            mesh, {mesh.id: self.worker.serve, **self.engines.serves},
+            Hooks(self._peer_up, self._peer_down, self._received), self._wanted_peers,
         )  # fmt: skip
         self._stages = Stages(
             env, offload, self.journal, find=self._in_memory,
@@ -103,7 +109,8 @@ class Jobs:
         """Go on with what was under way, and serve, until cancelled."""
         wall_ms = self._env.wall_ms()
         epoch, first = await self.journal.begin(wall_ms // 1000)
-        core = Coordinator(self._mesh, self._env.rng, epoch=epoch, next_event=first)
+        door = DoorWithEngines(self._mesh, self.engines)
+        core = Coordinator(door, self._env.rng, epoch=epoch, next_event=first)
         try:
             await self._serve(core, wall_ms, task_status)
         finally:
@@ -119,6 +126,7 @@ class Jobs:
                 info.id: info for info in self.handlers.offered_to("own", None)
             }
             core.board.on_computed = self.cache.payoff.computed
+            core.board.engines = dict(self.engines.by_id)
             core.board.reputation.load(await self.journal.stats())
             for job in await self.journal.live(self._env.now(), wall_ms):
                 self._ended[job.id] = trio.Event()
@@ -234,10 +242,10 @@ class Jobs:
             return set()
         wanted: set[PeerId] = set()
         for job in self._core.board.live_jobs():
-            if job.spec.engine == "local":
-                wanted.add(self._mesh.id)
-                continue
-            wanted.update(self._mesh.members(job.group))
+            if job.spec.engine == "peers":
+                wanted.update(self._mesh.members(job.group))
+            elif job.spec.engine != "local":
+                wanted.add(engine_id(job.spec.engine))
             # Our own worker: for rows pinned to it, and as the arbiter of others' answers.
             wanted.add(self._mesh.id)
         return wanted
@@ -351,6 +359,8 @@ class Jobs:
                     raise PlanError(
                         "unknown_handler", f"this machine has {', '.join(known)}", path=path
                     )
+        elif spec.engine != "peers":
+            self.engines.check(spec.engine, handlers_of(spec))
         elif not self._mesh.members(group):
             raise PlanError(
                 "no_eligible_peer",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 from typing_extensions import override
@@ -19,10 +20,9 @@ from p2p.errors import P2pError, PeerError
 from p2p.rpc_types import Caller, CallStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from federated.jobs.items import Item
-    from federated.jobs.worker import Worker
     from federated.seams import Mesh
     from p2p.identity import PeerId
 
@@ -37,6 +37,9 @@ AGAIN_MAX_S: Final = 30.0
 IDLE_S: Final = 10.0
 """How long sessions stay open after the last job: the next one begins at once."""
 PIPE_ITEMS: Final = 64
+
+Serve: TypeAlias = Callable[[Caller, bytes, CallStream], Awaitable[bytes]]
+"""The other end of a session in this process: our own worker, an engine."""
 
 
 class Hooks:
@@ -78,16 +81,17 @@ class Sessions:
 
     Args:
         mesh: peers and calls.
-        worker: our own, for jobs that run here.
+        here: workers in this process, by the id they go by.
         hooks: who hears of what comes.
         wanted: peers that jobs want now; empty while no job lives.
     """
 
     def __init__(
-        self, mesh: Mesh, worker: Worker, hooks: Hooks, wanted: Callable[[], set[PeerId]]
-    ) -> None:
+        self, mesh: Mesh, here: Mapping[PeerId, Serve], hooks: Hooks,
+        wanted: Callable[[], set[PeerId]],
+    ) -> None:  # fmt: skip
         self._mesh = mesh
-        self._worker = worker
+        self._here = here
         self._hooks = hooks
         self._wanted = wanted
         self._open: dict[PeerId, Outbox] = {}
@@ -123,11 +127,14 @@ class Sessions:
                 self._look = trio.Event()
                 wanted = self._wanted()
                 for peer in sorted(wanted - set(self._open)):
-                    if peer == self._mesh.id or self._mesh.fabric.info(peer) is not None:
+                    if self._is_there(peer):
                         self._open[peer] = Outbox()
                         nursery.start_soon(self._keep, peer)
                 with trio.move_on_after(LOOK_S if wanted else IDLE_LOOK_S):
                     await self._look.wait()
+
+    def _is_there(self, peer: PeerId) -> bool:
+        return peer in self._here or self._mesh.fabric.info(peer) is not None
 
     async def _keep(self, peer: PeerId) -> None:
         """Sessions with one peer, one after another, while it is wanted and there."""
@@ -136,7 +143,7 @@ class Sessions:
             while True:
                 began = trio.current_time()
                 await self._session(peer)
-                if peer not in self._wanted() or self._mesh.fabric.info(peer) is None:
+                if peer not in self._wanted() or not self._is_there(peer):
                     return
                 wait_s = AGAIN_S if trio.current_time() - began > IDLE_S else wait_s * 2
                 await trio.sleep(min(wait_s, AGAIN_MAX_S))
@@ -150,7 +157,7 @@ class Sessions:
         outbox.items.clear()
         try:
             with trio.CancelScope() as outbox.scope:
-                if peer == self._mesh.id:
+                if peer in self._here:
                     await self._own(peer, number, outbox)
                 else:
                     async with self._mesh.rpc.stream(peer, SESSION, b"") as call:
@@ -166,8 +173,8 @@ class Sessions:
     async def _own(self, peer: PeerId, number: int, outbox: Outbox) -> None:
         here, there = pipe()
         async with trio.open_nursery() as nursery:
-            caller = Caller(peer, "mem", float("inf"))
-            nursery.start_soon(self._worker.serve, caller, b"", there)
+            caller = Caller(self._mesh.id, "mem", float("inf"))
+            nursery.start_soon(self._here[peer], caller, b"", there)
             await self._converse(peer, number, outbox, here)
             nursery.cancel_scope.cancel()
 

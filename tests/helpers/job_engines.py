@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from federated.jobs.canon import canonical
+from federated.jobs.engines.seam import Computed
+from federated.jobs.engines.tasks import compute
 from federated.jobs.handlers.base import HandlerInfo
+from federated.jobs.types import ByHandler, Collect, Count, GroupBy, Sum, Table, TopK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
+    from federated.jobs.engines.seam import EngineCall
     from federated.jobs.handlers.base import Batch, PureHandler
     from federated.jobs.service import Jobs
-    from federated.jobs.types import JobId, Row, RowOut
+    from federated.jobs.types import JobId, Reduce, Row, RowOut
 
 MEASURE: Final = "measure@1"
 COMBINE: Final = "combine@1"
+REDUCES: Final[Sequence[Reduce]] = [
+    Collect(),
+    Table(),
+    Count(),
+    Sum(),
+    TopK(n=3),
+    GroupBy(by="word", cap=5),
+    ByHandler(handler=COMBINE),
+]
 
 _WORDS: Final = ("ab", "c", "Ab", "d\u00e9", "c")
 
@@ -65,6 +80,8 @@ class _Pure:
 
     def __init__(self, ident: str) -> None:
         self.info = HandlerInfo(id=ident, kind="named", deterministic=True)
+        name = "measured" if ident == MEASURE else "combined"
+        self.function = f"{__name__}:{name}"
 
     def compute(self, batch: Batch) -> Sequence[RowOut]:
         function = measured if self.info.id == MEASURE else combined
@@ -78,6 +95,45 @@ class _Pure:
 def both() -> list[PureHandler]:
     """Both handlers, new ones."""
     return [_Pure(MEASURE), _Pure(COMBINE)]
+
+
+class InlineEngine:
+    """An engine that computes at once, in this process.
+
+    Args:
+        slots: calls at once, as it says.
+        lose: the first so many calls get no answer but an error.
+    """
+
+    def __init__(self, slots: int = 2, *, lose: int = 0) -> None:
+        self.capacity = slots
+        self.calls: list[EngineCall] = []
+        self.cancelled: list[int] = []
+        self.hold = False
+        self._lose = lose
+        self._send, self._receive = trio.open_memory_channel[Computed](10_000)
+
+    async def start(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def submit_batch(self, calls: Sequence[EngineCall]) -> None:
+        await trio.sleep(0.005)
+        for call in calls:
+            self.calls.append(call)
+            if len(self.calls) <= self._lose:
+                self._send.send_nowait(Computed(call.ref, b"", "unavailable", "lost"))
+            elif not self.hold:
+                self._send.send_nowait(Computed(call.ref, compute(call.data), "", ""))
+
+    def as_completed(self) -> AsyncIterator[Computed]:
+        return self._receive
+
+    async def cancel(self, refs: Sequence[int]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.cancelled += refs
+
+    async def close(self) -> None:
+        await self._send.aclose()
 
 
 async def result_bytes(jobs: Jobs, ident: JobId) -> list[bytes]:

@@ -30,9 +30,10 @@ from tests.helpers.fabrics import MEM, Kit
 from tests.helpers.memories import InlineOffload
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from federated.jobs.engines.seam import Engine
     from federated.jobs.handlers.base import Handler, PureHandler
     from federated.jobs.types import JobId
     from federated.seams import GroupId, TrustClass
@@ -131,13 +132,14 @@ class Office:
         handlers: Iterable[Handler | PureHandler] = (),
         slots: int = 2,
         owner: bytes | None = None,
+        engines: Mapping[str, Callable[[], Engine]] | None = None,
     ) -> Desk:
         """A running node, connected with those before it."""
         member = await self.kit.node(number)
         if owner is not None:
             self.owners[member.id] = owner
         self.ids.append(member.id)
-        desk = await self._start(member, number, handlers, slots)
+        desk = await self._start(member, number, handlers, slots, engines)
         for other in self.desks.values():
             await self.kit.connect(member, other.member)
         self.desks[number] = desk
@@ -158,8 +160,9 @@ class Office:
         return fresh
 
     async def _start(
-        self, member: NodeMember, number: int, handlers: Iterable[Handler | PureHandler], slots: int
-    ) -> Desk:
+        self, member: NodeMember, number: int, handlers: Iterable[Handler | PureHandler],
+        slots: int, engines: Mapping[str, Callable[[], Engine]] | None = None,
+    ) -> Desk:  # fmt: skip
         self.starts += 1
         env = self.kit._env(f"jobs {number}, start {self.starts}")
         db = Db(
@@ -170,7 +173,7 @@ class Office:
         known = Handlers(
             [(handler, ANYBODY) for handler in offered.values()], named=lambda _name: None
         )
-        jobs = Jobs(door, db, env, InlineOffload(), known, slots=slots)
+        jobs = Jobs(door, db, env, InlineOffload(), known, slots=slots, engines=engines)
         scope = trio.CancelScope()
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:

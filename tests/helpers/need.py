@@ -8,6 +8,7 @@ complete one. Evaluation data is the one exception: it may be missing anywhere.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -99,6 +100,11 @@ def _bubblewrap() -> str | None:
     return None if sandbox_kind() == "bubblewrap" else "no bubblewrap that works here"
 
 
+def _dask() -> str | None:
+    found = importlib.util.find_spec("distributed")
+    return None if found is not None else "no Dask for this interpreter"
+
+
 REQUIREMENTS: Mapping[str, Requirement] = {
     "bubblewrap": Requirement(
         _bubblewrap,
@@ -106,6 +112,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         " allowed",
         optional_in_ci=True,
     ),
+    "dask": Requirement(_dask, "install the extra: `pip install covey[dask]`", optional_in_ci=True),
     "npm": Requirement(
         functools.partial(_command, "npm"),
         "install the system's npm package, for example `apt-get install npm`",

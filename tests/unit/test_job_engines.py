@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
+import trio
 
+from federated.errors import PlanError
 from federated.jobs.reduce import pair_up
 from federated.jobs.state import RowState
 from federated.jobs.types import (
     ByHandler,
-    Collect,
     Column,
-    Count,
-    GroupBy,
     JobSpec,
     PerRow,
-    Sum,
-    Table,
-    TopK,
 )
-from tests.helpers.job_engines import COMBINE, MEASURE, NUMBERS, both, result_bytes
+from tests.helpers.job_engines import (
+    COMBINE,
+    MEASURE,
+    NUMBERS,
+    REDUCES,
+    InlineEngine,
+    both,
+    result_bytes,
+)
 from tests.helpers.jobs_kit import play_office
 
 if TYPE_CHECKING:
@@ -31,25 +36,17 @@ if TYPE_CHECKING:
     from federated.jobs.types import Reduce
     from tests.helpers.jobs_kit import Office
 
-REDUCES = [
-    Collect(),
-    Table(),
-    Count(),
-    Sum(),
-    TopK(n=3),
-    GroupBy(by="word", cap=5),
-    ByHandler(handler=COMBINE),
-]
+ADDRESS = "dask://127.0.0.1:8786"
 
 
 @pytest.mark.parametrize("reduce", REDUCES, ids=lambda reduce: type(reduce).__name__)
-def test_local_and_peers_give_the_same_bytes(tmp_path: Path, reduce: Reduce) -> None:
+def test_every_engine_gives_the_same_bytes(tmp_path: Path, reduce: Reduce) -> None:
     async def scenario(office: Office) -> None:
-        boss = await office.desk(1, handlers=both())
+        boss = await office.desk(1, handlers=both(), engines={ADDRESS: InlineEngine})
         await office.desk(2, handlers=both())
         await office.desk(3, handlers=both())
         found = {}
-        for engine in ("local", "peers"):
+        for engine in ("local", "peers", ADDRESS):
             spec = JobSpec(
                 handler=MEASURE, rows=list(NUMBERS), reduce=reduce, engine=engine, batch=PerRow(),
                 max_retries=1, cache="off",
@@ -57,7 +54,7 @@ def test_local_and_peers_give_the_same_bytes(tmp_path: Path, reduce: Reduce) -> 
             ident = await boss.jobs.submit(spec, agent="", group=None)
             await boss.jobs.finished(ident)
             found[engine] = await result_bytes(boss.jobs, ident)
-        assert found["local"] == found["peers"]
+        assert found["local"] == found["peers"] == found[ADDRESS]
         assert len(found["local"]) > 2, "rows and what they reduce to"
         assert any(b"missing" in line for line in found["local"])
 
@@ -167,3 +164,99 @@ def _combining(rows: int) -> JobSpec:
         handler="echo@1", rows=[{"n": n / 7} for n in range(rows)],
         columns=[Column(name="n", type="float")], reduce=ByHandler(handler=COMBINE),
     )  # fmt: skip
+
+
+def test_an_engine_gets_many_rows_a_call_and_keys_of_its_own(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        engine = InlineEngine(slots=2)
+        boss = await office.desk(1, engines={ADDRESS: lambda: engine})
+        rows: list[dict[str, object]] = [{"n": n} for n in range(2000)]
+        spec = JobSpec(handler="echo@1", rows=rows, batch=PerRow(), engine=ADDRESS)
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+        await boss.jobs.finished(ident)
+        assert await boss.table(ident) == rows
+        sizes = [len(msgspec.msgpack.decode(call.data)["tasks"]) for call in engine.calls]
+        assert sum(sizes) == 2000, "each row once, none by ourselves"
+        assert sorted(sizes)[len(sizes) // 2] >= 25
+        keys = [call.key for call in engine.calls]
+        assert len(set(keys)) == len(keys)
+
+    play_office(scenario, tmp_path, seed=16)
+
+
+def test_a_call_that_is_lost_is_made_again_under_another_key(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        engine = InlineEngine(lose=1)
+        boss = await office.desk(1, engines={ADDRESS: lambda: engine})
+        spec = JobSpec(handler="hash@1", rows=[{"n": 1}], engine=ADDRESS)
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+        await boss.jobs.finished(ident)
+        (row,) = await boss.table(ident)
+        assert isinstance(row, dict)
+        first, second = engine.calls
+        assert first.data == second.data
+        assert first.key != second.key
+
+    play_office(scenario, tmp_path, seed=17)
+
+
+def test_a_cancelled_job_is_withdrawn_from_its_engine(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        engine = InlineEngine()
+        engine.hold = True
+        boss = await office.desk(1, engines={ADDRESS: lambda: engine})
+        spec = JobSpec(handler="echo@1", rows=[{"n": n} for n in range(300)], engine=ADDRESS)
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+        await trio.sleep(2)
+        assert engine.calls
+        told = boss.jobs.cancel(ident)
+        assert told["unreachable"] == 0
+        await boss.jobs.finished(ident)
+        await trio.sleep(2)
+        assert sorted(engine.cancelled) == [call.ref for call in engine.calls]
+
+    play_office(scenario, tmp_path, seed=18)
+
+
+def test_an_engine_that_went_is_begun_anew(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        engines = [InlineEngine(), InlineEngine()]
+        engines[0].hold = True
+        left = list(engines)
+        boss = await office.desk(1, engines={ADDRESS: lambda: left.pop(0)})
+        rows: list[dict[str, object]] = [{"n": n} for n in range(100)]
+        spec = JobSpec(handler="echo@1", rows=rows, engine=ADDRESS)
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+        await trio.sleep(2)
+        assert engines[0].calls
+        await engines[0].close()
+        await boss.jobs.finished(ident)
+        assert await boss.table(ident) == rows
+        assert engines[1].calls
+
+    play_office(scenario, tmp_path, seed=19)
+
+
+@pytest.mark.parametrize(
+    ("engine", "handler", "reason"),
+    [
+        ("dask://127.0.0.1:1", "echo@1", "not_permitted"),
+        ("dask://192.0.2.1:8786", "echo@1", "not_permitted"),
+        ("tls://127.0.0.1:8786", "echo@1", "not_permitted"),
+        ("ray://127.0.0.1:10001", "echo@1", "bad_spec"),
+        (ADDRESS, "files.list@1", "unknown_handler"),
+    ],
+)
+def test_only_listed_engines_get_only_what_they_can_do(
+    tmp_path: Path, engine: str, handler: str, reason: str
+) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1, engines={ADDRESS: InlineEngine})
+        await office.desk(2)
+        spec = JobSpec(handler=handler, rows=[{"n": 1}], engine=engine)
+        with pytest.raises(PlanError) as refused:
+            await boss.jobs.submit(spec, agent="", group=None)
+        assert refused.value.reason == reason
+        assert boss.jobs.core.board.live_jobs() == []
+
+    play_office(scenario, tmp_path, seed=20)

@@ -199,6 +199,9 @@ def test_settings_as_they_are_meant() -> None:
         llm={"gemma": LlmConfig(url="http://127.0.0.1:8080/v1", model="gemma-3")},
         expr=("own", "friends"),
         engines=("dask://127.0.0.1:8786", "tls://cluster:8786"),
+        engines_ca="/etc/cluster/ca.pem",
+        engines_cert="/etc/cluster/cert.pem",
+        engines_key="/etc/cluster/key.pem",
     )
     assert config.handlers["score@1"].slots == 1
 

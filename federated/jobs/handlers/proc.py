@@ -149,6 +149,8 @@ class FunctionHandler(_Operators):
 
     def __init__(self, handler_id: str, config: HandlerConfig) -> None:
         super().__init__(handler_id, config)
+        assert isinstance(config.run, str), "a list is a command"
+        self.function: Final = config.run
         self._idle: list[_Runner] = []
         self._closed = False
 
