@@ -9,6 +9,7 @@ import time
 from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.job_tables import FORMATS, show_rows, write_rows
+from daemon.cli.job_words import WHY, cached_of, counted, event_line
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 WATCH_S = 20.0
-BAR = 30
 EXAMPLES = (
     "A job is a JSON file, or options and rows:\n\n"
     "examples:\n"
@@ -78,9 +78,11 @@ def _spec_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--handler", metavar="NAME@VERSION", help="what computes the rows")
     sub.add_argument("--rows", metavar="FILE", help="JSON Lines, one row a line; - standard input")
     sub.add_argument(
-        "--reduce", metavar="KIND", help="collect, count, sum, topk:N, group:COLUMN, handler:NAME@1"
+        "--reduce",
+        metavar="KIND",
+        help="collect, table, count, sum, topk:N, group:COLUMN, handler:NAME@1",
     )
-    sub.add_argument("--batch", type=int, metavar="1", help="1: a task a row")
+    sub.add_argument("--batch", type=int, metavar="N", help="rows of a task, 1 to 32")
     sub.add_argument("--columns", metavar="NAMES", help="name or name:type, with commas between")
     sub.add_argument("--template", metavar="TEXT", help="text with {{column}}")
     sub.add_argument("--engine", help="peers (default), local, or an address of `[jobs] engines`")
@@ -142,9 +144,9 @@ def _spec(args: argparse.Namespace) -> dict[str, Json]:
             spec = loaded
         if args.rows:
             lines = _read(args.rows).splitlines()
-            spec["rows"] = [json.loads(line) for line in lines if line.strip()]
+            spec["rows"] = _rows_of(args.rows, lines)
     except ValueError as error:
-        raise CliError(f"not JSON: {error}", 2, name="invalid_params") from None
+        raise CliError(f"{args.file}: not JSON: {error}", 2, name="invalid_params") from None
     for name in ("handler", "template", "engine", "verify", "group", "title"):
         if getattr(args, name):
             spec[name] = getattr(args, name)
@@ -152,8 +154,11 @@ def _spec(args: argparse.Namespace) -> dict[str, Json]:
         spec["deadline_s"] = args.deadline
     if args.reduce:
         spec["reduce"] = _reduce(args.reduce)
-    if args.batch:
-        spec["batch"] = {"kind": "per_row"}
+    if args.batch is not None:
+        one = args.batch == 1
+        spec["batch"] = (
+            {"kind": "per_row"} if one else {"kind": "open", "groups": [], "chunk": args.batch}
+        )
     if args.columns:
         spec["columns"] = [_column(text) for text in args.columns.split(",")]
     if "handler" not in spec or "rows" not in spec:
@@ -164,8 +169,36 @@ def _spec(args: argparse.Namespace) -> dict[str, Json]:
     return spec
 
 
+def _rows_of(path: str, lines: list[str]) -> list[Json]:
+    """Rows of a JSON Lines file.
+
+    Raises:
+        CliError: names the line that is none.
+    """
+    found: list[Json] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise CliError(
+                f"{path}, line {number}: not JSON: {error}", 2, name="invalid_params"
+            ) from None
+    return found
+
+
+REDUCTIONS = ("collect", "table", "count", "sum", "topk", "group", "handler")
+TYPES = ("str", "int", "float", "bool", "date", "url", "enum", "list[str]")
+
+
 def _reduce(text: str) -> dict[str, Json]:
     kind, _, rest = text.partition(":")
+    if kind not in REDUCTIONS or (kind == "topk" and rest and not rest.isdecimal()):
+        raise CliError(
+            f"--reduce {text}: it is collect, table, count, sum, topk:N, group:COLUMN or"
+            " handler:NAME@1", 2, name="invalid_params",
+        )  # fmt: skip
     if kind == "topk":
         return {"kind": kind, "n": int(rest or 20)}
     if kind == "handler":
@@ -177,6 +210,10 @@ def _reduce(text: str) -> dict[str, Json]:
 
 def _column(text: str) -> dict[str, Json]:
     name, _, kind = text.strip().partition(":")
+    if kind and kind not in TYPES:
+        raise CliError(
+            f"--columns {text}: a type is one of {', '.join(TYPES)}", 2, name="invalid_params"
+        )
     return {"name": name, "type": kind or "str"}
 
 
@@ -221,7 +258,7 @@ def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
             if json_lines:
                 out.say(json.dumps(event, ensure_ascii=False))
                 continue
-            line = _event_line(event)
+            line = event_line(event)
             if live and event.get("name") == "progress":
                 sys.stderr.write("\r\x1b[K" + line)
                 sys.stderr.flush()
@@ -232,37 +269,6 @@ def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
             break
     state = out.text(out.mapping(client.call("job.status", {"id": ident})).get("state"))
     return 0 if state == "done" else 1
-
-
-def cached_of(data: dict[str, Json]) -> str:
-    """`12 of 40 rows from the cache`, of what an event or a status says; empty if none are."""
-    if not data.get("cached"):
-        return ""
-    rows = sum(int(out.number(data.get(key))) for key in ("pending", "ok", "missing", "disputed"))
-    return f"{int(out.number(data.get('cached')))} of {rows} rows from the cache"
-
-
-def _event_line(event: dict[str, Json]) -> str:
-    data = out.mapping(event.get("data"))
-    name = event.get("name")
-    if name == "progress":
-        rows, done = int(out.number(data.get("rows"))), int(out.number(data.get("done")))
-        filled = BAR * done // max(1, rows)
-        at_peers = int(out.number(data.get("at_peers")))
-        return (
-            f"[{'#' * filled}{'.' * (BAR - filled)}] {done}/{rows} rows, {at_peers} tasks at peers"
-        )
-    if name == "state":
-        reason = out.text(data.get("reason"))
-        counts = ", ".join(
-            f"{int(out.number(data.get(key)))} {key}"
-            for key in ("ok", "missing", "disputed")
-            if data.get(key)
-        )
-        rest = "; ".join(filter(None, [reason, counts, cached_of(data)]))
-        return out.text(data.get("state")) + (f": {rest}" if rest else "")
-    words = " ".join(f"{key}={out.one_line(str(value), 40)}" for key, value in data.items())
-    return f"{out.text(name)} {words}"
 
 
 # ---- results
@@ -290,7 +296,8 @@ def _result(client: Client, args: argparse.Namespace) -> int:
         sys.stdout.write(write_rows(rows, declared, args.format))
     gaps = int(out.number(pages[0].get("gaps")))
     if gaps and not args.gaps:
-        out.note(f"{gaps} rows have no answer: `covey job result {args.id[:8]} --gaps`")
+        have = counted(gaps, "row has", "rows have")
+        out.note(f"{have} no answer: `covey job result {args.id[:8]} --gaps`")
     return 0
 
 
@@ -396,6 +403,7 @@ def _show(args: argparse.Namespace, verb: str, answer: dict[str, Json]) -> int:
         return 0
     states = out.mapping(answer.get("by_state"))
     reason = out.text(answer.get("reason"))
+    reason = WHY.get(reason, reason)
     out.say(f"{out.text(answer.get('state'))}{f': {reason}' if reason else ''}")
     out.say(", ".join(f"{int(out.number(n))} {name}" for name, n in states.items() if n) + " rows")
     if answer.get("cached"):

@@ -357,7 +357,9 @@ class Jobs:
             for path, handler in handlers_of(spec):
                 if handler not in known:
                     raise PlanError(
-                        "unknown_handler", f"this machine has {', '.join(known)}", path=path
+                        "unknown_handler",
+                        f"this machine has no {handler}, but {', '.join(known)}",
+                        path=path,
                     )
         elif spec.engine != "peers":
             self.engines.check(spec.engine, handlers_of(spec))

@@ -91,6 +91,46 @@ def test_errors_say_what_to_do(three: tuple[Home, Home, Home], tmp_path: Path) -
     assert "covey job handlers" in nothing.stderr
 
 
+def test_a_slip_in_an_option_or_a_file_is_named(
+    three: tuple[Home, Home, Home], tmp_path: Path
+) -> None:
+    boss = three[0]
+    rows = rows_file(tmp_path, 20)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"n": 1}\n\n{"n": 2\n')
+    run = ("job", "run", "--handler", "echo@1", "--engine", "local")
+    for words, said in (
+        (("--rows", rows, "--reduce", "tabel"), "it is collect, table, count"),
+        (("--rows", rows, "--reduce", "topk:many"), "topk:N"),
+        (("--rows", rows, "--columns", "n:integer"), "a type is one of str, int"),
+        (("--rows", str(bad)), "bad.jsonl, line 3: not JSON"),
+        (("--rows", rows, "--batch", "0"), "1 to 32 rows"),
+    ):
+        done = boss.run(*run, *words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert said in done.stderr
+    wrong = boss.run("job", "run", "--handler", "ecko@1", "--engine", "local", "--rows", rows)
+    assert wrong.returncode == 4
+    assert "no ecko@1, but echo@1" in wrong.stderr
+
+
+@pytest.mark.parametrize(("size", "tasks"), [(1, 20), (8, 3)])
+def test_a_batch_has_as_many_rows_as_asked_for(
+    three: tuple[Home, Home, Home], tmp_path: Path, size: int, tasks: int
+) -> None:
+    boss = three[0]
+    spec = tmp_path / "job.json"
+    rows: list[Json] = [{"n": n} for n in range(20)]
+    spec.write_text(
+        json.dumps({"handler": "echo@1", "rows": rows, "engine": "local", "cache": "off"})
+    )
+    answer = cast("dict[str, Json]", boss.json("job", "submit", str(spec), "--batch", str(size)))
+    job = str(answer["job_id"])
+    boss.ok("job", "watch", job)
+    status = cast("dict[str, Json]", boss.json("job", "status", job))
+    assert status["executions"] == tasks
+
+
 def test_a_job_is_paused_resumed_and_cancelled(
     three: tuple[Home, Home, Home], tmp_path: Path
 ) -> None:

@@ -99,7 +99,7 @@ def test_a_job_nobody_can_do_says_so(tmp_path: Path) -> None:
             await boss.jobs.submit(spec, agent="", group=None)
         assert alone.value.reason == "no_eligible_peer"
         spec = JobSpec(handler="nothing@1", rows=[{"n": 1}], engine="local")
-        with pytest.raises(PlanError, match="this machine has echo@1") as unknown:
+        with pytest.raises(PlanError, match="no nothing@1, but echo@1") as unknown:
             await boss.jobs.submit(spec, agent="", group=None)
         assert unknown.value.reason == "unknown_handler"
         await office.desk(2)
