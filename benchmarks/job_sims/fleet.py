@@ -251,6 +251,7 @@ class Fleet:
             self.on_orders(orders)
             for peer, item in (*orders.sends, *orders.after):
                 self._deliver(peer, item)
+            self.core.offers_kept(orders.offers)
             for ident in orders.reduces:
                 self.core.reduced(ident, wall_ms=self.wall_ms)
             self.ended.update(orders.ended)

@@ -56,6 +56,14 @@ def counted(n: int, one: str, many: str) -> str:
     return f"{n} {one if n == 1 else many}"
 
 
+def unknown_words(n: int) -> str:
+    """What `outcome_unknown` means for so many rows, and what to do."""
+    return (
+        f"outcome_unknown: {counted(n, 'row', 'rows')} may have taken effect or not;"
+        " nobody runs them again: look where it would show before you start them anew"
+    )
+
+
 def cached_of(data: dict[str, Json]) -> str:
     """`12 of 40 rows from the cache`, of what an event or a status says; empty if none are."""
     if not data.get("cached"):

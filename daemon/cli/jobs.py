@@ -9,7 +9,7 @@ import time
 from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.job_tables import FORMATS, show_rows, write_rows
-from daemon.cli.job_words import WHY, cached_of, counted, event_line
+from daemon.cli.job_words import WHY, cached_of, counted, event_line, unknown_words
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -86,6 +86,10 @@ def _spec_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--columns", metavar="NAMES", help="name or name:type, with commas between")
     sub.add_argument("--template", metavar="TEXT", help="text with {{column}}")
     sub.add_argument("--engine", help="peers (default), local, or an address of `[jobs] engines`")
+    sub.add_argument(
+        "--effect", choices=("none", "once"),
+        help="once: it acts on the world; a lost row is missing, outcome_unknown, not run again",
+    )  # fmt: skip
     sub.add_argument("--verify", help="auto, none, spot:P, adaptive or quorum:M")
     sub.add_argument("--group", help="who may see the rows; default your own machines")
     sub.add_argument("--title", help="for people")
@@ -147,7 +151,7 @@ def _spec(args: argparse.Namespace) -> dict[str, Json]:
             spec["rows"] = _rows_of(args.rows, lines)
     except ValueError as error:
         raise CliError(f"{args.file}: not JSON: {error}", 2, name="invalid_params") from None
-    for name in ("handler", "template", "engine", "verify", "group", "title"):
+    for name in ("handler", "template", "engine", "verify", "group", "title", "effect"):
         if getattr(args, name):
             spec[name] = getattr(args, name)
     if args.deadline:
@@ -298,6 +302,11 @@ def _result(client: Client, args: argparse.Namespace) -> int:
     if gaps and not args.gaps:
         have = counted(gaps, "row has", "rows have")
         out.note(f"{have} no answer: `covey job result {args.id[:8]} --gaps`")
+    unknown = sum(
+        row.get("reason") == "outcome_unknown" for p in pages for row in out.rows(p.get("rows"))
+    )
+    if unknown:
+        out.note(unknown_words(unknown))
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from federated.jobs.cache import kept_ms, put_params
+from federated.jobs.effects import suits
 from federated.jobs.orders import Orders
 from federated.jobs.reputation import Reputation
 from federated.jobs.schedule import PeerView
@@ -84,11 +85,12 @@ class PeerCell:
         view: what was seen of it, for estimates.
         silent: a lease there ended and nothing was heard since: nothing is offered until then, or
             until `silent_end`.
+        told: it has said in this session what it holds.
     """
 
     __slots__ = (
         "busy", "clean", "credit", "down", "draining", "handlers", "load", "outstanding", "peer",
-        "session", "silent", "silent_end", "specs", "view", "window",
+        "session", "silent", "silent_end", "specs", "told", "view", "window",
     )  # fmt: skip
 
     def __init__(self, peer: PeerId, session: int) -> None:
@@ -105,6 +107,7 @@ class PeerCell:
         self.view = PeerView()
         self.silent = False
         self.silent_end = 0.0
+        self.told = False
         self.draining = False
         self.down = False
 
@@ -250,6 +253,8 @@ class Board:
     def usable(self, job: Job, cell: PeerCell, wall_ms: int) -> bool:
         """Whether a peer may be asked for rows of a job."""
         if cell.down or job.spec.handler not in cell.handlers or not self._serves(job, cell.peer):
+            return False
+        if not suits(job, cell):
             return False
         trust, owner = self.standing(job, cell.peer)
         if trust == "none":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from federated.errors import JobError
+from federated.jobs import effects
 from federated.jobs.board import Board, PeerCell, Times
 from federated.jobs.canon import canonical
 from federated.jobs.items import (
@@ -56,9 +57,10 @@ from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
     from federated.jobs.board import Door
-    from federated.jobs.items import Item
+    from federated.jobs.items import Item, Offer
     from federated.jobs.leasing import PrefixOf
     from federated.jobs.orders import Orders
     from federated.jobs.state import Job, TaskCell
@@ -247,8 +249,12 @@ class Coordinator:
         cell = board.peers.get(peer)
         if cell is None:
             cell = board.peers[peer] = PeerCell(peer, session)
+            cell.outstanding = {
+                one: None for job in board.live_jobs() for one in job.live if one.peer == peer
+            }
         cell.session = session
         cell.specs.clear()
+        cell.told = False
         cell.down = False
         cell.draining = False
         cell.handlers = {}
@@ -301,7 +307,7 @@ class Coordinator:
             case Hello():
                 self._hello(cell, item)
             case Holding():
-                self._holding(cell, item, now)
+                self._holding(cell, item, now, wall_ms)
             case Load():
                 self._load(cell, item, now)
                 return
@@ -365,7 +371,7 @@ class Coordinator:
                 retry_s = max(0, refusal.retry_ms) / 1000
                 self._leasing.refused(found, attempt, cell, refusal.why, retry_s, now)
 
-    def _holding(self, cell: PeerCell, item: Holding, now: float) -> None:
+    def _holding(self, cell: PeerCell, item: Holding, now: float, wall_ms: int) -> None:
         """What a worker has of ours after a reconnection, of this run or an earlier one."""
         known = set()
         unwanted: dict[bytes, list[tuple[int, int]]] = {}
@@ -379,19 +385,33 @@ class Coordinator:
                 continue
             attempt = found.tasks[task].attempts.get(number)
             if attempt is None:
-                self._adopt(found, found.tasks[task], number, cell, now)
+                attempt = self._adopt(found, found.tasks[task], number, cell, now)
             elif attempt.peer == cell.peer:
                 self._leasing.beat(attempt, now, running=state == "running", share=0.0)
+            if attempt is not None and attempt.peer == cell.peer and state == "unknown":
+                self._unknown(found, attempt, now, wall_ms)
         for job, refs in unwanted.items():
             self._board.orders.send(cell.peer, Cancel(job, refs, False))
         if gone:
             self._board.orders.send(cell.peer, Ack(gone))
         self._drop_unknown(cell, known, now)
+        cell.told = True
 
-    def _adopt(self, job: Job, task: TaskCell, number: int, cell: PeerCell, now: float) -> None:
+    def _unknown(self, job: Job, attempt: Attempt, now: float, wall_ms: int) -> None:
+        """A worker began an attempt and can never say how it ended."""
+        if attempt.live:
+            attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.RESULT_ERROR)
+            self._leasing.release(job, attempt)
+            effects.keep_attempt(self._board.orders, job, attempt, effects.OUTCOME_UNKNOWN)
+            self._board.orders.full = True
+            self._leasing.failed(job, attempt, effects.OUTCOME_UNKNOWN, now, wall_ms)
+
+    def _adopt(
+        self, job: Job, task: TaskCell, number: int, cell: PeerCell, now: float
+    ) -> Attempt | None:
         """An attempt of an earlier run of ours goes on."""
         if task.open == 0 or task.state not in {TaskState.QUEUED, TaskState.LEASED}:
-            return
+            return None
         owner = self._board.standing(job, cell.peer)[1]
         attempt = Attempt(task, number, cell.peer, owner, task.ks, now, self._board.times.lease_s)
         task.attempts[number] = attempt
@@ -404,13 +424,23 @@ class Coordinator:
         attempt.slots = max(1, max((one.slots for one in cell.handlers.values()), default=1))
         if job.phase is JobPhase.QUEUED:
             job.move(JobInput.LEASED)
+        if effects.once(job):
+            effects.keep_attempt(self._board.orders, job, attempt)
+            self._board.orders.full = True
+        return attempt
 
     def _drop_unknown(self, cell: PeerCell, known: set[tuple[bytes, int, int]], now: float) -> None:
-        """Attempts the worker knows nothing of are lost at the next tick."""
+        """Attempts of earlier sessions that the worker knows nothing of are lost."""
         for job in self._board.live_jobs():
-            for attempt in job.live:
+            for attempt in list(job.live):
                 ref = (job.id, attempt.task.index, attempt.number)
-                if attempt.peer == cell.peer and ref not in known:
+                if attempt.peer != cell.peer or attempt.session == cell.session or ref in known:
+                    continue
+                if effects.once(job):
+                    effects.never_had(self._board, job, attempt)
+                    self._leasing.release(job, attempt)
+                    self._leasing.give_back(job, attempt.task)
+                else:
                     attempt.lease_end = now
 
     # ---- time
@@ -453,6 +483,10 @@ class Coordinator:
         job.reason = NOBODY
         self._board.keep_job(job)
         self._board.tell_state(job, wall_ms)
+
+    def offers_kept(self, offers: Sequence[tuple[PeerId, int, Offer]]) -> None:
+        """The attempts of these offers are on the disk: they leave now, or never."""
+        effects.release_offers(self._board, offers)
 
     def next_timer(self) -> float | None:
         """Seconds until `tick` wants to be called; None while no job lives."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from federated.jobs import effects
 from federated.jobs.items import Cancel
 from federated.jobs.state import (
     ATTEMPT_TRANSITIONS,
@@ -86,6 +87,8 @@ class Hedging:
 
     def _limit(self, job: Job, now: float, wall_ms: int) -> None:
         """Lose what runs or waits beyond every limit, though its leases are renewed."""
+        if not effects.repeatable(self._board, job):
+            return  # its worker may still say what became of it; the deadline ends the wait
         wall_s = self.wall_s(job)
         runs_s = wall_s + self._board.times.grace_s
         for attempt in list(job.live):
@@ -201,6 +204,8 @@ class Hedging:
                 continue
             attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.CANCEL)
             self._leasing.release(job, attempt)
+            if effects.once(job):
+                effects.keep_attempt(self._board.orders, job, attempt, "never_started")
             del attempt.task.attempts[number]
             job.executions -= 1
             self._board.count("attempts_given_back")

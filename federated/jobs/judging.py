@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from federated.jobs.cache import CACHED
 from federated.jobs.canon import encode_normal
 from federated.jobs.columns import equal_cells
+from federated.jobs.effects import once
 from federated.jobs.orders import Caught
 from federated.jobs.state import (
     TASK_TRANSITIONS,
@@ -197,6 +198,8 @@ class Judging:
         Colluders are caught one by one, so all that are quarantined by now count together.
         """
         for job in self._board.live_jobs():
+            if once(job):
+                continue  # what acts on the world is neither taken back nor done again
             owners = frozenset(self.reputation.quarantined_owners(job.spec.handler, wall_ms))
             if owners.isdisjoint(caught):
                 continue
@@ -225,7 +228,7 @@ class Judging:
 
     def _open_again(self, job: Job, row: RowCell, without: frozenset[bytes], wall_ms: int) -> None:
         """A row is pending again, without the answers of some owners."""
-        if row.state is not RowState.OK:
+        if row.state is not RowState.OK or once(job):
             return
         row.answers = [answer for answer in row.answers if answer.owner not in without]
         row.barred |= without

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from federated.jobs import effects
 from federated.jobs.hedging import Hedging
 from federated.jobs.items import Cancel, Offer, OfferTask, Spec
 from federated.jobs.limits import INLINE_BYTES_MAX, OFFER_TASKS_MAX
@@ -252,6 +253,7 @@ class Leasing:
             number = board.rng.getrandbits(16)
         cell = lane.cell
         attempt = Attempt(task, number, cell.peer, lane.owner, ks, now, board.times.lease_s)
+        attempt.session = cell.session
         if task.live:
             attempt.overlapped = True
             for other in task.attempts.values():
@@ -291,7 +293,7 @@ class Leasing:
         self._out_of_executions(job, wall_ms)
 
     def _send_offers(self, job: Job, peer: PeerCell, tasks: list[OfferTask]) -> None:
-        orders = self._board.orders
+        orders = effects.outlet(self._board, job, peer)
         if job.id not in peer.specs:
             peer.specs.add(job.id)
             orders.send(peer.peer, self._spec_item(job))
@@ -339,6 +341,8 @@ class Leasing:
             peer.handlers.pop(job.spec.handler, None)
         else:
             task.avoid.add(attempt.owner)
+        if effects.once(job):
+            effects.keep_attempt(self._board.orders, job, attempt, why)
         del task.attempts[attempt.number]
         job.extra -= attempt.hedge
         wait_s = min(retry_s, self._board.times.retry_cap_s)
@@ -430,6 +434,9 @@ class Leasing:
             self._gave_up(job, task, reason, wall_ms)
         if task.live or task.open == 0:
             return
+        if not effects.repeatable(self._board, job):
+            self._gave_up(job, task, effects.OUTCOME_UNKNOWN, wall_ms)
+            return
         if reason in RETRYABLE:
             task.tries += 1
             last = task.tries > job.spec.max_retries
@@ -438,7 +445,8 @@ class Leasing:
             task.errors += 1
             last = task.errors > 1
         if last:
-            self._gave_up(job, task, reason, wall_ms)
+            told = effects.OUTCOME_UNKNOWN if effects.once(job) else reason
+            self._gave_up(job, task, told, wall_ms)
             return
         times = self._board.times
         longest = min(times.retry_cap_s, times.retry_base_s * 2 ** (task.tries + task.errors))
@@ -467,7 +475,8 @@ class Leasing:
         for job in list(self._board.jobs.values()):
             for attempt in [one for one in job.live if one.lease_end <= now]:
                 self._fell_silent(attempt, now)
-                self.lose(job, attempt, now, wall_ms)
+                if not effects.keeps(self._board, job, attempt):
+                    self.lose(job, attempt, now, wall_ms)
             due = [task for task in job.waiting if task.due <= now]
             if due:
                 job.waiting = [task for task in job.waiting if task.due > now]

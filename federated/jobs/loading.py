@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from federated.jobs.cache import CACHED
-from federated.jobs.state import Job, JobPhase, RowCell, RowState, TaskCell, TaskState
+from federated.jobs.effects import restore
+from federated.jobs.state import (
+    AttemptState,
+    Job,
+    JobPhase,
+    RowCell,
+    RowState,
+    TaskCell,
+    TaskState,
+)
 from federated.jobs.types import JobId, JobSpec
 from federated.jobs.verify import LEVEL_OWN, Answer
 from p2p.identity import PeerId
@@ -58,7 +67,18 @@ def load_job(connection: apsw.Connection, head: Sequence[object], now: float, wa
     _load_rows(connection, job)
     _load_answers(connection, job)
     _load_tasks(connection, job, now)
+    if spec.effect == "once":
+        _load_offered(connection, job, now)
     return job
+
+
+def _load_offered(connection: apsw.Connection, job: Job, now: float) -> None:
+    """Attempts of effects without an end: from the offer on nobody knows but their workers."""
+    found = connection.execute(
+        "SELECT task, attempt, device, owner FROM attempt WHERE job=? AND state=?",
+        (job.id, AttemptState.OFFERED),
+    )
+    restore(job, [(task, number, PeerId(dev), owner) for task, number, dev, owner in found], now)
 
 
 def _load_answers(connection: apsw.Connection, job: Job) -> None:

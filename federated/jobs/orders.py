@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federated.jobs.items import Item
+    from federated.jobs.items import Item, Offer
     from federated.jobs.types import JobId
     from p2p.identity import PeerId
 
@@ -48,9 +48,13 @@ class Orders:
         reduces: jobs whose rows are all settled: reduce them.
         ended: jobs that became final.
         caught: quarantines: what is kept of earlier jobs changes with them.
+        offers: (peer, session, offer) of effects: once the writes are committed, the machine is
+            asked which of them may leave.
     """
 
-    __slots__ = ("after", "caught", "closes", "ended", "full", "reduces", "sends", "writes")
+    __slots__ = (
+        "after", "caught", "closes", "ended", "full", "offers", "reduces", "sends", "writes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.sends: list[tuple[PeerId, Item]] = []
@@ -61,6 +65,7 @@ class Orders:
         self.reduces: list[JobId] = []
         self.ended: list[JobId] = []
         self.caught: list[Caught] = []
+        self.offers: list[tuple[PeerId, int, Offer]] = []
 
     def send(self, peer: PeerId, item: Item) -> None:
         """Send now."""

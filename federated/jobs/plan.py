@@ -14,6 +14,7 @@ from federated.errors import PlanError
 from federated.jobs.batching import batches
 from federated.jobs.canon import encode_normal, hash_parts, normal, row_hasher
 from federated.jobs.columns import check_columns
+from federated.jobs.effects import check_once
 from federated.jobs.keys import row_keys
 from federated.jobs.limits import (
     COLUMNS_MAX,
@@ -77,7 +78,7 @@ def _check_built(spec: JobSpec) -> None:
         PlanError: `bad_spec`.
     """
     if spec.effect == "once":
-        raise PlanError("bad_spec", "effects are not run yet", path="effect")
+        check_once(spec)
     if spec.gaps_of is not None:
         raise PlanError("bad_spec", "gaps of earlier jobs are not filled yet", path="gaps_of")
     if isinstance(spec.reduce, ByHandler) and not 0 < len(spec.reduce.handler) <= 128:

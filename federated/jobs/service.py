@@ -24,11 +24,13 @@ from federated.jobs.cache import ResultCache, needed, served
 from federated.jobs.canon import canonical, hash_parts
 from federated.jobs.coordinator import TICK_S, Coordinator
 from federated.jobs.earlier import take_cached
+from federated.jobs.effects import check_declared, rows_of_a_task
 from federated.jobs.engines.door import DoorWithEngines, Engines
 from federated.jobs.engines.seam import engine_id
 from federated.jobs.handlers.names import full_id
+from federated.jobs.held import Held
 from federated.jobs.journal import Journal
-from federated.jobs.plan import check_spec, make_job, spec_hash
+from federated.jobs.plan import AUTO_ROWS, check_spec, make_job, spec_hash
 from federated.jobs.reduce import reduce_rows
 from federated.jobs.sessions import Hooks, Sessions
 from federated.jobs.staging import Stages, Superseded
@@ -82,7 +84,7 @@ class Jobs:
         self.cache = ResultCache(db)
         self.worker = Worker(
             mesh, handlers, env, offload, slots=slots,
-            parse_template=lambda text: parse_template(text, None).render,
+            parse_template=lambda text: parse_template(text, None).render, held=Held(db),
         )  # fmt: skip
         self.worker.register()
         self.engines = Engines(engines or {}, handlers, env, offload)
@@ -180,6 +182,8 @@ class Jobs:
             self._work = trio.Event()
             if not self._orders:
                 await self._work.wait()
+            # Sessions that end with us still give orders; by then the journal is closing.
+            await trio.lowlevel.checkpoint_if_cancelled()
             batch, self._orders = self._orders, []
             kept = await self.journal.apply(batch)
             if kept.cached:
@@ -208,6 +212,9 @@ class Jobs:
             self._ended.pop(ident, trio.Event()).set()
             assert self._reducing is not None
             self._reducing.start_soon(self._forget_later, ident)
+        if orders.offers:
+            self.core.offers_kept(orders.offers)
+            self._carry_out()
         if orders.ended:
             self._sessions.look()
 
@@ -287,6 +294,7 @@ class Jobs:
         check_spec(spec)
         spec = msgspec.structs.replace(spec, handler=full_id(spec.handler))
         self._check_reach(spec, group)
+        check_declared(spec, self.core.board.own_handlers.get(spec.handler))
         rows = await self._rows_of(spec)
         ident = JobId(self._env.rng.randbytes(16))
         nonce = self._env.rng.randbytes(16)
@@ -297,6 +305,7 @@ class Jobs:
                 spec, rows, ident=ident, nonce=nonce, group=group, agent=agent, now=now,
                 wall_ms=wall_ms, code_hash=self._code_hash(spec), cacheable=keep_ms > 0,
                 find_peer=find_peer,
+                auto_rows=rows_of_a_task(spec, AUTO_ROWS),
             )
         )  # fmt: skip
         job.cache_ms = keep_ms

@@ -14,6 +14,7 @@ import string
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from federated.jobs import effects
 from federated.jobs.canon import canonical, decode_table_untrusted, digest
 from federated.jobs.items import (
     RESULT_DOMAIN,
@@ -88,6 +89,7 @@ class Settling:
             self._one(job, peer, trust, result, now, wall_ms)
             refs.append((job.id, result.task, result.attempt))
         board.orders.after.append((peer.peer, Ack(refs)))
+        board.orders.full = board.orders.full or effects.once(job)
 
     def _one(
         self, job: Job, peer: PeerCell, trust: TrustClass, result: TaskResult, now: float,
@@ -118,7 +120,10 @@ class Settling:
         task = attempt.task
         if trust != "own" and self._judging.is_quarantined(job, attempt, wall_ms):
             self._board.count("results_quarantined")
-            self._leasing.give_back(job, task)
+            if effects.once(job):
+                self._leasing.failed(job, attempt, effects.OUTCOME_UNKNOWN, now, wall_ms)
+            else:
+                self._leasing.give_back(job, task)
             return
         if task.audit and not job.final:
             self._audited(job, attempt, result, wall_ms)
@@ -241,6 +246,10 @@ class Settling:
     def _again(self, job: Job, attempt: Attempt, missing: dict[int, str], wall_ms: int) -> None:
         """A second try for the rows that did not come, while there are tries."""
         task = attempt.task
+        if effects.once(job):
+            effects.plain_missing(job, task)
+            self.gave_up(job, task, effects.OUTCOME_UNKNOWN, wall_ms)
+            return
         task.avoid.add(attempt.owner)
         if missing:
             task.tries += 1
@@ -276,8 +285,9 @@ class Settling:
         """Give every open row of a job up: it is cancelled or its time is over."""
         for task in job.tasks:
             if task.open:
+                why = effects.reason_at_the_end(job, task, reason)
                 for k in job.pending(task):
-                    self._judging.move_row(job, task, job.rows[k], RowState.MISSING, reason)
+                    self._judging.move_row(job, task, job.rows[k], RowState.MISSING, why)
                 if task.state is not TaskState.DONE:
                     task.state = step(TASK_TRANSITIONS, task.state, state)
 

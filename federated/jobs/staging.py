@@ -186,7 +186,7 @@ def level_spec(spec: JobSpec, pairs: list[Row], *, left_s: float) -> JobSpec:
     return msgspec.structs.replace(
         spec, handler=handler, rows=pairs, params=params, template=None, key_columns=[],
         batch=Open(groups=[], chunk=BATCH_ROWS_MAX), reduce=Collect(),
-        deadline_s=max(0.001, left_s), gaps_of=None,
+        deadline_s=max(0.001, left_s), gaps_of=None, effect="none",
         limits=msgspec.structs.replace(spec.limits, executions=None),
         title=f"level of {spec.title or spec.handler}"[:200],
     )  # fmt: skip

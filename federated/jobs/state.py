@@ -278,12 +278,13 @@ class Attempt:
         expected_s: seconds it was thought to take an average peer; 0: nobody knew.
         hedge: it is the second live one of its task.
         revoking: its worker was asked to give it back if it has not started.
+        session: of the offer; 0: of an earlier run of ours.
     """
 
     __slots__ = (
         "apart_s", "began", "check", "expected_s", "hedge", "ks", "lease_end", "number", "offered",
-        "overlapped", "owner", "peer", "progress", "revoking", "seen", "share_s", "slots",
-        "started", "state", "task",
+        "overlapped", "owner", "peer", "progress", "revoking", "seen", "session", "share_s",
+        "slots", "started", "state", "task",
     )  # fmt: skip
 
     def __init__(
@@ -310,6 +311,7 @@ class Attempt:
         self.expected_s = 0.0
         self.hedge = False
         self.revoking = False
+        self.session = 0
 
     @property
     def live(self) -> bool:

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from federated.errors import HandlerError
-from federated.jobs.handlers.base import TaskCtx, TaskLimits
+from federated.jobs.desk import Desk, TaskHere, Waiting
+from federated.jobs.held import HELD_BYTES_MAX, HELD_MS, Put
 from federated.jobs.items import (
     API,
     RESULT_DOMAIN,
@@ -36,29 +36,28 @@ from federated.jobs.items import (
     Failed,
     Have,
     Hello,
-    Holding,
     Offer,
     Offered,
     Refusal,
     Reply,
     Result,
     Spec,
-    Usage,
     decode_job_item_untrusted,
     encode_item,
     encode_results,
     signed_part,
 )
-from federated.jobs.worker_task import done, failed, read_rows, read_spec, write_rows
+from federated.jobs.running import Running
+from federated.jobs.worker_task import read_spec
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from federated.jobs.handlers.base import Handler, HandlerInfo, PureHandler
-    from federated.jobs.items import Item, OfferTask, TaskResult
+    from federated.jobs.held import Held
+    from federated.jobs.items import Item, OfferTask, Ref, TaskResult
     from federated.jobs.types import Row
-    from federated.jobs.worker_task import JobHere
     from federated.seams import GroupId, Mesh, TrustClass
     from p2p.env import Env, Offload
     from p2p.identity import PeerId
@@ -74,8 +73,15 @@ RESULT_BYTES_MAX: Final = 196_608
 """Body of one `Result`; an item has 256 KiB."""
 JOBS_MAX: Final = 64
 """Specs kept of one coordinator."""
-UNACKED_MAX: Final = 16_384
-"""Results kept for a coordinator that does not acknowledge; beyond it takes no more tasks."""
+UNACKED_MAX: Final = 4096
+"""Results kept for a coordinator that does not acknowledge; beyond it takes no more tasks. What a
+worker holds must fit into one item."""
+UNKNOWN_MAX: Final = 1024
+"""Effects without an outcome, likewise."""
+SAVE_AFTER_S: Final = 1.0
+"""What took longer, or waits longer for its acknowledgement, is written to the disk: the work that
+a kill can take is then about as much as writing would cost. Guess."""
+PRUNE_S: Final = 3600.0
 BEAT_SHARE: Final = 3
 
 
@@ -99,49 +105,6 @@ class Offers(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class TaskHere:
-    """A task that a coordinator left here."""
-
-    desk: Desk
-    job: JobHere
-    task: int
-    attempt: int
-    rows: bytes
-    handler: Handler | PureHandler
-    deadline: float
-    running: bool = False
-    cancelled: bool = False
-    progress: float = 0.0
-    scope: trio.CancelScope | None = None
-
-
-@dataclass(slots=True)
-class Desk:
-    """What a coordinator has here, over its sessions."""
-
-    peer: PeerId
-    trust: TrustClass = "none"
-    owner: bytes = b""
-    epoch: int = 0
-    session: int = 0
-    jobs: dict[bytes, JobHere] = field(default_factory=dict)
-    tasks: dict[tuple[bytes, int, int], TaskHere] = field(default_factory=dict)
-    queue: deque[TaskHere] = field(default_factory=deque)
-    unacked: dict[tuple[bytes, int, int], TaskResult] = field(default_factory=dict)
-    outbox: deque[tuple[bytes, TaskResult]] = field(default_factory=deque)
-    """Results to send in the session; after a reconnection all unacknowledged ones."""
-    replies: deque[Item] = field(default_factory=deque)
-    work: trio.Event = field(default_factory=trio.Event)
-    lease_s: float = 10.0
-    scope: trio.CancelScope | None = None
-
-    def post(self, item: Item) -> None:
-        """Send an item when the session's writer comes to it."""
-        self.replies.append(item)
-        self.work.set()
-
-
 class Worker:
     """Serves `job.session`.
 
@@ -152,6 +115,8 @@ class Worker:
         offload: where blocking work goes.
         slots: tasks at once.
         parse_template: makes the filler of a template.
+        held: where results and effects outlive a restart; None: results are kept in memory, and no
+            effects are taken.
     """
 
     def __init__(
@@ -163,16 +128,19 @@ class Worker:
         *,
         slots: int,
         parse_template: Callable[[str], Callable[[Row], str]],
+        held: Held | None = None,
     ) -> None:
         self._mesh = mesh
         self._handlers = handlers
         self._env = env
-        self._offload = offload
+        self._held = held
+        self._running = Running(env, offload, held)
         self.slots = slots
         self._parse_template = parse_template
         self._desks: dict[PeerId, Desk] = {}
         self._turns: deque[Desk] = deque()
         self._work = trio.Event()
+        self._unsaved = trio.Event()
         self._free = trio.Semaphore(slots)
         self._session = 0
         self.draining = False
@@ -188,6 +156,9 @@ class Worker:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run tasks until cancelled."""
         async with trio.open_nursery() as nursery:
+            if self._held is not None:
+                nursery.start_soon(self._save)
+                nursery.start_soon(self._prune, self._held)
             task_status.started()
             while True:
                 while self._turns:
@@ -218,6 +189,10 @@ class Worker:
         with trio.CancelScope() as scope:
             desk.scope = scope
             try:
+                if self._held is not None and not desk.loaded:
+                    kept = await self._held.load(bytes(caller.peer), self._env.wall_ms())
+                    if desk.session == session:
+                        desk.merge(kept, self._env.now())
                 await self._session_tasks(desk, call)
             finally:
                 if desk.session == session:
@@ -228,14 +203,16 @@ class Worker:
         return "own" if peer == self._mesh.id else self._mesh.trust(peer, group)
 
     async def _session_tasks(self, desk: Desk, call: CallStream) -> None:
-        desk.post(Hello(API, 0, self._offered(desk), None))
-        desk.post(Credit(self._credit()))
+        session = desk.session
+        self.greet(desk)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write, desk, call)
             nursery.start_soon(self._beat, desk)
             try:
                 async for data in call:
                     assert isinstance(data, bytes)
+                    if desk.session != session:
+                        break  # what an ended session still has to say is said again in the next
                     self._received(desk, decode_job_item_untrusted(data))
             except DecodeError as error:
                 self.counters["sessions_broken"] = self.counters.get("sessions_broken", 0) + 1
@@ -243,6 +220,11 @@ class Worker:
                     await call.send(encode_item(Failed("decode", str(error)[:256])))
                 raise
             nursery.cancel_scope.cancel()
+
+    def greet(self, desk: Desk) -> None:
+        """What a session begins with."""
+        desk.post(Hello(API, 0, self._offered(desk), None))
+        desk.post(Credit(self._credit()))
 
     def _offered(self, desk: Desk) -> list[Offered]:
         """What this caller may use in any group it shares with us; each task is asked again."""
@@ -293,7 +275,7 @@ class Worker:
             if desk.tasks:
                 desk.post(
                     Beat(
-                        [(*ref, task.running, task.progress) for ref, task in desk.tasks.items()],
+                        [(*ref, task.begun, task.progress) for ref, task in desk.tasks.items()],
                         None,
                     )
                 )
@@ -306,39 +288,20 @@ class Worker:
                 self._spec(desk, item)
             case Ack():
                 for ref in item.refs:
-                    desk.unacked.pop(ref, None)
+                    desk.forget(ref)
+                if desk.drops:
+                    self._unsaved.set()
             case Cancel():
                 self._cancel(desk, item)
             case Hello():
                 if item.api != API:
                     raise DecodeError(f"job items of version {item.api}, ours are {API}")
+                desk.stale = item.epoch < desk.epoch
                 desk.epoch = max(desk.epoch, item.epoch)
             case Have():
-                self._have(desk, item)
+                desk.answer_have(set(item.jobs))
             case _:
                 raise DecodeError("a coordinator sent a worker's item")
-
-    def _have(self, desk: Desk, item: Have) -> None:
-        """Forget what is over, tell what is here, send again what was not acknowledged."""
-        live = set(item.jobs)
-        for job in [job for job in desk.jobs if job not in live]:
-            self._drop_job(desk, job)
-        held: list[tuple[bytes, int, int, str]] = [
-            (*ref, "running" if task.running else "queued") for ref, task in desk.tasks.items()
-        ]
-        held += [(*ref, "finished") for ref in desk.unacked]
-        desk.post(Holding(held))  # type: ignore[arg-type]
-        desk.outbox = deque((ref[0], result) for ref, result in desk.unacked.items())
-        desk.work.set()
-
-    def _drop_job(self, desk: Desk, job: bytes) -> None:
-        for ref, task in list(desk.tasks.items()):
-            if ref[0] == job:
-                self._stop(task)
-        for ref in [ref for ref in desk.unacked if ref[0] == job]:
-            del desk.unacked[ref]
-        desk.outbox = deque(pair for pair in desk.outbox if pair[0] != job)
-        desk.jobs.pop(job, None)
 
     def _spec(self, desk: Desk, item: Spec) -> None:
         if len(desk.jobs) >= JOBS_MAX and item.job not in desk.jobs:
@@ -366,10 +329,12 @@ class Worker:
     def _take(self, desk: Desk, item: Offer, offered: OfferTask) -> str:
         """Queue an offered task; why not, otherwise."""
         ref = (item.job, offered.task, offered.attempt)
-        if ref in desk.tasks or ref in desk.unacked:
+        if ref in desk.tasks or ref in desk.unacked or ref in desk.unknown:
             return ""
         if self.draining:
             return "draining"
+        if desk.stale:
+            return "stale_epoch"
         job = desk.jobs.get(item.job)
         if job is None:
             return "policy"
@@ -378,8 +343,14 @@ class Worker:
             handler = self._handlers.get(job.spec.handler, trust, job.spec.group)
         except HandlerError as error:
             return error.reason
+        if handler.info.effect != job.spec.effect:
+            return "version"
+        if job.spec.effect and self._held is None:
+            return "policy"
         if len(desk.tasks) >= self._credit() or len(desk.unacked) >= UNACKED_MAX:
             return "busy"
+        if desk.held_bytes + desk.effect_bytes > HELD_BYTES_MAX or len(desk.unknown) > UNKNOWN_MAX:
+            return "quota"
         deadline = self._env.now() + offered.deadline_ms / 1000
         task = TaskHere(desk, job, offered.task, offered.attempt, offered.rows, handler, deadline)
         desk.tasks[ref] = task
@@ -398,7 +369,7 @@ class Worker:
                 if task.cancelled:
                     desk.queue.popleft()
                     continue
-                pure = hasattr(task.handler, "compute")
+                pure = is_quick(task)
                 if batch and not pure:
                     break
                 desk.queue.popleft()
@@ -414,63 +385,106 @@ class Worker:
 
     async def _work_on(self, batch: list[TaskHere]) -> None:
         try:
-            if hasattr(batch[0].handler, "compute"):
-                results = await self._offload.run(lambda: [_compute(task) for task in batch])
+            if is_quick(batch[0]):
+                for task in batch:
+                    task.begun = True
+                results = await self._running.quick(batch)
                 for task, result in zip(batch, results, strict=True):
                     self._finish(task, result)
+            elif batch[0].effect:
+                await self._work_once(batch[0])
             else:
-                self._finish(batch[0], await self._run_one(batch[0]))
+                await self._work_long(batch[0])
         finally:
             self._free.release()
             self._work.set()
 
-    async def _run_one(self, task: TaskHere) -> TaskResult:
-        handler = task.handler
-        assert hasattr(handler, "run")
-        began = self._env.now()
-        limits = task_limits(task)
-        try:
-            batch = read_rows(task.job, task.rows)
-            ctx = TaskCtx(
-                caller=task.desk.peer, owner=task.desk.owner, trust=task.desk.trust,
-                group=task.job.spec.group, limits=limits, offload=self._offload,
-                progress=lambda share: setattr(task, "progress", share),
-            )  # fmt: skip
-            wall_s = min(limits.wall_s, max(0.0, task.deadline - began))
-            with trio.fail_after(wall_s) as task.scope:
-                answers = await handler.run(batch, ctx)
-            rows = write_rows(batch, answers, limits.out_bytes)
-            return done(task.task, task.attempt, rows, self._usage(began))
-        except trio.TooSlowError:
-            return failed(task.task, task.attempt, HandlerError("timeout"), self._usage(began))
-        except HandlerError as error:
-            return failed(task.task, task.attempt, error, self._usage(began))
-        except DecodeError:
-            return failed(task.task, task.attempt, HandlerError("bad_rows"), self._usage(began))
-        except Exception:
-            # A handler's own fault ends its task, never the daemon.
-            log.exception("handler_failed", extra={"f": {"handler": task.job.spec.handler}})
-            return failed(task.task, task.attempt, HandlerError("exception"), self._usage(began))
-        finally:
-            task.scope = None
+    async def _work_long(self, task: TaskHere) -> None:
+        result = await self._running.one(task)
+        saved = False
+        if result.usage.wall_ms >= SAVE_AFTER_S * 1000 and not task.cancelled:
+            saved = await self._saved([self._put(task.desk, task.ref, result)], [])
+        self._finish(task, result, on_disk=saved)
 
-    def _usage(self, began: float) -> Usage:
-        return Usage(wall_ms=int((self._env.now() - began) * 1000))
-
-    def _finish(self, task: TaskHere, result: TaskResult) -> None:
-        desk = task.desk
-        ref = (task.job.spec.job, task.task, task.attempt)
-        if desk.tasks.pop(ref, None) is None or task.cancelled:
+    async def _work_once(self, task: TaskHere) -> None:
+        if task.cancelled:
             return
-        desk.unacked[ref] = result
-        desk.outbox.append((ref[0], result))
-        desk.work.set()
+        found = await self._running.effect(task)
+        if found is None:
+            task.desk.tasks.pop(task.ref, None)
+            return
+        result, on_disk = found
+        self._finish(task, result, on_disk=on_disk)
 
-    def _stop(self, task: TaskHere) -> None:
-        task.cancelled = True
-        task.desk.tasks.pop((task.job.spec.job, task.task, task.attempt), None)
-        if task.scope is not None:
-            task.scope.cancel()
+    def _finish(self, task: TaskHere, result: TaskResult, *, on_disk: bool = False) -> None:
+        desk = task.desk
+        if desk.tasks.pop(task.ref, None) is None or task.cancelled:
+            if on_disk:
+                desk.drops.append(task.ref)
+            return
+        until_ms = self._env.wall_ms() + HELD_MS
+        desk.keep(task.ref, Waiting(result, self._env.now(), until_ms, on_disk))
+        self._unsaved.set()
+
+    # ---- the disk
+
+    def _put(self, desk: Desk, ref: Ref, result: TaskResult) -> Put:
+        return Put(bytes(desk.peer), ref, desk.epoch, result, self._env.wall_ms() + HELD_MS)
+
+    async def _saved(self, puts: Sequence[Put], drops: Sequence[tuple[bytes, Ref]]) -> bool:
+        """Change what is on the disk; False if it cannot be."""
+        if self._held is None:
+            return False
+        try:
+            await self._held.change(puts, drops)
+        except Exception:
+            # A full disk keeps results in memory; nobody's work stops for that.
+            log.exception("results_not_kept", extra={"f": {"results": len(puts)}})
+            return False
+        return True
+
+    async def _save(self) -> None:
+        """Write what waits for its acknowledgement; forget what has it."""
+        while True:
+            await self._unsaved.wait()
+            self._unsaved = trio.Event()
+            await trio.sleep(SAVE_AFTER_S)
+            await self._save_once()
+
+    async def _save_once(self) -> None:
+        old = self._env.now() - SAVE_AFTER_S / 2
+        waiting = [
+            (desk, ref, one)
+            for desk in self._desks.values()
+            for ref, one in desk.unacked.items()
+            if not one.on_disk and one.since <= old
+        ]
+        drops: list[tuple[bytes, Ref]] = []
+        for desk in self._desks.values():
+            drops += [(bytes(desk.peer), ref) for ref in desk.drops]
+            desk.drops = []
+        if not waiting and not drops:
+            return
+        puts = [self._put(desk, ref, one.result) for desk, ref, one in waiting]
+        if await self._saved(puts, drops):
+            for desk, ref, one in waiting:
+                one.on_disk = True
+                if desk.unacked.get(ref) is not one:
+                    desk.drops.append(ref)
+        for desk in self._desks.values():
+            if desk.scope is None and desk.loaded and not desk.drops:
+                desk.unload()
+            elif desk.drops or any(not one.on_disk for one in desk.unacked.values()):
+                self._unsaved.set()
+
+    async def _prune(self, held: Held) -> None:
+        while True:
+            try:
+                await held.prune(self._env.wall_ms())
+            except Exception:
+                # It is tried again; what is too old is not read either.
+                log.exception("held_not_pruned")
+            await trio.sleep(PRUNE_S)
 
     def _cancel(self, desk: Desk, item: Cancel) -> None:
         stopped: list[tuple[int, int]] = []
@@ -483,38 +497,16 @@ class Worker:
             if task.running and item.unstarted_only:
                 continue
             (stopped if task.running else never).append((number, attempt))
-            self._stop(task)
+            desk.stop(task)
         for ref in [ref for ref in desk.unacked if ref[0] == item.job]:
             if wanted is None or (ref[1], ref[2]) in wanted:
                 already.append((ref[1], ref[2]))
-                del desk.unacked[ref]
+                desk.forget(ref)
         if wanted is None:
             desk.jobs.pop(item.job, None)
         desk.post(Cancelled(item.job, stopped, never, already))
 
 
-def task_limits(task: TaskHere) -> TaskLimits:
-    """The smaller of what the job asks for and the handler allows."""
-    own, spec = task.handler.info.limits, task.job.spec
-    return TaskLimits(
-        wall_s=min(own.wall_s, spec.wall_ms / 1000 or own.wall_s),
-        mem_bytes=min(own.mem_bytes, spec.mem_bytes or own.mem_bytes),
-        out_bytes=min(own.out_bytes, spec.out_bytes or own.out_bytes),
-    )
-
-
-def _compute(task: TaskHere) -> TaskResult:
-    """Run a quick task; in a thread."""
-    handler = task.handler
-    assert hasattr(handler, "compute")
-    try:
-        batch = read_rows(task.job, task.rows)
-        rows = write_rows(batch, handler.compute(batch), task_limits(task).out_bytes)
-        return done(task.task, task.attempt, rows, Usage())
-    except HandlerError as error:
-        return failed(task.task, task.attempt, error, Usage())
-    except DecodeError:
-        return failed(task.task, task.attempt, HandlerError("bad_rows"), Usage())
-    except Exception:
-        log.exception("handler_failed", extra={"f": {"handler": task.job.spec.handler}})
-        return failed(task.task, task.attempt, HandlerError("exception"), Usage())
+def is_quick(task: TaskHere) -> bool:
+    """Whether many of its kind run in one trip to a thread."""
+    return hasattr(task.handler, "compute") and not task.effect

@@ -85,6 +85,8 @@ def read_rows(job: JobHere, data: bytes) -> Batch:
         partial = entry[3] if len(entry) > 3 and isinstance(entry[3], dict) else None
         text = None if job.render is None else job.render(row)
         rows.append(BatchRow(k=k, row=row, text=text, token=token, partial=partial))
+    if job.spec.effect and any(row.token is None for row in rows):
+        raise DecodeError("a row with an effect has a token")
     if not 0 < len(rows) <= BATCH_ROWS_MAX or len({row.k for row in rows}) != len(rows):
         raise DecodeError("a task has 1 to 32 different rows")
     return Batch(rows=rows, params=job.params, columns=job.columns, reduces=job.spec.reduces)
@@ -107,8 +109,43 @@ def write_rows(batch: Batch, answers: Sequence[RowOut], out_bytes_max: int) -> b
     Raises:
         HandlerError: `bad_output` if it is none or names other rows, `output` if it is too large.
     """
+    data = encode_normal([entry for _, entry in _checked(batch, answers)])
+    if len(data) > out_bytes_max:
+        raise HandlerError("output", f"the answer has {len(data)} bytes, {out_bytes_max} may be")
+    return data
+
+
+def write_entries(batch: Batch, answers: Sequence[RowOut], out_bytes_max: int) -> dict[int, bytes]:
+    """Canonical bytes of a handler's answers, by row; of the rows that it answered.
+
+    Raises:
+        HandlerError: as `write_rows`.
+    """
+    found = {k: encode_normal(entry) for k, entry in _checked(batch, answers)}
+    size = sum(len(entry) + 1 for entry in found.values()) + 1
+    if size > out_bytes_max:
+        raise HandlerError("output", f"the answer has {size} bytes, {out_bytes_max} may be")
+    return found
+
+
+def missing_entry(k: int, reason: str) -> bytes:
+    """What says that a row has no answer."""
+    return encode_normal([k, None, reason])
+
+
+def join_entries(batch: Batch, entries: Mapping[int, bytes]) -> bytes:
+    """The canonical answer of a task from those of its rows."""
+    return b"[" + b",".join(entries[row.k] for row in batch.rows) + b"]"
+
+
+def _checked(batch: Batch, answers: Sequence[RowOut]) -> list[tuple[int, list[object]]]:
+    """A handler's answers by row, in its order.
+
+    Raises:
+        HandlerError: `bad_output`.
+    """
     expected = {row.k for row in batch.rows}
-    out: list[object] = []
+    out: list[tuple[int, list[object]]] = []
     for answer in answers:
         try:
             k, row, reason = answer
@@ -117,11 +154,8 @@ def write_rows(batch: Batch, answers: Sequence[RowOut], out_bytes_max: int) -> b
         if k not in expected:
             raise HandlerError("bad_output", "an answer to a row that was not asked")
         expected.discard(k)
-        out.append(_entry(k, row, reason))
-    data = encode_normal(out)
-    if len(data) > out_bytes_max:
-        raise HandlerError("output", f"the answer has {len(data)} bytes, {out_bytes_max} may be")
-    return data
+        out.append((k, _entry(k, row, reason)))
+    return out
 
 
 def _entry(k: int, row: Row | None, reason: str) -> list[object]:

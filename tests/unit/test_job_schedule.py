@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from benchmarks.job_sims.fleet import HANDLER, Fleet, peer_id
@@ -404,6 +405,11 @@ def late_job(fleet: Fleet, **spec: object) -> Job:
     warmed(fleet, "a")
     fleet.join("b", slots=1, credit=1)
     fleet.core.board.peers[peer_id("b")].view.given(fleet.now, 1.0)
+    if spec.get("effect") == "once":
+        for cell in fleet.core.board.peers.values():
+            cell.told = True
+            for handler, offered in cell.handlers.items():
+                cell.handlers[handler] = msgspec.structs.replace(offered, effect=True)
     job = fleet.submit(rows=1, **spec)
     assert len(fleet.offered("a")) == 1
     return job

@@ -114,6 +114,8 @@ class TaskCtx:
         trust: what it is to us in the job's group.
         group: the job's group; None: own devices.
         limits: the smaller of the job's and the handler's.
+        tokens: of an effect: each row's token by index; what names it for whoever acts, so that the
+            same one twice is once.
         progress: say which part of the task is done, 0 to 1; never waits.
         offload: where blocking work goes.
     """
@@ -124,6 +126,7 @@ class TaskCtx:
     group: GroupId | None
     limits: TaskLimits
     offload: Offload
+    tokens: Mapping[int, bytes] = field(default_factory=dict)
     progress: Callable[[float], None] = field(default=lambda _share: None)
 
 
