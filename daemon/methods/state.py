@@ -537,12 +537,28 @@ async def watch(call: Call, p: WatchParams) -> Cell:
     return await _cell(call, group, parts, kind, await cells.get(group, kind, parts))
 
 
+async def _check_record(call: Call, group: bytes, ident: bytes) -> None:
+    """Refuse an agent a record that is not of a value it may read.
+
+    Raises:
+        RpcError: not_found, or forbidden.
+    """
+    read = call.context.caller().read
+    if read.everything:
+        return
+    name = await call.services.replication.cells.name_of(group, ident)
+    if name is None:
+        raise RpcError("not_found", "no shared value here has a record of that id")
+    _check(read, _scope(call.services, group, name.path[0]), "read")
+
+
 @method("state.holders", scope="read")
 async def holders(call: Call, p: HoldersParams) -> HeldBy:
     """Ask the machines of a group which of them have a write on disk."""
     services = call.services
     group = find_group(services, p.group)
     (ident,) = _ids([p.id]) or []
+    await _check_record(call, group, ident)
     found = await services.replication.cells.holders(group, ident)
     with trio.move_on_after(max(0.0, min(p.wait_s, WATCH_S_MAX))):
         while len(found.held) < p.machines:

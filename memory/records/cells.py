@@ -132,8 +132,8 @@ def rebuild(txn: Txn) -> None:
 
 def members(
     connection: apsw.Connection, group: bytes, tag: bytes, *, whole: bool
-) -> list[tuple[int, bool]]:
-    """(row, superseded) of the records of a cell.
+) -> list[tuple[int, bytes, bool]]:
+    """(row, id, superseded) of the records of a cell.
 
     Args:
         connection: of a reader or the writer.
@@ -143,17 +143,18 @@ def members(
     """
     if whole:
         rows = connection.execute(
-            "SELECT r.n, 0 FROM record r JOIN grp g ON g.n = r.grp WHERE g.id = ? AND r.key_tag = ?"
-            f" AND {_COUNTS} ORDER BY r.n",
+            "SELECT r.n, r.id, 0 FROM record r JOIN grp g ON g.n = r.grp"
+            f" WHERE g.id = ? AND r.key_tag = ? AND {_COUNTS} ORDER BY r.n",
             (group, tag),
         )
     else:
         rows = connection.execute(
-            "SELECT c.n, c.superseded FROM cell c JOIN grp g ON g.n = c.grp"
-            " WHERE g.id = ? AND c.key_tag = ? ORDER BY c.n",
+            "SELECT c.n, r.id, c.superseded FROM cell c JOIN grp g ON g.n = c.grp"
+            " JOIN record r ON r.n = c.n WHERE g.id = ? AND c.key_tag = ? ORDER BY c.n",
             (group, tag),
         )
-    return [(n, bool(gone)) for n, gone in cast("list[tuple[int, int]]", rows.fetchall())]
+    found = cast("list[tuple[int, bytes, int]]", rows.fetchall())
+    return [(n, record_id, bool(gone)) for n, record_id, gone in found]
 
 
 def size(connection: apsw.Connection, group: bytes, tag: bytes) -> int:

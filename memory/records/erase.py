@@ -116,6 +116,7 @@ def erase_record(
         _erase_entry(txn, n, record_id)
     elif kind == cells.STATE_KIND:
         cells.renew(txn, n)
+        txn.turned.setdefault(group, []).append(record_id)
     txn.changed.add(group)
     return derived
 

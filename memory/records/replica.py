@@ -26,7 +26,7 @@ from memory.text.fts import count_indexed
 from memory.trust.evidence import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
     from pathlib import Path
 
     import apsw
@@ -101,6 +101,7 @@ class Replica:
         self._mark.load()
         self._erased = ErasedIds(state_dir / "erased.ids")
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
+        self._on_turn: list[Callable[[bytes, Sequence[bytes]], None]] = []
         self._on_event: list[Callable[[MemoryEvent], None]] = []
         self._on_trust: list[Callable[[TrustEvent], None]] = []
         self._on_touched: list[Callable[[Mapping[int, Place]], None]] = []
@@ -145,8 +146,11 @@ class Replica:
         tag: bytes,
         make: Callable[[Sequence[table.CellRow]], Sequence[Draft]],
         receipt: Receipt[Sequence[bytes]] | None = None,
+        known: Container[bytes] = (),
     ) -> Sequence[bytes]:
         """Append what `make` answers to a state cell's records, read in the same transaction.
+
+        Of records that are `known` it gets the ids only, so that others do not wait for a big cell.
 
         `make` runs in the writer's thread. What it raises is passed on, and nothing is stored.
 
@@ -157,7 +161,7 @@ class Replica:
 
         def unit(txn: Txn) -> list[bytes]:
             txn.lookups.clear()
-            drafts = make(table.read_cell(txn.connection, group, tag, whole=False))
+            drafts = make(table.read_cell(txn.connection, group, tag, whole=False, known=known))
             ids = [record.id for record in self.append_in(txn, group, drafts)]
             if receipt is not None:
                 self.put_receipt(txn, receipt.key, receipt.encode(ids))
@@ -166,10 +170,12 @@ class Replica:
         return await self.transact(unit)
 
     async def cell(
-        self, group: bytes, tag: bytes, *, whole: bool = False
+        self, group: bytes, tag: bytes, *, whole: bool = False, known: Container[bytes] = ()
     ) -> Sequence[table.CellRow]:
         """The records a state cell's value is made of, or all that count."""
-        return await self.db.read(lambda c: table.read_cell(c, group, tag, whole=whole))
+        return await self.db.read(
+            lambda c: table.read_cell(c, group, tag, whole=whole, known=known)
+        )
 
     async def cell_tags(self, group: bytes) -> Sequence[tuple[bytes, bytes]]:
         """(tag, id of one record) of each state cell of a group."""
@@ -296,6 +302,13 @@ class Replica:
     def on_commit(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
         """Call `fn(group, ids)` after each commit that stored records, in commit order."""
         self._on_commit.append(fn)
+
+    def on_turn(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
+        """Call `fn(group, ids)` after each commit in which state records that were here turned.
+
+        They began or ceased to count: opened, voided, revived, erased.
+        """
+        self._on_turn.append(fn)
 
     # ---- for the memory
 
@@ -444,6 +457,9 @@ class Replica:
         for group, ids in txn.stored.items():
             for tell in self._on_commit:
                 tell(group, ids)
+        for group, ids in txn.turned.items():
+            for turn in self._on_turn:
+                turn(group, ids)
         if done.places:
             for follow in self._on_touched:
                 follow(done.places)

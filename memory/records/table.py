@@ -18,7 +18,7 @@ from memory.storage.sql import blobs, number
 from memory.trust.evidence import fork_found
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     import apsw
 
@@ -323,6 +323,7 @@ def _changed(txn: Txn, group: bytes, record_id: bytes, row: tuple[int, int] | No
         resettle(txn, row[0], record_id)
     elif row[1] == cells.STATE_KIND:
         cells.renew(txn, row[0])
+        txn.turned.setdefault(group, []).append(record_id)
     return 1
 
 
@@ -381,6 +382,7 @@ def unseal(txn: Txn, group: bytes, record_id: bytes, plain: bytes) -> None:
         project(txn, entry, plain)
     elif kind == cells.STATE_KIND and state == "live":
         cells.enter(txn.connection, n)
+        txn.turned.setdefault(group, []).append(record_id)
 
 
 def count_of_author(connection: apsw.Connection, grp: int, device: bytes) -> int:
@@ -477,11 +479,19 @@ def read_ids(connection: apsw.Connection, ids: Sequence[bytes], *, bodies: bool)
 
 
 def read_cell(
-    connection: apsw.Connection, group: bytes, tag: bytes, *, whole: bool
+    connection: apsw.Connection,
+    group: bytes,
+    tag: bytes,
+    *,
+    whole: bool,
+    known: Container[bytes] = (),
 ) -> list[CellRow]:
-    """The records of a state cell; see `cells.members`."""
+    """The records of a state cell; see `cells.members`. Of those that are known only their ids."""
     found = []
-    for n, superseded in cells.members(connection, group, tag, whole=whole):
+    for n, record_id, superseded in cells.members(connection, group, tag, whole=whole):
+        if record_id in known:
+            found.append(CellRow(Stored(record_id, b"", b"", None, "live", n), superseded))
+            continue
         row = connection.execute(_BY_ROW, (n,)).fetchone()
         assert row is not None, "cells name records that are here"
         found.append(CellRow(_stored(cast("_Row", row)), superseded))

@@ -77,6 +77,7 @@ class Txn:
         told: what became of authors' trust, to announce.
         unsettled: whether work of trust is left for the background.
         lookups: rows known from this transaction.
+        turned: ids of state records that were here and began or ceased to count, by group.
         touched: memory rows whose chunks were added, removed or changed tier.
         scanner: looks through the texts of what is projected; None for nothing.
         now_ms: Unix milliseconds at the unit's begin: the date of what this node observes.
@@ -98,6 +99,7 @@ class Txn:
         "stored",
         "told",
         "touched",
+        "turned",
         "unsettled",
     )
 
@@ -122,6 +124,7 @@ class Txn:
         self.related: set[bytes] = set()
         self.told: list[TrustEvent] = []
         self.touched: set[int] = set()
+        self.turned: dict[bytes, list[bytes]] = {}
         self.unsettled = False
         self.scanner = scanner
         self.now_ms = now_ms

@@ -9,18 +9,16 @@ right to the name. Source: docs/specs/state.md.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 import trio
 
-from p2p.errors import DecodeError, P2pError
-from p2p.identity import PeerId
 from p2p.replication.epoch import key_tag
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_REFUSED
+from p2p.replication.holders import Holding
+from p2p.replication.opened import OpenedCells, open_row
 from p2p.replication.ops import Role
 from p2p.replication.record import LANE_DATA
 from p2p.replication.shares import record_of
@@ -30,29 +28,27 @@ from p2p.replication.state import (
     Change,
     Entry,
     Folded,
+    Silent,
     as_it_was,
     canonical_path,
     check_path,
-    decode_body_untrusted,
     drafts_of,
     fold,
     mark_superseded,
 )
-from p2p.rpc_types import Caller, CallStream, Method
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from p2p.node import Node
     from p2p.replication.core import Core
     from p2p.replication.groups import Group
+    from p2p.replication.holders import Holders
+    from p2p.replication.opened import Opened
     from p2p.replication.state import CellType
     from p2p.replication.store import CellRow, Draft, Receipt, Stored
 
 log = logging.getLogger("covey.p2p.replication")
-
-ENTRIES_KEPT: Final = 20_000
-"""Opened entries remembered: opening one takes some 20 us, and a set reads all of its elements."""
 
 CELL_RECORDS_MAX: Final = 10_000
 """Records the value of a cell may be made of; a write beyond is refused here, never a foreign one
@@ -60,29 +56,6 @@ CELL_RECORDS_MAX: Final = 10_000
 
 OPEN_BATCH: Final = 64
 """Entries opened between two turns of the loop."""
-
-HELD_IDS_MAX: Final = 256
-"""Ids one `sync.holds` may ask about."""
-HELD_WAIT_S: Final = 2.0
-"""Longest wait for one member's answer."""
-
-_Id = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-
-
-class HoldsQuery(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Are these records of a group durable at yours?"""
-
-    group: _Id
-    ids: Annotated[list[_Id], msgspec.Meta(max_length=HELD_IDS_MAX)]
-
-
-class HoldsReply(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Those that are."""
-
-    held: Annotated[list[_Id], msgspec.Meta(max_length=HELD_IDS_MAX)]
-
-
-HOLDS: Final = Method("sync.holds", HoldsQuery, HoldsReply, idempotent=True, concurrent_max=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +68,7 @@ class CellName:
 
 @dataclass(frozen=True, slots=True)
 class CellChange:
-    """New records of a cell are on disk."""
+    """Records of a cell came, or count no more or again, on this device's disk."""
 
     group: bytes
     cell: CellName
@@ -115,21 +88,6 @@ class Written:
     folded: Folded
 
 
-@dataclass(frozen=True, slots=True)
-class Holders:
-    """Which members hold a record.
-
-    Attributes:
-        held: by these device keys, ours included.
-        missing: asked, and not there yet.
-        unknown: not connected, or without an answer.
-    """
-
-    held: tuple[bytes, ...]
-    missing: tuple[bytes, ...]
-    unknown: tuple[bytes, ...]
-
-
 class Cells:
     """State cells over a replicated store.
 
@@ -140,17 +98,18 @@ class Cells:
 
     def __init__(self, core: Core, node: Node) -> None:
         self._core = core
-        self._node = node
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._holding = Holding(core, node)
+        self._opened = OpenedCells(core.sealer)
         self._names: dict[tuple[bytes, bytes], CellName] = {}
         """(group, tag) -> name, of cells read before."""
         self._watchers: list[Callable[[CellChange], None]] = []
-        self._stored: list[tuple[bytes, tuple[bytes, ...]]] = []
+        self._turned: list[tuple[bytes, tuple[bytes, ...]]] = []
+        """(group, ids) of records that came, or count otherwise than before."""
         self._news = trio.Event()
         self._changed = trio.Event()
         """Of the next change to any cell."""
         core.store.on_commit(self._on_commit)
-        node.rpc.serve(HOLDS, self._holds)
+        core.store.on_turn(self._on_turn)
 
     # ---- changing
 
@@ -181,10 +140,14 @@ class Cells:
         if role is None or role < Role.WRITE:
             raise GroupError("not_permitted", f"this device may only read in {found.name}")
         tag = self._tag(found, change.type, change.path)
+        # Opened here: in the writer's thread, where others wait, only what came meanwhile is.
+        await self._read(found, tag, whole=False)
+        held = self._opened.of((group, tag))
 
         def make(rows: Sequence[CellRow]) -> Sequence[Draft]:
-            # In the writer's thread; the loop shares nothing with it but the cache of entries.
-            before = self._entries_of(change.type, change.path, rows)
+            # In the writer's thread: nothing it reads changes meanwhile.
+            here = self._opened.open((row.stored for row in rows), held)
+            before = _entries_of(change.type, change.path, _marked(rows, here))
             if expect is not None:
                 heads = {one.id for one in fold(change.type, before).heads}
                 if heads != set(expect):
@@ -201,7 +164,7 @@ class Cells:
             _, author, incarnation, _ = self._core.sealer.log(group, LANE_DATA)
             return drafts_of(change, tag, before, (author, incarnation))
 
-        ids = tuple(await self._core.store.compose(group, tag, make, receipt))
+        ids = tuple(await self._core.store.compose(group, tag, make, receipt, held))
         return Written(ids, await self.get(group, change.type, change.path))
 
     # ---- reading
@@ -232,10 +195,11 @@ class Cells:
         whole = as_of is not None or bool(without)
         parts = check_path(path)
         tag = self._tag(found, kind, parts)
-        entries = await self._read(found, tag, kind, parts, whole=whole)
-        if whole:
-            entries = as_it_was(entries, as_of=as_of, without=without)
-        return fold(kind, entries)
+        records = await self._read(found, tag, whole=whole)
+        if not whole:
+            return fold(kind, _entries_of(kind, parts, records))
+        named = _of_cell(kind, parts, records)
+        return fold(kind, as_it_was(named, as_of=as_of, without=without))
 
     async def type_of(self, group: bytes, path: Sequence[str]) -> CellType | None:
         """The type of what stands at a path, if there is one thing.
@@ -264,8 +228,8 @@ class Cells:
         found = self._member_of(group)
         parts = check_path(path)
         tag = self._tag(found, kind, parts)
-        entries = mark_superseded(await self._read(found, tag, kind, parts, whole=True))
-        return sorted(entries, key=lambda one: one.order)
+        records = _of_cell(kind, parts, await self._read(found, tag, whole=True))
+        return sorted(mark_superseded(records), key=lambda one: one.order)
 
     async def names(self, group: bytes, prefix: Sequence[str] = ()) -> list[CellName]:
         """The cells below a path that have a value, by path.
@@ -282,8 +246,8 @@ class Cells:
             name = self._names.get((group, tag))
             if name is None or name.path[: len(below)] != below:
                 continue
-            entries = await self._read(found, tag, name.type, name.path, whole=False)
-            if fold(name.type, entries).exists:
+            records = await self._read(found, tag, whole=False)
+            if fold(name.type, _entries_of(name.type, name.path, records)).exists:
                 names.append(name)
         return sorted(names, key=lambda one: (one.path, one.type))
 
@@ -300,29 +264,53 @@ class Cells:
         )
 
     async def _learn_names(self, group: Group, tags: Sequence[tuple[bytes, bytes]]) -> None:
-        unknown = [ident for tag, ident in tags if (group.id, tag) not in self._names]
+        unknown = [(tag, ident) for tag, ident in tags if (group.id, tag) not in self._names]
         for at in range(0, len(unknown), OPEN_BATCH):
-            rows = await self._core.store.fetch(unknown[at : at + OPEN_BATCH], bodies=True)
+            part = unknown[at : at + OPEN_BATCH]
+            rows = await self._core.store.fetch([ident for _, ident in part], bodies=True)
             for row in rows:
                 self._name_of(group, row)
             await trio.lowlevel.checkpoint()
+            for tag, _ in part:
+                if (group.id, tag) not in self._names:
+                    # Its first record may be filed there by somebody without a right to the name.
+                    self._name_by(group, tag, await self._read(group, tag, whole=False))
 
     def _name_of(self, group: Group, row: Stored) -> CellName | None:
-        """The cell a record belongs to by its own word, if that is true."""
-        record = record_of(row)
-        entry = self._open(row)
-        if entry is None or record.key_tag is None:
+        """The cell a record belongs to: as its tag was read before, else by its own true word."""
+        tag = record_of(row).key_tag
+        if tag is None:
             return None
-        name = CellName(entry.said.type, entry.said.path)
-        if self._tag(group, name.type, name.path) != record.key_tag:
-            return None
-        self._names[group.id, record.key_tag] = name
-        return name
+        found = self._names.get((group.id, tag))
+        opened = None if found is not None else open_row(self._core.sealer, row)
+        return found if opened is None else self._name_by(group, tag, [opened[0]])
+
+    def _name_by(self, group: Group, tag: bytes, records: Iterable[Opened]) -> CellName | None:
+        """The cell that records of a tag name, if one of them tells the truth."""
+        for one in records:
+            if isinstance(one, Entry) and tag == self._tag(group, one.said.type, one.said.path):
+                name = CellName(one.said.type, one.said.path)
+                self._names[group.id, tag] = name
+                return name
+        return None
+
+    async def name_of(self, group: bytes, ident: bytes) -> CellName | None:
+        """The cell that a record of this device's disk belongs to.
+
+        Raises:
+            GroupError: `unknown_group` or `key_missing`.
+        """
+        found = self._member_of(group)
+        rows = await self._core.store.fetch([ident], bodies=True)
+        return next((self._name_of(found, r) for r in rows if record_of(r).group == group), None)
 
     # ---- following
 
     def on_change(self, fn: Callable[[CellChange], None]) -> None:
-        """Call `fn` in the loop after each commit that changed a cell; it must not block."""
+        """Call `fn` in the loop after each commit that may have changed a cell; not to block.
+
+        New records, and such as were opened, voided, revived or erased.
+        """
         self._watchers.append(fn)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -330,13 +318,13 @@ class Cells:
         task_status.started()
         while True:
             self._news = trio.Event()
-            stored, self._stored = self._stored, []
-            for group_id, ids in stored:
+            turned, self._turned = self._turned, []
+            for group_id, ids in turned:
                 try:
                     await self._tell(group_id, ids)
                 except Exception:  # a supervisor: a full disk costs watchers a word, not the daemon
                     log.exception("cell_change_untold", extra={"f": {"records": len(ids)}})
-            if not self._stored:
+            if not self._turned:
                 await self._news.wait()
 
     async def wait_changed(
@@ -355,8 +343,13 @@ class Cells:
             await changed.wait()
 
     def _on_commit(self, group: bytes, ids: Sequence[bytes]) -> None:
-        self._stored.append((group, tuple(ids)))
+        self._turned.append((group, tuple(ids)))
         self._news.set()
+
+    def _on_turn(self, group: bytes, ids: Sequence[bytes]) -> None:
+        # Before anybody reads again: what was erased must not be kept open.
+        self._opened.drop_records(ids)
+        self._on_commit(group, ids)
 
     async def _tell(self, group_id: bytes, ids: Sequence[bytes]) -> None:
         group = self._core.groups.get(group_id)
@@ -385,47 +378,7 @@ class Cells:
         Raises:
             GroupError: `unknown_group`.
         """
-        found = self._member_of(group)
-        me = self._core.me
-        here = bool(await self._held(group, [ident]))
-        held: list[bytes] = [me] if here else []
-        missing: list[bytes] = [] if here else [me]
-        unknown: list[bytes] = []
-        connected = self._node.fabric.peers()
-
-        async def ask(peer: bytes) -> None:
-            try:
-                with trio.fail_after(HELD_WAIT_S):
-                    reply = await self._node.rpc.call(
-                        PeerId(peer), HOLDS, HoldsQuery(group, [ident])
-                    )
-            except (P2pError, trio.TooSlowError):
-                unknown.append(peer)
-            else:
-                (held if ident in reply.held else missing).append(peer)
-
-        async with trio.open_nursery() as nursery:
-            for member, role in found.standing.members().items():
-                if member == me or role < Role.READ:
-                    continue
-                if member in connected:
-                    nursery.start_soon(ask, member)
-                else:
-                    unknown.append(member)
-        return Holders(tuple(sorted(held)), tuple(sorted(missing)), tuple(sorted(unknown)))
-
-    async def _holds(self, caller: Caller, query: HoldsQuery, stream: CallStream) -> HoldsReply:  # noqa: ARG002 - a handler's shape
-        group = self._core.groups.get(query.group)
-        if group is None or not group.founded or group.role(caller.peer) is None:
-            return HoldsReply([])  # a stranger to the group learns nothing of it
-        return HoldsReply(await self._held(query.group, list(dict.fromkeys(query.ids))))
-
-    async def _held(self, group: bytes, ids: Sequence[bytes]) -> list[bytes]:
-        """Those of the ids that are records of the group and here with their bodies."""
-        rows = await self._core.store.fetch(ids, bodies=True)
-        return [
-            row.id for row in rows if row.envelope is not None and record_of(row).group == group
-        ]
+        return await self._holding.holders(self._member_of(group), ident)
 
     # ---- inside
 
@@ -444,55 +397,44 @@ class Cells:
             f"no key of {group.name} has arrived yet: keep this device connected to a member",
         )
 
-    async def _read(
-        self, group: Group, tag: bytes, kind: CellType, path: Sequence[str], *, whole: bool
-    ) -> list[Entry]:
-        rows = await self._core.store.cell(group.id, tag, whole=whole)
-        entries: list[Entry] = []
+    async def _read(self, group: Group, tag: bytes, *, whole: bool) -> list[Opened]:
+        """The records of a cell that are open here, superseded ones marked unless `whole`."""
+        cell, drops = (group.id, tag), self._opened.drops
+        held = self._opened.of(cell)
+        rows = await self._core.store.cell(group.id, tag, whole=whole, known=held)
+        here: dict[bytes, tuple[Opened, int]] = {}
         for at in range(0, len(rows), OPEN_BATCH):
             if at:
                 await trio.lowlevel.checkpoint()
-            entries += self._entries_of(kind, path, rows[at : at + OPEN_BATCH])
-        return entries
-
-    def _entries_of(
-        self, kind: CellType, path: Sequence[str], rows: Sequence[CellRow]
-    ) -> list[Entry]:
-        """The entries of rows that say of themselves what their tag says."""
-        entries: list[Entry] = []
-        for row in rows:
-            entry = self._open(row.stored)
-            if entry is None or (entry.said.type, entry.said.path) != (kind, tuple(path)):
-                continue
-            if row.superseded:
-                entry = replace(entry, superseded=True)
-            entries.append(entry)
-        return entries
-
-    def _open(self, row: Stored) -> Entry | None:
-        """What a record says; None where it does not open or says nothing a cell may say."""
-        entry = self._entries.get(row.id)
-        if entry is None:
-            entry = _entry_of(self._core, row)
-            if entry is not None:
-                self._entries[row.id] = entry
-                while len(self._entries) > ENTRIES_KEPT:
-                    self._entries.popitem(last=False)
-        return entry
+            part = (row.stored for row in rows[at : at + OPEN_BATCH])
+            here |= self._opened.open(part, held)
+        if not whole:
+            self._opened.keep(cell, here, drops)
+        return list(_marked(rows, here))
 
 
-def _entry_of(core: Core, row: Stored) -> Entry | None:
-    record = record_of(row)
-    if record.envelope is None or record.key_tag is None:
-        return None
-    try:
-        plain = core.sealer.open_body(record)
-        if plain is None:
-            return None
-        said = decode_body_untrusted(plain)
-    except DecodeError:
-        return None
-    return Entry(
-        record.id, record.hlc, record.author, record.incarnation, record.seq,
-        tuple(record.supersedes), said,
-    )  # fmt: skip
+def _marked(rows: Iterable[CellRow], here: Mapping[bytes, tuple[Opened, int]]) -> Iterator[Opened]:
+    """The records of rows that are open, with the store's word on whether they are superseded."""
+    for row in rows:
+        found = here.get(row.stored.id)
+        if found is not None:
+            one = found[0]
+            if row.superseded and isinstance(one, Entry):
+                one = replace(one, superseded=True)
+            yield one
+
+
+def _of_cell(kind: CellType, path: Sequence[str], records: Iterable[Opened]) -> list[Opened]:
+    """Records of a tag; of one that names another cell only what its header says."""
+    named = (kind, tuple(path))
+    return [
+        one
+        if isinstance(one, Silent) or (one.said.type, one.said.path) == named
+        else Silent(one.id, one.hlc, one.author, one.incarnation, one.seq, one.supersedes)
+        for one in records
+    ]
+
+
+def _entries_of(kind: CellType, path: Sequence[str], records: Iterable[Opened]) -> list[Entry]:
+    """The records that say of themselves what their tag says."""
+    return [one for one in _of_cell(kind, path, records) if isinstance(one, Entry)]

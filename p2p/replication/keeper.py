@@ -158,7 +158,7 @@ class Keeper:
         self, group: Group, payloads: Sequence[tuple[Kind, Payload]], local: Sequence[LocalRow] = ()
     ) -> list[Record]:
         """As `write`, without following up."""
-        await self._begin_control_log(group)
+        await self.begin_control_log(group)
         log = self._sealer.log(group.id, LANE_CONTROL)
         seq, prev, hlc = 0, None, 0
         for state in await self._store.logs(group.id):
@@ -177,7 +177,7 @@ class Keeper:
         group.note_stored({self._groups.me: len(records)})
         return records
 
-    async def _begin_control_log(self, group: Group) -> None:
+    async def begin_control_log(self, group: Group) -> None:
         """The first control record after a start opens a new log unless a member has the old one.
 
         If this database is an old copy, going on with the old log would fork it, and a fork of the

@@ -25,7 +25,7 @@ from p2p.replication.ops import (
     Limit,
     Role,
 )
-from p2p.replication.record import LANE_DATA, decode_header_untrusted, lane_of
+from p2p.replication.record import LANE_CONTROL, LANE_DATA, decode_header_untrusted, lane_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -206,12 +206,13 @@ class Membership:
                     if others
                     else "nobody else is in this group: there is nobody to leave it to",
                 )
+            await self._core.keeper.begin_control_log(found)
+            payloads: list[tuple[Kind, Payload]] = []
             if role == Role.ADMIN:
                 # Before the limit, which keeps it: afterwards we are nobody who may write one.
-                epoch = self._epoch(found, but={me})
-                await self._core.keeper.write(found, [(Kind.EPOCH, epoch)])
-            limit = await self._limit(found, me, None)
-            await self._core.keeper.write(found, [(Kind.LIMIT, limit)])
+                payloads = [(Kind.EPOCH, self._epoch(found, but={me}))]
+            limit = await self._limit(found, me, None, ahead=len(payloads))
+            await self._core.keeper.write(found, [*payloads, (Kind.LIMIT, limit)])
 
     async def rotate(self, group: bytes) -> int:
         """Give all readers a new key; how many they are.
@@ -336,12 +337,23 @@ class Membership:
                 high = middle - 1
         return low
 
-    async def _limit(self, group: Group, member: bytes, keep: Keep) -> Limit:
-        """The limit that ends what a member holds."""
+    async def _limit(self, group: Group, member: bytes, keep: Keep, *, ahead: int = 0) -> Limit:
+        """The limit that ends what a member holds.
+
+        Args:
+            group: whose lock the caller holds.
+            member: who.
+            keep: what of its records stays.
+            ahead: so many control records of ours come before it in the same transaction.
+        """
         kept = await self._kept(group, member, keep)
-        rows = sorted((log.key[2], log.key[3], last) for log, last in kept if last)
+        places = {(log.key[2], log.key[3]): last for log, last in kept}
+        if ahead:
+            here = (group.incarnations[LANE_CONTROL], LANE_CONTROL)
+            places[here] = places.get(here, 0) + ahead
+        rows = sorted((*place, last) for place, last in places.items() if last)
         newest = rows[-KEEP_MAX:]
-        after = max((log.key[2] for log, _ in kept), default=0) + 1
+        after = max((incarnation for incarnation, _ in places), default=0) + 1
         reason = REASON_UNSTATED if keep is None else REASON_TAKEN_BACK
         return Limit(member, tuple(newest), after, reason)
 

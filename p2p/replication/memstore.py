@@ -21,7 +21,7 @@ from p2p.replication.record import (
 from p2p.replication.state import KIND_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from p2p.replication.store import (
         CellRow,
@@ -178,12 +178,19 @@ class MemStore:
         self.disk = disk if disk is not None else MemDisk()
         self._sealer = sealer
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
+        self._on_turn: list[Callable[[bytes, Sequence[bytes]], None]] = []
+        self._turned: list[bytes] = []
+        """State records that turned in the present call."""
         self._indexes: dict[tuple[bytes, int], MemIndex] = {}
         """Until something changes what counts."""
 
     def on_commit(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
         """Call `fn(group, ids)` after each commit that stored records."""
         self._on_commit.append(fn)
+
+    def on_turn(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
+        """Call `fn(group, ids)` after each commit in which state records that were here turned."""
+        self._on_turn.append(fn)
 
     async def append(
         self,
@@ -216,11 +223,19 @@ class MemStore:
         tag: bytes,
         make: Callable[[Sequence[CellRow]], Sequence[Draft]],
         receipt: Receipt | None = None,
+        known: Container[bytes] = (),  # noqa: ARG002 - reading costs nothing here
     ) -> Sequence[bytes]:
         """Append what `make` answers to a state cell's records."""
         return await self.append(group, make(await self.cell(group, tag)), receipt)
 
-    async def cell(self, group: bytes, tag: bytes, *, whole: bool = False) -> Sequence[MemCellRow]:
+    async def cell(
+        self,
+        group: bytes,
+        tag: bytes,
+        *,
+        whole: bool = False,
+        known: Container[bytes] = (),  # noqa: ARG002 - reading costs nothing here
+    ) -> Sequence[MemCellRow]:
         """The live records of a state cell, by order of arrival."""
         rows = [row for row in self._state_rows(group) if row.record.key_tag == tag]
         if whole:
@@ -385,7 +400,7 @@ class MemStore:
 
     async def settle(
         self,
-        group: bytes,  # noqa: ARG002 - the seam's signature
+        group: bytes,
         *,
         void: Sequence[bytes] = (),
         revive: Sequence[bytes] = (),
@@ -407,7 +422,9 @@ class MemStore:
                 if row.record.author == device and (row.owner, row.relation) != (owner, relation):
                     row.owner, row.relation = owner, relation
                     changed += 1
-        return changed + sum(self._erase(record_id) for record_id, _, _ in erase)
+        changed += sum(self._erase(record_id) for record_id, _, _ in erase)
+        self._tell_turned(group)
+        return changed
 
     def _erase(self, record_id: bytes) -> int:
         row = self.disk.rows.get(record_id)
@@ -420,7 +437,18 @@ class MemStore:
         self._indexes.clear()
         if row is not None:
             self._strip(row)
+            self._turn(row)
         return 1
+
+    def _turn(self, row: Row) -> None:
+        if row.record.kind == KIND_STATE:
+            self._turned.append(row.id)
+
+    def _tell_turned(self, group: bytes) -> None:
+        turned, self._turned = self._turned, []
+        if turned:
+            for fn in self._on_turn:
+                fn(group, turned)
 
     async def erased(self, group: bytes, author: bytes) -> Sequence[bytes]:
         """Ids of an author's records that were erased here, ascending."""
@@ -437,6 +465,7 @@ class MemStore:
         if row is None or row.state == STATE_VOID:
             return 0
         row.state = STATE_VOID
+        self._turn(row)
         return 1
 
     def _revive(self, record_id: bytes) -> int:
@@ -452,6 +481,7 @@ class MemStore:
             return 1
         opened = row.record.lane == LANE_CONTROL or row.plain is not None
         row.state = STATE_LIVE if opened else STATE_SEALED
+        self._turn(row)
         return 1
 
     def _fork(self, log: LogKey, seq: int) -> int:
@@ -464,7 +494,7 @@ class MemStore:
 
     async def unsealed(
         self,
-        group: bytes,  # noqa: ARG002 - the seam's signature
+        group: bytes,
         bodies: Sequence[tuple[bytes, bytes]],
     ) -> None:
         """Bodies whose key has come."""
@@ -475,6 +505,8 @@ class MemStore:
             row.plain = plain
             if row.state == STATE_SEALED:
                 row.state = STATE_LIVE
+                self._turn(row)
+        self._tell_turned(group)
 
     async def sealed(self, group: bytes, epoch: bytes, limit: int) -> Sequence[Row]:
         """Records still waiting for `epoch`'s key, oldest first."""

@@ -86,6 +86,9 @@ class SessionRunner:
         self._drained = trio.Event()
         """Set when the session is over and everything was written."""
         self._over = False
+        self._timed_out = False
+        self._receiving = trio.CancelScope()
+        """Around the reader's present wait for bytes."""
         self._range_sets: dict[tuple[bytes, int], RangeSet] = {}
         self.reports: list[GroupReport] = []
         self.unshared: list[bytes] = []
@@ -101,6 +104,8 @@ class SessionRunner:
                 nursery.start_soon(self._watch_time)
                 await self._read()
                 await self._finish()
+                if self._timed_out:
+                    self._stream.reset()
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
@@ -110,7 +115,11 @@ class SessionRunner:
     async def _read(self) -> None:
         while not self._over:
             self._unsent.set()
-            data = await self._stream.receive_some(RECEIVE_BYTES)
+            data: bytes | bytearray = b""
+            with trio.CancelScope() as self._receiving:
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+            if self._receiving.cancelled_caught:
+                return
             async with self._lock:
                 if not data:
                     await self._carry(self.machine.end_of_file())
@@ -134,8 +143,8 @@ class SessionRunner:
             async with self._lock:
                 await self._carry(self.machine.on_timer(self._core.env.now()))
         # Reading may wait for ever: the peer does not know that we are done with it.
-        await self._finish()
-        self._stream.reset()
+        self._timed_out = True
+        self._receiving.cancel()
 
     async def _finish(self) -> None:
         """Write what is left, say that no more comes, give the peer a moment to do the same."""

@@ -201,6 +201,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Silent:
+    """A record of a cell whose body says nothing that the cell may say.
+
+    It adds nothing, and what its header names is superseded all the same: stores read headers.
+    """
+
+    id: bytes
+    hlc: int
+    author: bytes
+    incarnation: int
+    seq: int
+    supersedes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
     """The value of a cell.
 
@@ -219,26 +234,37 @@ class Folded:
 NOTHING: Final = Folded(exists=False, value=None, heads=())
 
 
-def mark_superseded(entries: Iterable[Entry]) -> list[Entry]:
-    """The same entries, each with whether another of them supersedes it."""
-    known = list(entries)
-    gone = {target for entry in known for target in entry.supersedes}
-    return [replace(one, superseded=one.id in gone) for one in known]
+def mark_superseded(records: Iterable[Entry | Silent]) -> list[Entry]:
+    """The entries among a cell's records, each with whether another record supersedes it."""
+    known = list(records)
+    gone = {target for one in known for target in one.supersedes}
+    return [replace(one, superseded=one.id in gone) for one in known if isinstance(one, Entry)]
 
 
 def as_it_was(
-    entries: Iterable[Entry], *, as_of: int | None = None, without: Collection[bytes] = ()
+    records: Iterable[Entry | Silent], *, as_of: int | None = None, without: Collection[bytes] = ()
 ) -> list[Entry]:
-    """The entries up to a time, as if some authors had never written.
+    """What a reader would have had up to a time, had some authors never written.
+
+    The same choice as a store makes of what counts now, so that both give the same value.
 
     Args:
-        entries: all of a cell that count.
+        records: all of a cell that count.
         as_of: highest hlc that takes part; None for all.
         without: device keys to leave out.
     """
-    return mark_superseded(
-        one for one in entries if (as_of is None or one.hlc <= as_of) and one.author not in without
-    )
+    known = [
+        one for one in records if (as_of is None or one.hlc <= as_of) and one.author not in without
+    ]
+    newest: dict[tuple[bytes, int], int] = {}
+    for one in known:
+        log = (one.author, one.incarnation)
+        newest[log] = max(newest.get(log, 0), one.seq)
+    return [
+        one
+        for one in mark_superseded(known)
+        if not one.superseded or one.seq == newest[one.author, one.incarnation]
+    ]
 
 
 def fold(kind: CellType, entries: Iterable[Entry]) -> Folded:

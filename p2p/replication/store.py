@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
 LogKey: TypeAlias = tuple[bytes, bytes, int, int]
 """(group, author, incarnation, lane); lane 0 is control, 1 is data."""
@@ -357,15 +357,19 @@ class RecordStore(Protocol):
         tag: bytes,
         make: Callable[[Sequence[CellRow]], Sequence[Draft]],
         receipt: Receipt | None = None,
+        known: Container[bytes] = (),
     ) -> Sequence[bytes]:
         """Append what `make` answers to a state cell's records, read in the same transaction.
 
-        `make` is pure CPU and runs inside the transaction. What it raises is passed on, and nothing
-        is stored.
+        Of records that are `known` it gets the ids only: other writers wait meanwhile, so whoever
+        changes a big cell reads it before. `make` is pure CPU and runs inside the transaction.
+        What it raises is passed on, and nothing is stored.
         """
         ...
 
-    async def cell(self, group: bytes, tag: bytes, *, whole: bool = False) -> Sequence[CellRow]:
+    async def cell(
+        self, group: bytes, tag: bytes, *, whole: bool = False, known: Container[bytes] = ()
+    ) -> Sequence[CellRow]:
         """The live records of a state cell.
 
         Args:
@@ -373,6 +377,7 @@ class RecordStore(Protocol):
             tag: `epoch.key_tag` of it.
             whole: all of them, `superseded` unset; else those that none of the cell supersedes, and
                 of each log the newest.
+            known: ids of records the caller has: they come without header and body.
         """
         ...
 
@@ -472,4 +477,11 @@ class RecordStore(Protocol):
 
     def on_commit(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
         """Call `fn(group, ids)` after each commit that stored records, in commit order."""
+        ...
+
+    def on_turn(self, fn: Callable[[bytes, Sequence[bytes]], None]) -> None:
+        """Call `fn(group, ids)` after each commit in which state records that were here turned.
+
+        They began or ceased to count: opened, voided, revived, erased.
+        """
         ...

@@ -510,6 +510,38 @@ class StoreConformance:
         assert [row.stored.id for row in whole] == [first.id, second.id, third.id]
         assert [tag for tag, _ in await store.cell_tags(GROUP)] == [TAG]
 
+    async def test_of_known_records_of_a_cell_the_id_is_enough(self, store: RecordStore) -> None:
+        alice = Chain(GROUP, ALICE)
+        first = alice.next(b"1", kind=33, key_tag=TAG)
+        second = alice.next(b"2", kind=33, key_tag=TAG, supersedes=(first.id,))
+        await store.admit(GROUP, [first, second])
+        for whole in (False, True):
+            every = await store.cell(GROUP, TAG, whole=whole)
+            some = await store.cell(GROUP, TAG, whole=whole, known={first.id})
+            assert [(r.stored.id, r.superseded) for r in some] == [
+                (r.stored.id, r.superseded) for r in every
+            ]
+            unknown = [r.stored for r in some if r.stored.id != first.id]
+            assert all(one.header and one.envelope is not None for one in unknown)
+
+    async def test_state_records_that_turn_are_told(self, store: RecordStore) -> None:
+        alice = Chain(GROUP, ALICE)
+        shown = alice.next(b"1", kind=33, key_tag=TAG)
+        closed = alice.next(b"2", kind=33, key_tag=TAG, state="sealed")
+        entry = alice.next(b"3")
+        await store.admit(GROUP, [shown, replace(closed, plain=None), entry])
+        told: list[tuple[bytes, tuple[bytes, ...]]] = []
+        store.on_turn(lambda group, ids: told.append((group, tuple(ids))))
+        await store.settle(GROUP, void=[shown.id, entry.id])
+        await store.settle(GROUP, void=[shown.id])  # void already
+        await store.settle(GROUP, revive=[shown.id, entry.id])
+        await store.unsealed(GROUP, [(closed.id, b"2")])
+        await store.settle(GROUP, erase=[(shown.id, bytes(32), 0)])
+        await store.settle(GROUP, erase=[(entry.id, bytes(32), 0)])
+        named = {shown.id: "shown", closed.id: "closed", entry.id: "entry"}
+        assert [named[i] for _, ids in told for i in ids] == ["shown", "shown", "closed", "shown"]
+        assert {group for group, _ in told} == {GROUP}
+
     async def test_a_target_that_comes_later_is_superseded_on_arrival(
         self, store: RecordStore
     ) -> None:

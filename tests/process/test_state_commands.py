@@ -117,6 +117,12 @@ def test_an_agent_touches_values_of_its_scopes_only(pair: tuple[Home, Home]) -> 
         refused = laptop.run("state", *words, env=narrow)
         assert refused.returncode == 5, refused.stderr
         assert "secret" not in refused.stdout + refused.stderr
+    for path, code in (("closed/plan", 5), ("open/plan", 0)):
+        (head,) = cast("list[dict[str, Json]]", laptop.json("state", "history", path))
+        asked = laptop.run("rpc", "state.holders", f'{{"id": "{head["id"]}"}}', env=narrow)
+        assert asked.returncode == code, asked.stderr
+    unknown = laptop.run("rpc", "state.holders", f'{{"id": "{"0" * 64}"}}', env=narrow)
+    assert unknown.returncode != 0
     listed = laptop.run("state", "list", env=narrow).stdout
     assert "open/plan" in listed
     assert "closed" not in listed

@@ -23,7 +23,7 @@ from p2p.replication.messages import FrameReader, Records, encode_frame
 from tests.helpers.mesh import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 
     from p2p.identity import PeerId
     from p2p.net.seam import Handler, Stream
@@ -121,6 +121,7 @@ class SimStore(MemStore):
         tag: bytes,
         make: Callable[[Sequence[CellRow]], Sequence[Draft]],
         receipt: Receipt | None = None,
+        known: Container[bytes] = (),
     ) -> Sequence[bytes]:
         async with self._transaction():
             drafts = make(await self.cell(group, tag))

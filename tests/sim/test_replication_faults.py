@@ -25,7 +25,7 @@ from tests.helpers.schedules import SymmetricFold
 from tests.sim import faults, operations, villains
 from tests.sim.invariants import BrokenError
 from tests.sim.plan import Plan
-from tests.sim.run import SeedError, counts, leaves, run_seed
+from tests.sim.run import SeedError, counts, leaves, never, run_batch, run_seed
 from tests.sim.world import World
 
 if TYPE_CHECKING:
@@ -34,11 +34,21 @@ if TYPE_CHECKING:
     from p2p.identity import Verifier
 
 FAST = range(4)
+SEEDS = 200
+PROCESSES = 2
 
 
 @pytest.mark.parametrize("seed", FAST)
 def test_members_agree_whatever_happened(seed: int) -> None:
     run_seed(seed, counts())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_hundred_seeds_keep_every_invariant_and_contain_every_fault() -> None:
+    total, failures = run_batch(range(SEEDS), PROCESSES)
+    assert failures == []
+    assert never(total) == []
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from p2p.errors import UsageError
-from p2p.replication.cells import HOLDS, HoldsQuery
 from p2p.replication.epoch import key_tag
 from p2p.replication.events import GroupError
+from p2p.replication.holders import HOLDS, HoldsQuery
 from p2p.replication.ops import Role
 from p2p.replication.state import Change, Drafted, canonical_path, encode_body
 from tests.helpers.mesh import wait_until
 from tests.unit.test_replication_service import nodes, pair_up, play
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from p2p.replication.cells import CellChange
     from p2p.replication.state import CellType, Json, Op
@@ -225,6 +225,140 @@ def test_a_record_filed_under_a_tag_that_its_body_does_not_name_counts_nowhere()
                 assert await value(peer, group, "lww") == "true"
                 names = [one.path for one in await peer.replication.cells.names(group)]
                 assert names == [ITEMS]
+
+    play(scene)
+
+
+def filed(peer: Peer, group: bytes, kind: CellType) -> bytes:
+    """The tag of the cell."""
+    (secret, *_) = peer.sealer.epochs(group).values()
+    return key_tag(secret, kind, canonical_path(ITEMS))
+
+
+@pytest.mark.parametrize("kind", ["lww", "mv", "set", "counter"])
+def test_junk_supersedes_alike_whoever_reads(kind: CellType) -> None:
+    """What its header names is superseded, now, in the history, and as of a time."""
+
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            op: Op = {"lww": "set", "mv": "set", "set": "add", "counter": "incr"}[kind]  # type: ignore[assignment]
+            gone, kept = await do(alice, group, kind, op, 1), b""
+            if kind == "set":
+                kept = await do(alice, group, kind, op, 2)
+            before = alice.sealer.hlc
+            tag = filed(alice, group, kind)
+            await alice.store.append(group, [Drafted(b"\xc1junk", tag, (gone,))])
+            cells = alice.replication.cells
+            now = await cells.get(group, kind, ITEMS)
+            as_of = await cells.get(group, kind, ITEMS, as_of=alice.sealer.hlc)
+            alone = await cells.get(group, kind, ITEMS, without=[b"nobody"])
+            assert now == as_of == alone
+            assert {one.id for one in now.heads} == ({kept} if kept else set())
+            marks = {e.id: e.superseded for e in await cells.history(group, kind, ITEMS)}
+            assert marks[gone]
+            earlier = await cells.get(group, kind, ITEMS, as_of=before)
+            assert gone in {one.id for one in earlier.heads}
+            nothing = await cells.get(group, kind, ITEMS, without=[alice.id])
+            assert not nothing.exists
+
+    play(scene)
+
+
+def test_a_cell_whose_first_record_is_junk_is_listed() -> None:
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            await alice.store.append(group, [Drafted(b"\xc1junk", filed(alice, group, "lww"), ())])
+            await do(alice, group, "lww", "set", 1)
+        async with alice.running():  # which has read no name yet
+            names = await alice.replication.cells.names(group)
+            assert [(one.type, one.path) for one in names] == [("lww", ITEMS)]
+
+    play(scene)
+
+
+def test_a_watcher_hears_of_what_is_voided_revived_and_erased() -> None:
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            cells = alice.replication.cells
+            ident = await do(alice, group, "lww", "set", "first")
+            await wait_until(lambda: not cells._turned)
+            heard: list[CellChange] = []
+            cells.on_change(heard.append)
+            for change in ({"void": [ident]}, {"revive": [ident]}, {"erase": [(ident, ident, 0)]}):
+                heads = {one.id for one in (await cells.get(group, "lww", ITEMS)).heads}
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cells.wait_changed, group, "lww", ITEMS, heads)
+                    await trio.sleep(1)
+                    assert nursery.child_tasks
+                    await alice.store.settle(group, **change)  # type: ignore[arg-type]
+                await wait_until(lambda: bool(heard))
+                assert [(one.cell.path, one.ids) for one in heard] == [(ITEMS, (ident,))]
+                heard.clear()
+
+    play(scene)
+
+
+def test_what_is_erased_is_not_kept_open() -> None:
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            cells = alice.replication.cells
+            ident = await do(alice, group, "set", "add", "secret")
+            await do(alice, group, "set", "add", "other")
+            key = (group, filed(alice, group, "set"))
+            assert ident in cells._opened.of(key)
+            await alice.store.settle(group, erase=[(ident, ident, 0)])
+            assert not cells._opened.of(key)
+            assert await value(alice, group, "set") == ["other"]
+            assert ident not in cells._opened.of(key)
+
+    play(scene)
+
+
+def test_a_big_cell_is_not_opened_in_the_writers_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            for n in range(20):
+                await do(alice, group, "set", "add", n)
+            compose = alice.store.compose
+            asked: list[Container[bytes]] = []
+
+            async def noting(*what: Any) -> object:
+                asked.append(what[4])
+                return await compose(*what)
+
+            monkeypatch.setattr(alice.store, "compose", noting)
+            ident = await do(alice, group, "set", "remove", 3)
+            (known,) = asked
+            assert isinstance(known, dict)
+            assert len(known) == 20
+            assert ident not in known
+
+    play(scene)
+
+
+def test_opened_records_are_bounded_by_bytes_and_go_by_cells() -> None:
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            cells = alice.replication.cells
+            one = 800 + 3 * 10_000
+            cells._opened._bytes_max = 3 * one + one // 2
+            for n in range(6):
+                path = ("todo", str(n))
+                await cells.change(group, Change("lww", path, "set", "x" * 10_000, "agent"))
+                assert cells._opened.size_bytes <= cells._opened._bytes_max
+            assert 2 * one < cells._opened.size_bytes
+            held = cells._opened._cells
+            assert len(held) == 3
+            assert set(cells._opened._where) == {i for records in held.values() for i in records}
+            for n in range(6):
+                got = await cells.get(group, "lww", ("todo", str(n)))
+                assert got.value == "x" * 10_000
 
     play(scene)
 

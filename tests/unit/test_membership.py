@@ -254,7 +254,10 @@ def test_an_admin_that_leaves_changes_the_key_itself() -> None:
         async with nodes("alice", "bob", "carol") as (alice, bob, carol):
             group = await three(alice, bob, carol, role=Role.ADMIN)
             epoch = alice.sealer.current_epoch(group)
+            commits: list[int] = []
+            bob.store.on_commit(lambda _, ids: commits.append(len(ids)))
             await bob.replication.membership.leave(group)
+            assert commits == [2]  # or a crash between would leave a key and nobody gone
             await wait_until(lambda: bob.id not in roles(alice, group))
             await agree(group, alice, carol)
             assert alice.sealer.current_epoch(group) != epoch

@@ -14,11 +14,14 @@ from p2p.errors import DecodeError, Unreachable
 from p2p.identity import Identity, PeerId
 from p2p.net.memory_fabric import MemFabric
 from p2p.net.seam import PeerUp
+from p2p.replication import session
 from p2p.replication.config import ReplicationConfig
 from p2p.replication.events import GroupError
 from p2p.replication.ops import Kind, Role
+from p2p.replication.runner import GRACE_S
 from p2p.replication.ticket import decode_ticket_untrusted, encode_ticket
 from tests.helpers.det import run_seeded
+from tests.helpers.hostile import Liar
 from tests.helpers.mesh import Mesh, Peer, wait_until
 
 if TYPE_CHECKING:
@@ -614,6 +617,25 @@ def test_records_hop_over_a_member_in_the_middle() -> None:
             assert trio.current_time() - before < 1
 
     play(scene)
+
+
+def test_a_session_with_a_silent_peer_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            await pair_up(alice, bob)
+            await trio.sleep(5)
+            stream = await bob.node.fabric.open(PeerId(alice.id), session.PROTOCOL)
+            with trio.fail_after(alice.config.session_idle_s + 2 * GRACE_S):
+                await Liar(stream).greet()
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    while await stream.receive_some():
+                        pass
+            await trio.sleep(GRACE_S)
+            assert alice.id in bob.node.fabric.peers()
+
+    with caplog.at_level("ERROR"):
+        play(scene)
+    assert not caplog.records
 
 
 def test_without_push_the_next_session_brings_it() -> None:
