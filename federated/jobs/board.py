@@ -13,7 +13,7 @@ import msgspec
 
 from federated.jobs.cache import kept_ms, put_params
 from federated.jobs.effects import suits
-from federated.jobs.orders import Orders
+from federated.jobs.orders import TAINTED_EVENTS, Caught, Orders
 from federated.jobs.reputation import Reputation
 from federated.jobs.schedule import PeerView
 from federated.jobs.state import JobPhase, RowState
@@ -21,7 +21,7 @@ from federated.jobs.types import JobId
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from federated.jobs.handlers.base import HandlerInfo
     from federated.jobs.items import Load, Offered
@@ -189,10 +189,13 @@ class Board:
 
     def keep_row(self, job: Job, row: RowCell) -> None:
         """Record what became of a row."""
-        value = None if row.value is None else _JSON.encode(row.value)
-        agreed = b"".join(row.agreed)
+        kept, level, owners = row.value, row.level, row.agreed
+        if row.base is not None and row.state is RowState.PENDING:
+            kept, level, owners = row.base
+        value = None if kept is None else _JSON.encode(kept)
         self.orders.write(
-            "row_state", (row.state, row.level, row.reason, value, agreed, job.id, row.k)
+            "row_state",
+            (row.state, level, row.reason, value, b"".join(owners), job.id, row.k),
         )
 
     def keep_cached(self, job: Job, row: RowCell, wall_ms: int) -> None:
@@ -211,6 +214,12 @@ class Board:
         """An accepted answer is in doubt: no later job may have it."""
         if job.cache_ms:
             self.orders.write("cache", (row.hash,))
+
+    def caught(self, owners: Iterable[bytes], wall_ms: int) -> None:
+        """Have what is kept of earlier jobs changed by a quarantine."""
+        bans = self.reputation.bans(wall_ms)
+        self.orders.caught.append(Caught(frozenset(owners), bans, self.next_event, wall_ms))
+        self.next_event += TAINTED_EVENTS
 
     def tell_state(self, job: Job, at_ms: int) -> None:
         """Record the event `state` of a job."""

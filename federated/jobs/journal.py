@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import apsw
 
     from federated.jobs.orders import Orders
-    from federated.jobs.state import Job
+    from federated.jobs.state import Job, RowCell
     from federated.seams import Db
 
 _SPEC: Final = msgspec.json.Decoder(JobSpec)
@@ -62,6 +62,7 @@ class RowRead(NamedTuple):
     reason: str
     value: bytes | None
     agreed: bytes
+    pin: bytes | None
 
 
 class EventRead(NamedTuple):
@@ -122,12 +123,7 @@ class Journal:
             job.phase, job.reason, job.submitted_ms, deadline_ms, 0, 0, job.executions_max,
             len(job.rows),
         )  # fmt: skip
-        rows = [
-            (job.id, row.k, row.key, row.hash, row.source, row.pin, int(row.state), row.level,
-             row.reason, None if row.value is None else encode_normal(row.value),
-             b"".join(row.agreed))
-            for row in job.rows
-        ]  # fmt: skip
+        rows = [_new_row(job, row) for row in job.rows]
         tasks = [(job.id, task.index, pack_ks(task.ks), job.stage) for task in job.tasks]
 
         def insert(connection: apsw.Connection) -> None:
@@ -206,7 +202,7 @@ class Journal:
 
         def read(connection: apsw.Connection) -> list[RowRead]:
             found = connection.execute(
-                "SELECT k, key, source, state, level, reason, value, agreed FROM row"
+                "SELECT k, key, source, state, level, reason, value, agreed, pin FROM row"
                 " WHERE job=? AND k>=? ORDER BY k LIMIT ?",
                 (job, offset, limit),
             )
@@ -331,6 +327,15 @@ class Journal:
             return [load_job(connection, row, now, wall_ms) for row in found]
 
         return await self._db.read(read)
+
+
+def _new_row(job: Job, row: RowCell) -> tuple[bytes | str | int | None, ...]:
+    # What a pending row has already is what its answer will be merged over.
+    value, level, agreed = row.base or (row.value, row.level, row.agreed)
+    return (
+        job.id, row.k, row.key, row.hash, row.source, row.pin, int(row.state), level, row.reason,
+        None if value is None else encode_normal(value), b"".join(agreed),
+    )  # fmt: skip
 
 
 def _row_read(row: tuple[object, ...]) -> RowRead:

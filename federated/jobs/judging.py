@@ -17,8 +17,8 @@ from federated.jobs.cache import CACHED
 from federated.jobs.canon import encode_normal
 from federated.jobs.columns import equal_cells
 from federated.jobs.effects import once
-from federated.jobs.orders import Caught
 from federated.jobs.state import (
+    KEPT,
     TASK_TRANSITIONS,
     JobInput,
     JobPhase,
@@ -142,8 +142,10 @@ class Judging:
         row.own_only = False
         if verdict.conflicts:
             self._conflict(job, row, verdict.conflicts, wall_ms)
-        self.move_row(job, task, row, RowState.OK, "")
         self._board.keep_cached(job, row, wall_ms)
+        if row.base is not None:
+            row.base.merge(row, job.spec.gap_columns)
+        self.move_row(job, task, row, RowState.OK, "")
         alone = verdict.level <= LEVEL_REPUTATION or (
             len(row.answers) == 1 and row.answers[0].device != bytes(self._board.door.id)
         )
@@ -172,9 +174,7 @@ class Judging:
                 self._open_again(job, job.rows[revote.ref[1]], frozenset((revote.owner,)), wall_ms)
         if settled.quarantined:
             self._quarantined(settled.quarantined, wall_ms)
-            self._board.orders.caught.append(
-                Caught(frozenset(settled.quarantined), self.reputation.bans(wall_ms))
-            )
+            self._board.caught(settled.quarantined, wall_ms)
 
     def look_again(self, job: Job, task: TaskCell, wall_ms: int) -> None:
         """Judge rows anew that wait for another vote: who was to give it may be gone."""
@@ -218,6 +218,8 @@ class Judging:
                 }  # fmt: skip
                 self._board.tell(job, "quarantine", data, wall_ms)
             for row in job.rows:
+                if row.base is not None and reopen({0: row.base.backing}, owners):
+                    row.base = row.partial = None
                 if row.state is RowState.PENDING and row.answers:
                     kept = [one for one in row.answers if one.owner not in owners]
                     # What was drawn for the giver of the first answer is nothing for another's.
@@ -274,8 +276,10 @@ class Judging:
             return
         row.value, row.level = verdict.row, verdict.level
         row.agreed, row.backing = tuple(sorted(verdict.agreed)), verdict.backing
-        self._board.keep_row(job, row)
         self._board.keep_cached(job, row, wall_ms)
+        if row.base is not None:
+            row.base.merge(row, job.spec.gap_columns)
+        self._board.keep_row(job, row)
         if verdict.conflicts:
             self._conflict(job, row, verdict.conflicts, wall_ms)
         self._settled(job, row, verdict, wall_ms)
@@ -304,6 +308,9 @@ class Judging:
         self, job: Job, task: TaskCell, row: RowCell, state: RowState, reason: str
     ) -> None:
         """A row is settled."""
+        if row.base is not None and state is not RowState.OK:
+            row.base.give(row)
+            state, reason = RowState.OK, KEPT
         job.counts[row.state] -= 1
         job.counts[state] += 1
         row.state = state

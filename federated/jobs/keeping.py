@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from federated.jobs.cache import DROP, PUT, drop_caught
+from federated.jobs.tainting import taint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,9 +39,11 @@ class Kept(NamedTuple):
 
     Attributes:
         cached: bytes of the entries of the cache that were put.
+        events: events that came of it, as table `event` has them.
     """
 
-    cached: int = 0
+    cached: int
+    events: Sequence[tuple[int, bytes, int, str, bytes]]
 
 
 def keep(connection: apsw.Connection, batch: Sequence[Orders]) -> Kept:
@@ -52,10 +55,13 @@ def keep(connection: apsw.Connection, batch: Sequence[Orders]) -> Kept:
     cached = _keep_cache(connection, merged.pop("cache", []))
     for statement, rows in merged.items():
         connection.executemany(SQL[statement], rows)
+    events: list[tuple[int, bytes, int, str, bytes]] = []
     for orders in batch:
         for caught in orders.caught:
             drop_caught(connection, caught.owners, caught.bad)
-    return Kept(cached)
+            events += taint(connection, caught)
+    connection.executemany(SQL["event"], events)
+    return Kept(cached, events)
 
 
 def _keep_cache(connection: apsw.Connection, rows: Sequence[Params]) -> int:

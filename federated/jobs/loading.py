@@ -11,6 +11,7 @@ from federated.jobs.cache import CACHED
 from federated.jobs.effects import restore
 from federated.jobs.state import (
     AttemptState,
+    Base,
     Job,
     JobPhase,
     RowCell,
@@ -19,7 +20,7 @@ from federated.jobs.state import (
     TaskState,
 )
 from federated.jobs.types import JobId, JobSpec
-from federated.jobs.verify import LEVEL_OWN, Answer
+from federated.jobs.verify import Answer
 from p2p.identity import PeerId
 
 if TYPE_CHECKING:
@@ -101,12 +102,15 @@ def _load_rows(connection: apsw.Connection, job: Job) -> None:
     ):
         row = RowCell(k, key, hashed, source)
         row.pin = None if pin is None else PeerId(pin)
-        row.state, row.level, row.reason = RowState(state), level, reason
-        row.value = None if value is None else msgspec.json.decode(value)
+        row.state, row.reason = RowState(state), reason
         data = bytes(agreed)
-        row.agreed = tuple(data[i : i + 32] for i in range(0, len(data), 32))
-        if row.state is RowState.OK and row.level < LEVEL_OWN and row.agreed:
-            row.backing = frozenset((frozenset(row.agreed),))
+        owners = tuple(data[i : i + 32] for i in range(0, len(data), 32))
+        if value is not None:
+            found = Base(msgspec.json.decode(value), level, owners)
+            if row.state is RowState.OK:
+                found.give(row)
+            else:
+                row.base, row.partial = found, found.value
         job.rows.append(row)
         job.counts[row.state] += 1
         job.cached += row.reason == CACHED

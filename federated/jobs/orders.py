@@ -7,7 +7,7 @@ before the commit would let a worker forget what a crash then takes from us.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,16 +24,24 @@ Statement: TypeAlias = Literal[
 Params: TypeAlias = tuple[bytes | str | int | float | None, ...]
 
 
+TAINTED_EVENTS: Final = 1024
+"""Finished jobs that are told of one quarantine; what is tainted beyond is not told."""
+
+
 class Caught(NamedTuple):
     """Owners that were quarantined.
 
     Attributes:
         owners: who.
         bad: every owner that is quarantined now for a handler.
+        first_event: the first of `TAINTED_EVENTS` numbers for events of jobs that they taint.
+        at_ms: Unix milliseconds.
     """
 
     owners: frozenset[bytes]
     bad: Callable[[str], frozenset[bytes]]
+    first_event: int
+    at_ms: int
 
 
 class Orders:

@@ -67,6 +67,7 @@ def check_spec(spec: JobSpec) -> None:
     if not 0 <= spec.max_retries <= 100:
         raise PlanError("bad_spec", "0 to 100", path="max_retries")
     _check_built(spec)
+    _check_gaps(spec)
     if len(spec.title) > TITLE_CHARACTERS_MAX:
         raise PlanError("too_large", f"at most {TITLE_CHARACTERS_MAX} characters", path="title")
 
@@ -79,14 +80,30 @@ def _check_built(spec: JobSpec) -> None:
     """
     if spec.effect == "once":
         check_once(spec)
-    if spec.gaps_of is not None:
-        raise PlanError("bad_spec", "gaps of earlier jobs are not filled yet", path="gaps_of")
     if isinstance(spec.reduce, ByHandler) and not 0 < len(spec.reduce.handler) <= 128:
         raise PlanError("bad_spec", "name a handler", path="reduce.handler")
     if spec.engine not in ENGINES and not spec.engine.startswith(ENGINE_SCHEMES):
         raise PlanError(
             "bad_spec", "peers, local, dask://HOST:PORT or tls://HOST:PORT", path="engine"
         )
+
+
+def _check_gaps(spec: JobSpec) -> None:
+    """What a delta job may say.
+
+    Raises:
+        PlanError: `bad_spec`.
+    """
+    if spec.gaps_of is None:
+        for name in ("gap_columns", "gap_rows"):
+            if getattr(spec, name):
+                raise PlanError("bad_spec", "says nothing without gaps_of", path=name)
+    elif spec.rows:
+        raise PlanError("bad_spec", "the rows are those of the job in gaps_of", path="rows")
+    declared = {column.name for column in spec.columns}
+    for i, name in enumerate(spec.gap_columns):
+        if declared and name not in declared:
+            raise PlanError("bad_spec", f"no column is called {name!r}", path=f"gap_columns[{i}]")
 
 
 def make_job(

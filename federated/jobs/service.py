@@ -23,18 +23,19 @@ from federated.errors import JobError, PlanError
 from federated.jobs.cache import ResultCache, needed, served
 from federated.jobs.canon import canonical, hash_parts
 from federated.jobs.coordinator import TICK_S, Coordinator
-from federated.jobs.earlier import take_cached
+from federated.jobs.earlier import Parent, bytes_of_hex, take_cached, take_parent
 from federated.jobs.effects import check_declared, rows_of_a_task
 from federated.jobs.engines.door import DoorWithEngines, Engines
 from federated.jobs.engines.seam import engine_id
 from federated.jobs.handlers.names import full_id
 from federated.jobs.held import Held
 from federated.jobs.journal import Journal
+from federated.jobs.limits import ROWS_MAX
 from federated.jobs.plan import AUTO_ROWS, check_spec, make_job, spec_hash
 from federated.jobs.reduce import reduce_rows
 from federated.jobs.sessions import Hooks, Sessions
 from federated.jobs.staging import Stages, Superseded
-from federated.jobs.state import RowState
+from federated.jobs.state import JOB_FINAL, RowState
 from federated.jobs.template import parse_template
 from federated.jobs.types import ByHandler, Collect, JobId, RowsRef
 from federated.jobs.worker import Worker
@@ -190,6 +191,8 @@ class Jobs:
                 await self.cache.grew(kept.cached, self._env.wall_ms())
             for orders in batch:
                 self._kept(orders)
+            for seq, job, _at, kind, body in kept.events:
+                self._tell(JobId(job), seq, kind, body)
 
     def _kept(self, orders: Orders) -> None:
         """What may happen now that the orders' rows are on disk."""
@@ -200,11 +203,7 @@ class Jobs:
             assert isinstance(job, bytes)
             assert isinstance(kind, str)
             assert isinstance(body, bytes)
-            for listener in self._listeners:
-                listener(JobId(job), seq, kind, body)
-        if "event" in orders.writes:
-            news, self._news = self._news, trio.Event()
-            news.set()
+            self._tell(JobId(job), seq, kind, body)
         for ident in orders.reduces:
             assert self._reducing is not None
             self._reducing.start_soon(self._reduce, ident)
@@ -217,6 +216,13 @@ class Jobs:
             self._carry_out()
         if orders.ended:
             self._sessions.look()
+
+    def _tell(self, job: JobId, seq: int, kind: str, body: bytes) -> None:
+        """An event is on disk: tell who waits for it."""
+        for listener in self._listeners:
+            listener(job, seq, kind, body)
+        news, self._news = self._news, trio.Event()
+        news.set()
 
     async def _forget_later(self, ident: JobId) -> None:
         await trio.sleep(KEEP_ENDED_S)
@@ -295,7 +301,8 @@ class Jobs:
         spec = msgspec.structs.replace(spec, handler=full_id(spec.handler))
         self._check_reach(spec, group)
         check_declared(spec, self.core.board.own_handlers.get(spec.handler))
-        rows = await self._rows_of(spec)
+        parent = await self._parent_of(spec, agent)
+        rows = await self._rows_of(spec) if parent is None else parent.sources
         ident = JobId(self._env.rng.randbytes(16))
         nonce = self._env.rng.randbytes(16)
         now, wall_ms = self._env.now(), self._env.wall_ms()
@@ -304,18 +311,42 @@ class Jobs:
             lambda: make_job(
                 spec, rows, ident=ident, nonce=nonce, group=group, agent=agent, now=now,
                 wall_ms=wall_ms, code_hash=self._code_hash(spec), cacheable=keep_ms > 0,
-                find_peer=find_peer,
+                find_peer=find_peer if parent is None else parent.find_peer,
                 auto_rows=rows_of_a_task(spec, AUTO_ROWS),
             )
         )  # fmt: skip
         job.cache_ms = keep_ms
+        if parent is not None:
+            await self._offload.run(lambda: take_parent(job, parent.rows))
         await self._from_cache(job)
         deadline_ms = wall_ms + int(spec.deadline_s * 1000)
         await self.journal.add(
-            job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=None
+            job,
+            spec_hash=hashed,
+            idem=idem,
+            deadline_ms=deadline_ms,
+            parent=None if parent is None else parent.id,
         )
         self._launch(job)
         return ident
+
+    async def _parent_of(self, spec: JobSpec, agent: str) -> Parent | None:
+        """The finished job whose gaps a spec fills.
+
+        Raises:
+            PlanError: `bad_spec`: there is none, of this caller's, or it is another table.
+        """
+        if spec.gaps_of is None:
+            return None
+        found = await self.journal.job(JobId(bytes_of_hex(spec.gaps_of)))
+        if found is None or (agent and found.agent != agent):
+            raise PlanError("bad_spec", "no such job", path="gaps_of")
+        if found.phase not in JOB_FINAL:
+            raise PlanError("bad_spec", f"the job is {found.phase}: it has to end", path="gaps_of")
+        if spec.columns != found.spec.columns:
+            raise PlanError("bad_spec", "its answers have other columns", path="columns")
+        rows = await self.journal.rows(found.id, 0, ROWS_MAX)
+        return await self._offload.run(lambda: Parent.of(found.id, rows))
 
     def _launch(self, job: Job) -> None:
         """Begin a job that is in the journal."""

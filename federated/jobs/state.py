@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from federated.errors import UsageError
 from federated.jobs.columns import Gate
+from federated.jobs.verify import LEVEL_OWN
 from federated.jobs.types import Count, Sum, TopK
 
 if TYPE_CHECKING:
@@ -208,6 +209,45 @@ class RowState(enum.IntEnum):
     DISPUTED = 3
 
 
+KEPT: Final = "kept"
+"""Reason of a row whose answer stands in the finished job that this one fills the gaps of."""
+
+
+class Base(NamedTuple):
+    """A row's answer in the job whose gaps this one fills.
+
+    Attributes:
+        value: the answer.
+        level: as of `verify`.
+        agreed: owners that vouch for it.
+    """
+
+    value: Row
+    level: int
+    agreed: tuple[bytes, ...]
+
+    @property
+    def backing(self) -> frozenset[frozenset[bytes]]:
+        """Sets of owners that carry it; see `verify.Accepted`."""
+        if self.level >= LEVEL_OWN or not self.agreed:
+            return frozenset()
+        return frozenset((frozenset(self.agreed),))
+
+    def give(self, row: RowCell) -> None:
+        """Let it be the row's answer."""
+        row.value, row.level = self.value, self.level
+        row.agreed, row.backing = self.agreed, self.backing
+
+    def merge(self, row: RowCell, columns: Sequence[str]) -> None:
+        """Take `columns` of the row's answer and the rest of this one."""
+        assert row.value is not None
+        fresh = {name: row.value[name] for name in columns if row.value.get(name) is not None}
+        row.value = {**self.value, **fresh}
+        row.level = min(row.level, self.level)
+        row.agreed = tuple(sorted({*row.agreed, *self.agreed}))
+        row.backing |= self.backing
+
+
 class RowCell:
     """One row of a job.
 
@@ -227,10 +267,11 @@ class RowCell:
         doubted: it was accepted once and opened again.
         own_only: a device of our own must compute it.
         partial: what a first try answered, for the second.
+        base: what it is merged over once it is answered, and falls back to if it is not.
     """
 
     __slots__ = (
-        "agreed", "alone", "answers", "backing", "barred", "doubted", "hash", "k", "key", "level",
+        "agreed", "alone", "answers", "backing", "barred", "base", "doubted", "hash", "k", "key", "level",
         "own_only", "partial", "pin", "reason", "source", "state", "value",
     )  # fmt: skip
 
@@ -252,6 +293,7 @@ class RowCell:
         self.doubted = False
         self.own_only = False
         self.partial: Row | None = None
+        self.base: Base | None = None
 
     def trim(self) -> None:
         """Drop what a row that is settled for good needs no more: a job has many."""

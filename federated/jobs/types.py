@@ -198,7 +198,12 @@ class JobSpec(_Part, kw_only=True, frozen=True, forbid_unknown_fields=True):
         max_retries: how often a task is tried again after a loss or a passing refusal.
         hedge: whether a slow task may run twice.
         cache: `use` earlier answers, `refresh` them, or `off`.
-        gaps_of: hex id of a finished job: only its missing, disputed and tainted rows.
+        gaps_of: hex id of a finished job: its rows, of which only the missing, disputed and
+            tainted ones are asked for; `rows` is empty then.
+        gap_columns: with it, ask also for rows whose answer lacks one of these columns, and take
+            these alone of the new answer.
+        gap_rows: with it, ask for these rows alone, by index; whatever may have acted on the world
+            already is asked again only so.
         limits: see there.
         effect: `once` for handlers that act on the world: at most once, by token.
         engine: `peers`, `local`, or an address that the operator allowed.
@@ -222,6 +227,8 @@ class JobSpec(_Part, kw_only=True, frozen=True, forbid_unknown_fields=True):
     hedge: bool = True
     cache: Literal["use", "refresh", "off"] = "use"
     gaps_of: str | None = None
+    gap_columns: list[str] = []
+    gap_rows: list[int] = []
     limits: Limits = Limits()
     effect: Literal["none", "once"] = "none"
     engine: str = "peers"

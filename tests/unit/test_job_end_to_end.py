@@ -117,7 +117,7 @@ def test_a_job_nobody_can_do_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("gaps_of", "00"), ("engine", "dask://127.0.0.1:1"), ("priority", 10)],
+    [("engine", "dask://127.0.0.1:1"), ("priority", 10)],
 )
 def test_what_is_not_done_yet_is_refused_not_ignored(
     tmp_path: Path, field: str, value: object
