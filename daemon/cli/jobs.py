@@ -8,6 +8,8 @@ import time
 
 from daemon.cli import out
 from daemon.cli.client import CliError
+from daemon.cli.job_after import VERBS as AFTER
+from daemon.cli.job_after import configure_after, run_after
 from daemon.cli.job_tables import FORMATS, show_rows, write_rows
 from daemon.cli.job_words import WHY, cached_of, counted, event_line, unknown_words
 from daemon.cli.memory import connect
@@ -70,6 +72,7 @@ def configure_job(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("row", type=int, help="its index")
     sub = add_verb(verbs, "handlers", "what this machine can compute")
     sub.add_argument("--group", default="own", help="for members of this group")
+    configure_after(verbs)
     parser.epilog = EXAMPLES
 
 
@@ -101,6 +104,8 @@ def run_job(args: argparse.Namespace) -> int:
     """Carry out the verb."""
     verb = args.verb or "list"
     client = connect(args)
+    if verb in AFTER:
+        return run_after(client, args)
     match verb:
         case "submit":
             return _submit(client, args)
@@ -307,6 +312,8 @@ def _result(client: Client, args: argparse.Namespace) -> int:
     )
     if unknown:
         out.note(unknown_words(unknown))
+    if tainted := int(out.number(pages[0].get("tainted"))):
+        out.note(f"{tainted} answers are in doubt: `covey job retry {args.id[:8]}` asks again")
     return 0
 
 
@@ -415,6 +422,8 @@ def _show(args: argparse.Namespace, verb: str, answer: dict[str, Json]) -> int:
     reason = WHY.get(reason, reason)
     out.say(f"{out.text(answer.get('state'))}{f': {reason}' if reason else ''}")
     out.say(", ".join(f"{int(out.number(n))} {name}" for name, n in states.items() if n) + " rows")
+    if answer.get("tainted"):
+        out.say(f"{int(out.number(answer.get('tainted')))} answers are in doubt: `covey job retry`")
     if answer.get("cached"):
         out.say(cached_of({**states, "cached": answer.get("cached")}))
     for name, count in out.mapping(answer.get("peers")).items():

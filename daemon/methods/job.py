@@ -106,7 +106,8 @@ class JobRow(msgspec.Struct, kw_only=True):
         k: its index.
         state: pending, ok, missing or disputed.
         level: 0 unchecked, 1 by reputation, 2 agreed by owners, 3 computed by an own device.
-        reason: why it has no answer; with one, `cached` if an earlier job gave it.
+        reason: why it has no answer; with one, `cached` or `kept` if an earlier job gave it,
+            `tainted` or `bad` if it is in doubt.
         row: the answer.
         source: the input row.
     """
@@ -128,6 +129,7 @@ class ResultPage(msgspec.Struct, kw_only=True):
         rows: the rows, for a job that is not reduced or with `raw`.
         reduced: the reduced rows.
         gaps: how many rows of the whole job have no answer.
+        tainted: how many have one that is in doubt; `job.retry_gaps` asks for them again.
         next: offset of the next page; null at the end.
     """
 
@@ -136,6 +138,7 @@ class ResultPage(msgspec.Struct, kw_only=True):
     rows: list[JobRow]
     reduced: list[object]
     gaps: int
+    tainted: int
     next: int | None
 
 
@@ -241,6 +244,7 @@ async def result(call: Call, p: ResultParams) -> ResultPage:
         rows=[],
         reduced=[],
         gaps=state.by_state["missing"] + state.by_state["disputed"],
+        tainted=state.tainted,
         next=None,
     )
     if isinstance(found.spec.reduce, Collect) or p.raw:

@@ -11,6 +11,7 @@ from daemon.methods.group import find_group
 from daemon.methods.peers import device_names, shown_name
 from federated.jobs.cache import CACHED
 from federated.jobs.state import RowState
+from federated.jobs.tainting import SUSPECT
 from federated.jobs.types import JobId
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from daemon.services import Services
     from federated.jobs.journal import Finished
     from federated.jobs.state import Job
+    from federated.jobs.types import JobSpec
 
 LIST_LIMIT_MAX: Final = 200
 FINAL: Final = frozenset({"done", "failed", "cancelled", "expired"})
@@ -43,6 +45,7 @@ class JobState(msgspec.Struct, kw_only=True):
         rows: how many.
         by_state: rows pending, ok, missing and disputed.
         cached: rows whose answer an earlier job gave.
+        tainted: answered rows whose owners were quarantined since, or that the caller calls bad.
         executions: attempts so far.
         at_peers: tasks that are at peers now.
         peers: answered rows by machine.
@@ -60,6 +63,7 @@ class JobState(msgspec.Struct, kw_only=True):
     rows: int
     by_state: dict[str, int]
     cached: int
+    tainted: int
     executions: int
     at_peers: int
     peers: dict[str, int]
@@ -100,6 +104,24 @@ async def find_job(call: Call, text: str) -> Finished:
     return found
 
 
+async def with_parent(call: Call, spec: JobSpec) -> JobSpec:
+    """A spec with the whole id of the job whose gaps it fills; without a handler, as that job's.
+
+    Raises:
+        RpcError: not_found, conflict: of `find_job`.
+    """
+    if spec.gaps_of is None:
+        return spec
+    found = await find_job(call, spec.gaps_of)
+    return msgspec.structs.replace(
+        spec if spec.handler else found.spec,
+        rows=spec.rows,
+        gaps_of=found.id.hex(),
+        gap_columns=spec.gap_columns,
+        gap_rows=spec.gap_rows,
+    )
+
+
 def group_name(services: Services, group: bytes | None) -> str:
     """The inverse of `group_id`, for people."""
     if group is None:
@@ -128,6 +150,7 @@ async def job_state(services: Services, found: Finished) -> JobState:
         rows=found.rows,
         by_state=counts,
         cached=marks.get(CACHED, 0),
+        tainted=sum(marks.get(reason, 0) for reason in SUSPECT),
         executions=(live or found).executions,
         at_peers=0 if live is None else len(live.live),
         peers=_by_machine(services, names, live),

@@ -13,7 +13,7 @@ import msgspec
 
 from federated.jobs.cache import CACHED
 from federated.jobs.plan import PIN
-from federated.jobs.state import KEPT, TASK_TRANSITIONS, Base, RowState, TaskInput, step
+from federated.jobs.state import KEPT, TASK_TRANSITIONS, Base, RowState, TaskInput, TaskState, step
 from federated.jobs.tainting import SUSPECT
 from federated.jobs.verify import LEVEL_OWN
 from p2p.identity import PeerId
@@ -62,7 +62,7 @@ def settle_tasks(job: Job) -> None:
     """Count what is open in each task; those without any are done."""
     for task in job.tasks:
         task.open = len(job.pending(task))
-        if not task.open:
+        if not task.open and task.state is TaskState.QUEUED:
             task.state = step(TASK_TRANSITIONS, task.state, TaskInput.SETTLED)
     job.queue = deque(task for task in job.queue if task.open)
 

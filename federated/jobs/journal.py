@@ -17,7 +17,9 @@ from federated.jobs.keeping import Kept, keep
 from federated.jobs.loading import load_job, pack_ks, unpack_ks
 from federated.jobs.reputation import StatRow
 from federated.jobs.state import JOB_FINAL, JobPhase, RowState
+from federated.jobs.tainting import BAD, handler_of, mark, owners_of
 from federated.jobs.types import JobId, JobSpec
+from federated.jobs.verify import LEVEL_REPUTATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -295,6 +297,36 @@ class Journal:
             return [StatRow._make(row) for row in found]
 
         return await self._db.read(read)
+
+    async def alone(self) -> list[tuple[bytes, str, tuple[bytes, int]]]:
+        """(owner, handler, row) of what live jobs took from one owner alone, oldest first."""
+
+        def read(connection: apsw.Connection) -> list[tuple[bytes, str, tuple[bytes, int]]]:
+            found = connection.execute(
+                "SELECT row.agreed, job.spec, row.job, row.k FROM job JOIN row ON row.job=job.id"  # noqa: S608
+                f" WHERE job.phase NOT IN {_FINAL_SQL} AND row.state=? AND row.level=?"
+                " ORDER BY job.submitted_ms, job.id, row.k",
+                (*_FINAL, int(RowState.OK), LEVEL_REPUTATION),
+            )
+            return [
+                (owner, handler_of(bytes(spec)), (bytes(job), int(k)))
+                for agreed, spec, job, k in found
+                for owner in sorted(owners_of(bytes(agreed)))
+            ]
+
+        return await self._db.read(read)
+
+    async def call_bad(self, job: JobId, ks: Sequence[int]) -> None:
+        """Answered rows of a finished job are wrong, says its caller; the cache forgets them."""
+
+        def write(connection: apsw.Connection) -> None:
+            mark(connection, {job: ks}, BAD)
+            connection.executemany(
+                "DELETE FROM cache WHERE hash=(SELECT hash FROM row WHERE job=? AND k=?)",
+                [(job, k) for k in ks],
+            )
+
+        await self._db.write(write, full=True)
 
     async def purge(self, job: JobId) -> None:
         """Remove a finished job with all that belongs to it."""

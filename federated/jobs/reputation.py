@@ -115,6 +115,24 @@ class Settled(NamedTuple):
     quarantined: tuple[bytes, ...] = ()
 
 
+class Quarantine(NamedTuple):
+    """Somebody who is not asked.
+
+    Attributes:
+        owner: whose devices.
+        handler: for which handler; empty: for none.
+        until_ms: Unix milliseconds.
+        times: how often this owner was quarantined, ever.
+        devices: those that were caught.
+    """
+
+    owner: bytes
+    handler: str
+    until_ms: int
+    times: int
+    devices: tuple[bytes, ...]
+
+
 class Reputation:
     """What every owner and device has earned here."""
 
@@ -220,6 +238,20 @@ class Reputation:
             else:
                 del self._alone[key]
 
+    def quarantines(self, wall_ms: int) -> list[Quarantine]:
+        """Who is not asked now, by owner and handler."""
+        return [
+            Quarantine(
+                owner, handler, standing.until_ms, self._caught(owner),
+                tuple(sorted(
+                    device for (device, name), ban in self._bans.items()
+                    if name == handler and ban.owner == owner
+                )),
+            )
+            for (owner, handler), standing in sorted(self._standings.items())
+            if standing.until_ms > wall_ms
+        ]  # fmt: skip
+
     def lift(self, who: bytes) -> bool:
         """The operator ends the quarantine of an owner, or of a device and its owner.
 
@@ -314,10 +346,14 @@ class Reputation:
         lost = standing.n - standing.ok
         return lost >= LOST_MIN and lost > LOST_SHARE * standing.n
 
-    def _quarantine(self, owner: bytes, device: bytes, handler: str, wall_ms: int) -> None:
-        times = 1 + sum(
+    def _caught(self, owner: bytes) -> int:
+        """How often, ever."""
+        return sum(
             standing.bad for (whose, _), standing in self._standings.items() if whose == owner
         )
+
+    def _quarantine(self, owner: bytes, device: bytes, handler: str, wall_ms: int) -> None:
+        times = 1 + self._caught(owner)
         until_ms = wall_ms + QUARANTINE_MS * 2 ** min(times - 1, DOUBLINGS_MAX)
         standing = self._standing(owner, handler)
         standing.bad += 1

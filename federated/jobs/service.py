@@ -130,7 +130,7 @@ class Jobs:
             }
             core.board.on_computed = self.cache.payoff.computed
             core.board.engines = dict(self.engines.by_id)
-            core.board.reputation.load(await self.journal.stats())
+            core.board.reputation.load(await self.journal.stats(), await self.journal.alone())
             for job in await self.journal.live(self._env.now(), wall_ms):
                 self._ended[job.id] = trio.Event()
                 core.resume_loaded(job)
@@ -442,6 +442,16 @@ class Jobs:
         """Lease no more tasks of a job."""
         self.core.pause(ident, wall_ms=self._env.wall_ms())
         self._carry_out()
+
+    def lift(self, who: bytes) -> bool:
+        """End the quarantine of an owner or device; see `Reputation.lift`."""
+        board = self.core.board
+        found = board.reputation.lift(who)
+        for stat in board.reputation.take_changed():
+            board.orders.write("peer_stat", tuple(stat))
+        board.orders.full = True
+        self._carry_out()
+        return found
 
     def go_on(self, ident: JobId, executions: int | None = None) -> None:
         """Lease again."""

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from federated.errors import UsageError
 from federated.jobs.columns import Gate
-from federated.jobs.verify import LEVEL_OWN
 from federated.jobs.types import Count, Sum, TopK
+from federated.jobs.verify import LEVEL_OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -271,8 +271,8 @@ class RowCell:
     """
 
     __slots__ = (
-        "agreed", "alone", "answers", "backing", "barred", "base", "doubted", "hash", "k", "key", "level",
-        "own_only", "partial", "pin", "reason", "source", "state", "value",
+        "agreed", "alone", "answers", "backing", "barred", "base", "doubted", "hash", "k", "key",
+        "level", "own_only", "partial", "pin", "reason", "source", "state", "value",
     )  # fmt: skip
 
     def __init__(self, k: int, key: bytes, hashed: bytes, source: bytes) -> None:

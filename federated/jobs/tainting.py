@@ -45,6 +45,11 @@ class _Named(msgspec.Struct):
 _HANDLER: Final = msgspec.json.Decoder(_Named)
 
 
+def handler_of(spec: bytes) -> str:
+    """The handler of a spec as table `job` has it."""
+    return _HANDLER.decode(spec).handler
+
+
 def owners_of(data: bytes) -> frozenset[bytes]:
     """Owner keys as table `row` has them."""
     return frozenset(data[i : i + OWNER_BYTES] for i in range(0, len(data), OWNER_BYTES))
@@ -64,7 +69,7 @@ def taint(connection: apsw.Connection, caught: Caught) -> list[tuple[int, bytes,
     for owner in sorted(caught.owners):
         where = (*_FINAL, int(RowState.OK), LEVEL_OWN, *sorted(SUSPECT), owner)
         for job, k, agreed, spec in connection.execute(_VOUCHED, where):
-            if owners_of(bytes(agreed)) <= caught.bad(_HANDLER.decode(spec).handler):
+            if owners_of(bytes(agreed)) <= caught.bad(handler_of(bytes(spec))):
                 rows.setdefault(bytes(job), set()).add(int(k))
     mark(connection, rows, TAINTED)
     return [

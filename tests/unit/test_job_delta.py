@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import pytest
+import trio
 
 from federated.errors import PlanError
 from federated.jobs.handlers.base import HandlerInfo
@@ -171,6 +172,8 @@ def test_what_is_no_delta_job_is_refused(tmp_path: Path) -> None:
             JobSpec(handler="nobody@1", rows=[{"n": 1}]), agent="", group=None
         )
         good = _delta(spec, first)
+        _, job = await _run(boss, good)
+        assert (job.phase, job.executions) == ("done", 0), "what has no gaps is whole"
         for changed, path in (
             ({"rows": [{"n": 1}]}, "rows"),
             ({"gaps_of": "00"}, "gaps_of"),
@@ -232,3 +235,49 @@ def test_what_a_caught_owner_alone_gave_is_tainted_in_finished_jobs_and_asked_ag
         assert await boss.jobs.journal.marks(again) == {}
 
     play_office(scenario, tmp_path, seed=6)
+
+
+def test_what_was_taken_alone_is_known_after_a_restart(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        spec = JobSpec(handler="nobody@1", rows=[{"n": n} for n in range(4)])
+        await office.desk(2)
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+
+        def alone(connection: object) -> None:
+            connection.execute(  # type: ignore[attr-defined]
+                "UPDATE row SET state=1, level=k, agreed=?, value=CAST('{}' AS BLOB)"
+                " WHERE k IN (1, 2)",
+                (P,),
+            )
+
+        await boss.db.write(alone)
+        assert await boss.jobs.journal.alone() == [(P, "nobody@1", (ident, 1))]
+        again = await office.restart(boss)
+        assert again.jobs.core.board.reputation._alone == {(P, "nobody@1"): [(ident, 1)]}
+
+    play_office(scenario, tmp_path, seed=7)
+
+
+def test_the_operator_lifts_a_quarantine_for_good(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        liar = await office.desk(2, owner=P, handlers=[Liar()])
+        await office.desk(3, owner=Q)
+        spec = JobSpec(
+            handler="echo@1", rows=[{"n": 4, "bait": 1}], verify="quorum:2", deadline_s=120
+        )
+        await _run(boss, spec, GROUP)
+        reputation = boss.jobs.core.board.reputation
+        (one,) = reputation.quarantines(boss.jobs._env.wall_ms())
+        assert (one.owner, one.handler, one.times, one.devices) == (P, "echo@1", 1, (liar.id,))
+        assert boss.jobs.lift(P)
+        assert not boss.jobs.lift(P)
+        assert reputation.quarantines(boss.jobs._env.wall_ms()) == []
+        await trio.sleep(1)
+        again = await office.restart(boss)
+        reputation = again.jobs.core.board.reputation
+        assert reputation.quarantines(again.jobs._env.wall_ms()) == []
+        assert not reputation.quarantined(P, liar.id, "echo@1", again.jobs._env.wall_ms())
+
+    play_office(scenario, tmp_path, seed=8)

@@ -49,6 +49,7 @@ def test_what_writes_memory_is_marked_and_nothing_that_reads_is(registry: Regist
     assert writing == {
         "group.rollback",
         "job.cancel",
+        "job.retry_gaps",
         "job.submit",
         "state.add",
         "state.change",

@@ -1,0 +1,92 @@
+"""What outlives a job, between real daemons: retries, the cache, erasure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.helpers.daemons import Home, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from daemon.json_types import Json
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Home]]:
+    folder = tmp_path_factory.mktemp("ja")
+    boss, worker = Home(folder / "a", "boss"), Home(folder / "b", "worker")
+    boss.up()
+    worker.up()
+    ticket = cast("dict[str, Json]", boss.json("invite"))["ticket"]
+    worker.ok("join", str(ticket), "--yes")
+    wait_until("both are connected", lambda: _connected(boss))
+    yield boss, worker
+    boss.stop()
+    worker.stop()
+
+
+def _connected(home: Home) -> bool:
+    peers = cast("list[dict[str, Json]]", home.json("rpc", "peers.list", "{}"))
+    return any(peer.get("connected") or peer.get("path") for peer in peers)
+
+
+def _status(home: Home, job: str) -> dict[str, Json]:
+    return cast("dict[str, Json]", home.json("job", "status", job))
+
+
+def _done(home: Home, job: str) -> dict[str, Json]:
+    wait_until("the job is done", lambda: _status(home, job)["state"] == "done")
+    return _status(home, job)
+
+
+def _submit(home: Home, folder: Path, rows: list[dict[str, Json]], *more: str) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = home.json("job", "submit", "--handler", "wordcount@1", "--rows", str(path), *more)
+    return str(cast("dict[str, Json]", answer)["job_id"])
+
+
+def test_gaps_are_asked_again_and_the_table_stays_whole(
+    two: tuple[Home, Home], tmp_path: Path
+) -> None:
+    boss, _ = two
+    rows: list[dict[str, Json]] = [{"text": f"a row {n}"} for n in range(4)]
+    first = _submit(boss, tmp_path, [*rows, {"no": "text"}])
+    status = _done(boss, first)
+    assert cast("dict[str, Json]", status["by_state"])["missing"] == 1
+    answer = boss.json("job", "retry", first[:8])
+    again = str(cast("dict[str, Json]", answer)["job_id"])
+    status = _done(boss, again)
+    assert status["by_state"] == {"pending": 0, "ok": 4, "missing": 1, "disputed": 0}
+    page = cast("dict[str, Json]", boss.json("rpc", "job.result", json.dumps({"id": again})))
+    shown = cast("list[dict[str, Json]]", page["rows"])
+    assert [row["reason"] for row in shown] == ["kept"] * 4 + ["no_text"]
+    assert boss.run("job", "retry", "ffffffff").returncode == 4
+    assert boss.run("job", "retry", first, "--rows", "x").returncode == 2
+
+
+def test_rows_of_earlier_jobs_are_told(two: tuple[Home, Home], tmp_path: Path) -> None:
+    boss, _ = two
+    rows: list[dict[str, Json]] = [{"text": f"word {n}"} for n in range(3)]
+    _done(boss, _submit(boss, tmp_path, rows))
+    job = _submit(boss, tmp_path, [*rows, {"text": "a new one"}])
+    assert _done(boss, job)["cached"] == 3
+    assert "3 of 4 rows from the cache" in boss.ok("job", "status", job)
+    told = boss.run("job", "watch", job)
+    assert "3 of 4 rows from the cache" in told.stderr
+
+
+def test_who_is_quarantined_is_listed_and_lifted(two: tuple[Home, Home]) -> None:
+    boss, _ = two
+    assert boss.json("job", "quarantine") == []
+    nobody = boss.run("job", "quarantine", "lift", "somebody")
+    assert nobody.returncode == 4
+    assert "covey job quarantine" in nobody.stderr
+    done = cast("list[dict[str, Json]]", boss.json("job", "list"))[0]
+    refused = boss.run("job", "answer", str(done["id"]), "--stop")
+    assert refused.returncode == 6
