@@ -71,6 +71,10 @@ NOBODY_S: Final = 3.0
 """How long nobody may offer a job's handler before its watchers are told. Guess: sessions take
 less."""
 
+REFUSED_S: Final = 0.2
+"""Least time until a task that a stranger refused is offered again: one that refuses all is not to
+keep us busy."""
+
 TICK_S: Final = 0.2
 """How often `tick` wants to be called while jobs live (tasks.md s.5)."""
 
@@ -368,7 +372,10 @@ class Coordinator:
             attempt = self._attempt(cell, *refusal.ref)
             found = self._board.jobs.get(JobId(refusal.ref[0]))
             if attempt is not None and found is not None:
-                retry_s = max(0, refusal.retry_ms) / 1000
+                retry_s = refusal.retry_ms / 1000
+                if self._board.standing(found, cell.peer)[0] == "stranger":
+                    retry_s = max(REFUSED_S, retry_s)
+                    attempt.task.avoid.add(attempt.owner)
                 self._leasing.refused(found, attempt, cell, refusal.why, retry_s, now)
 
     def _holding(self, cell: PeerCell, item: Holding, now: float, wall_ms: int) -> None:
@@ -410,10 +417,11 @@ class Coordinator:
         self, job: Job, task: TaskCell, number: int, cell: PeerCell, now: float
     ) -> Attempt | None:
         """An attempt of an earlier run of ours goes on."""
-        if task.open == 0 or task.state not in {TaskState.QUEUED, TaskState.LEASED}:
+        if not self._adoptable(job, task, cell):
             return None
         owner = self._board.standing(job, cell.peer)[1]
         attempt = Attempt(task, number, cell.peer, owner, task.ks, now, self._board.times.lease_s)
+        attempt.overlapped = task.live > 0
         task.attempts[number] = attempt
         task.live += 1
         job.live[attempt] = None
@@ -428,6 +436,24 @@ class Coordinator:
             effects.keep_attempt(self._board.orders, job, attempt)
             self._board.orders.full = True
         return attempt
+
+    def _adoptable(self, job: Job, task: TaskCell, cell: PeerCell) -> bool:
+        """Whether a peer's word is enough that it has a task.
+
+        Only a device of our own is believed: whoever could name tasks himself would choose whose
+        votes he completes, or sit in judgement over his own answers.
+        """
+        trust, owner = self._board.standing(job, cell.peer)
+        if trust != "own" or job.spec.handler not in cell.handlers or task.audit:
+            return False
+        if (job.spec.engine == "local") != (cell.peer == self._board.door.id):
+            return False
+        rows = [job.rows[k] for k in task.ks]
+        if any(row.own_only or owner in row.barred for row in rows):
+            return False
+        if rows[0].pin not in {None, cell.peer} or task.open == 0:
+            return False
+        return task.state in {TaskState.QUEUED, TaskState.LEASED}
 
     def _drop_unknown(self, cell: PeerCell, known: set[tuple[bytes, int, int]], now: float) -> None:
         """Attempts of earlier sessions that the worker knows nothing of are lost."""

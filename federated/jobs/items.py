@@ -8,7 +8,7 @@ Source: docs/specs/jobs.md s.4.
 from __future__ import annotations
 
 import struct
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -21,7 +21,15 @@ API: Final = 1
 
 RESULT_DOMAIN: Final = b"covey/job-result/1\0"
 
-Ref: TypeAlias = tuple[bytes, int, int]
+Ident: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+"""A job's id."""
+U8: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**8)]
+U16: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
+U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+U63: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What the journal's integers can hold."""
+
+Ref: TypeAlias = tuple[Ident, U32, U16]
 """(job id, task, attempt): the attempt is random, a counter would betray a check."""
 
 Why: TypeAlias = Literal[
@@ -42,28 +50,28 @@ class Offered(msgspec.Struct, array_like=True, forbid_unknown_fields=True, froze
     kind: str
     deterministic: bool
     effect: bool
-    slots: int
-    cold_ms: int
+    slots: U32
+    cold_ms: U63
     warm: bool
 
 
 class Load(_Item, tag=13, frozen=True):
     """How busy a worker is; at most each 2 s, only while jobs run. It orders candidates only."""
 
-    slots: int
-    running: int
-    queue_ms: int
+    slots: U32
+    running: U32
+    queue_ms: U63
     warm: list[str]
     on_ac: bool
-    battery: int
+    battery: U8
     """Percent; 255 unknown."""
 
 
 class Hello(_Item, tag=1, frozen=True):
     """Who speaks. The coordinator sends no handlers and no load."""
 
-    api: int
-    epoch: int
+    api: U63
+    epoch: U63
     """The coordinator's; a worker refuses offers of an older one. 0 from a worker."""
     handlers: list[Offered]
     load: Load | None
@@ -72,7 +80,7 @@ class Hello(_Item, tag=1, frozen=True):
 class Spec(_Item, tag=2, frozen=True):
     """What a job's tasks have in common; before its first offer to a peer."""
 
-    job: bytes
+    job: Ident
     group: bytes | None
     handler: str
     params: bytes
@@ -80,10 +88,10 @@ class Spec(_Item, tag=2, frozen=True):
     template: str | None
     columns: bytes
     """Canonical JSON array of columns."""
-    wall_ms: int
+    wall_ms: U63
     """0: the handler's own limit; likewise below."""
-    mem_bytes: int
-    out_bytes: int
+    mem_bytes: U63
+    out_bytes: U63
     effect: bool
     reduces: bool
 
@@ -91,20 +99,20 @@ class Spec(_Item, tag=2, frozen=True):
 class OfferTask(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
     """A task to take or refuse."""
 
-    task: int
-    attempt: int
+    task: U32
+    attempt: U16
     rows: bytes
     """Canonical JSON [[k, row, token if the job has effects, partial answer if there is one]...],
     or the id of a blob that holds it."""
     in_blob: bool
-    deadline_ms: int
+    deadline_ms: U63
 
 
 class Offer(_Item, tag=3, frozen=True):
     """Tasks of one job, at most 64."""
 
-    job: bytes
-    lease_ms: int
+    job: Ident
+    lease_ms: U63
     tasks: list[OfferTask]
 
 
@@ -113,7 +121,7 @@ class Refusal(msgspec.Struct, array_like=True, forbid_unknown_fields=True, froze
 
     ref: Ref
     why: str
-    retry_ms: int
+    retry_ms: U63
 
 
 class Reply(_Item, tag=4, frozen=True):
@@ -126,7 +134,7 @@ class Reply(_Item, tag=4, frozen=True):
 class Beat(_Item, tag=5, frozen=True):
     """These are still wanted; their leases begin anew."""
 
-    refs: list[tuple[bytes, int, int, bool, float]]
+    refs: list[tuple[Ident, U32, U16, bool, float]]
     """(job, task, attempt, whether it runs, share done)."""
     load: Load | None
 
@@ -134,11 +142,11 @@ class Beat(_Item, tag=5, frozen=True):
 class Usage(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
     """What a task took, as the worker says: it orders candidates only."""
 
-    wall_ms: int = 0
-    cpu_ms: int = 0
-    peak_mem: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
+    wall_ms: U63 = 0
+    cpu_ms: U63 = 0
+    peak_mem: U63 = 0
+    tokens_in: U63 = 0
+    tokens_out: U63 = 0
 
 
 class TaskResult(
@@ -146,11 +154,11 @@ class TaskResult(
 ):
     """What became of an attempt."""
 
-    task: int
-    attempt: int
+    task: U32
+    attempt: U16
     error: str
     """Empty, or a reason of `HandlerError`; then `rows` is empty."""
-    retry_ms: int
+    retry_ms: U63
     rows: bytes
     """Canonical JSON [[k, row] | [k, null, reason]...], or the id of a blob."""
     in_blob: bool
@@ -162,7 +170,7 @@ class TaskResult(
 class Result(_Item, tag=6, frozen=True):
     """Results of one job, signed once unless both are devices of one owner."""
 
-    job: bytes
+    job: Ident
     body: bytes
     """MessagePack array of `TaskResult`."""
     signature: bytes
@@ -177,8 +185,8 @@ class Ack(_Item, tag=7, frozen=True):
 class Cancel(_Item, tag=8, frozen=True):
     """Stop tasks of a job."""
 
-    job: bytes
-    attempts: list[tuple[int, int]] | None
+    job: Ident
+    attempts: list[tuple[U32, U16]] | None
     """(task, attempt); None: all."""
     unstarted_only: bool
 
@@ -186,34 +194,34 @@ class Cancel(_Item, tag=8, frozen=True):
 class Cancelled(_Item, tag=9, frozen=True):
     """What became of a cancel."""
 
-    job: bytes
-    stopped: list[tuple[int, int]]
-    never_started: list[tuple[int, int]]
-    already_done: list[tuple[int, int]]
+    job: Ident
+    stopped: list[tuple[U32, U16]]
+    never_started: list[tuple[U32, U16]]
+    already_done: list[tuple[U32, U16]]
 
 
 class Credit(_Item, tag=10, frozen=True):
     """How many tasks of this coordinator may be outstanding: absolute."""
 
-    tasks: int
+    tasks: U63
 
 
 class Have(_Item, tag=11, frozen=True):
     """Jobs of this coordinator that live: what is known of others may go."""
 
-    jobs: list[bytes]
+    jobs: list[Ident]
 
 
 class Holding(_Item, tag=12, frozen=True):
     """What the worker has of those jobs."""
 
-    refs: list[tuple[bytes, int, int, HeldState]]
+    refs: list[tuple[Ident, U32, U16, HeldState]]
 
 
 class Bye(_Item, tag=14, frozen=True):
     """No new tasks, please: the worker ends or drains."""
 
-    after_ms: int
+    after_ms: U63
 
 
 class Failed(_Item, tag=15, frozen=True):

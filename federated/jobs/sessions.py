@@ -16,6 +16,7 @@ import trio
 from typing_extensions import override
 
 from federated.jobs.items import SESSION, decode_job_item_untrusted, encode_item
+from federated.jobs.quota import Pace
 from p2p.errors import P2pError, PeerError
 from p2p.rpc_types import Caller, CallStream
 
@@ -37,6 +38,11 @@ AGAIN_MAX_S: Final = 30.0
 IDLE_S: Final = 10.0
 """How long sessions stay open after the last job: the next one begins at once."""
 PIPE_ITEMS: Final = 64
+OUTBOX_BYTES_MAX: Final = 64 * 2**20
+"""What may wait for a worker that does not read: the rows of all tasks that a large machine may be
+left with, thrice. Beyond, the session is closed."""
+STALL_S: Final = 30.0
+"""A worker that takes nothing for so long is not there. Guess."""
 
 Serve: TypeAlias = Callable[[Caller, bytes, CallStream], Awaitable[bytes]]
 """The other end of a session in this process: our own worker, an engine."""
@@ -66,14 +72,27 @@ class Outbox:
     """Items on their way to one worker."""
 
     def __init__(self) -> None:
-        self.items: deque[Item] = deque()
+        self.items: deque[bytes] = deque()
+        self.bytes = 0
         self.work = trio.Event()
         self.scope: trio.CancelScope | None = None
 
-    def put(self, item: Item) -> None:
-        """Queue an item; the machine sends no more than the worker's credit allows."""
-        self.items.append(item)
+    def put(self, data: bytes) -> None:
+        """Queue an item."""
+        self.items.append(data)
+        self.bytes += len(data)
         self.work.set()
+
+    def take(self) -> bytes:
+        """The next item to send."""
+        data = self.items.popleft()
+        self.bytes -= len(data)
+        return data
+
+    def clear(self) -> None:
+        """Forget what was not sent: in another session all is said again."""
+        self.items.clear()
+        self.bytes = 0
 
 
 class Sessions:
@@ -105,8 +124,13 @@ class Sessions:
     def send(self, peer: PeerId, item: Item) -> None:
         """Send an item; dropped if the session is gone, as everything sent is said again."""
         outbox = self._open.get(peer)
-        if outbox is not None:
-            outbox.put(item)
+        if outbox is None:
+            return
+        outbox.put(encode_item(item))
+        if outbox.bytes > OUTBOX_BYTES_MAX:
+            log.warning("job_session_does_not_read", extra={"f": {"bytes": outbox.bytes}})
+            outbox.clear()
+            self.close(peer)
 
     def close(self, peer: PeerId) -> None:
         """End a session; it may be opened again later."""
@@ -154,7 +178,7 @@ class Sessions:
         self._number += 1
         number = self._number
         outbox = self._open[peer]
-        outbox.items.clear()
+        outbox.clear()
         try:
             with trio.CancelScope() as outbox.scope:
                 if peer in self._here:
@@ -183,15 +207,23 @@ class Sessions:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write, outbox, call)
             nursery.start_soon(self._end_when_idle, peer, nursery.cancel_scope)
+            trust = "own" if peer == self._mesh.id else self._mesh.trust(peer, None)
+            pace = Pace(trio.current_time())
             async for data in call:
                 assert isinstance(data, bytes)
                 self._hooks.received(peer, number, decode_job_item_untrusted(data))
+                wait_s = pace.wait_s(len(data), trust, trio.current_time())
+                if wait_s:
+                    await trio.sleep(wait_s)
             nursery.cancel_scope.cancel()
 
     async def _write(self, outbox: Outbox, call: CallStream) -> None:
         while True:
             while outbox.items:
-                await call.send(encode_item(outbox.items.popleft()))
+                with trio.move_on_after(STALL_S) as limit:
+                    await call.send(outbox.take())
+                if limit.cancelled_caught and outbox.scope is not None:
+                    outbox.scope.cancel()
             outbox.work = trio.Event()
             await outbox.work.wait()
 

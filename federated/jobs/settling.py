@@ -168,7 +168,11 @@ class Settling:
         self._keep_attempt(job, attempt, result, now, wall_ms)
         peer.busy = 0
         reason = plain_reason(result.error)
-        self._leasing.failed(job, attempt, reason, now, wall_ms, result.retry_ms / 1000)
+        retry_s = result.retry_ms / 1000
+        if self._board.standing(job, peer.peer)[0] == "stranger":
+            # Its task must not wait for as long as it likes.
+            retry_s = min(retry_s, self._board.times.retry_cap_s)
+        self._leasing.failed(job, attempt, reason, now, wall_ms, retry_s)
 
     # ---- rows
 
@@ -251,6 +255,10 @@ class Settling:
             self.gave_up(job, task, effects.OUTCOME_UNKNOWN, wall_ms)
             return
         task.avoid.add(attempt.owner)
+        for k in missing:
+            if job.rows[k].answers:
+                # Asked for its vote, it gave none: somebody else's is wanted now.
+                job.rows[k].barred.add(attempt.owner)
         if missing:
             task.tries += 1
         if task.tries > job.spec.max_retries:
@@ -258,8 +266,25 @@ class Settling:
         else:
             self._leasing.requeue(job, task)
 
+    def _to_arbiter(self, job: Job, task: TaskCell) -> bool:
+        """Ask a device of ours about rows that had votes, but never enough; False if it cannot."""
+        voted = [row for k in job.pending(task) if (row := job.rows[k]).answers]
+        if task.audit or not voted or not self._board.arbiter(job):
+            return False
+        if any(row.own_only for row in voted):
+            return False
+        for row in voted:
+            row.own_only = True
+        if task.state is TaskState.VERIFYING:
+            self._leasing.requeue(job, task)
+        else:
+            self._leasing.give_back(job, task)
+        return task.state is TaskState.QUEUED
+
     def gave_up(self, job: Job, task: TaskCell, reason: str, wall_ms: int) -> None:
         """A task's open rows get no answer; each keeps the reason it has, or this one."""
+        if reason != "deadline" and self._to_arbiter(job, task):
+            return
         if task.audit:
             job.audits -= 1
         for k in job.pending(task):
