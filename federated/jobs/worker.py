@@ -117,6 +117,7 @@ class Worker:
         parse_template: makes the filler of a template.
         held: where results and effects outlive a restart; None: results are kept in memory, and no
             effects are taken.
+        held_bytes_max: results and effects of one coordinator.
     """
 
     def __init__(
@@ -129,11 +130,13 @@ class Worker:
         slots: int,
         parse_template: Callable[[str], Callable[[Row], str]],
         held: Held | None = None,
+        held_bytes_max: int = HELD_BYTES_MAX,
     ) -> None:
         self._mesh = mesh
         self._handlers = handlers
         self._env = env
         self._held = held
+        self._held_bytes_max = held_bytes_max
         self._running = Running(env, offload, held)
         self.slots = slots
         self._parse_template = parse_template
@@ -349,7 +352,9 @@ class Worker:
             return "policy"
         if len(desk.tasks) >= self._credit() or len(desk.unacked) >= UNACKED_MAX:
             return "busy"
-        if desk.held_bytes + desk.effect_bytes > HELD_BYTES_MAX or len(desk.unknown) > UNKNOWN_MAX:
+        if desk.held_bytes + desk.effect_bytes > self._held_bytes_max:
+            return "quota"
+        if len(desk.unknown) > UNKNOWN_MAX:
             return "quota"
         deadline = self._env.now() + offered.deadline_ms / 1000
         task = TaskHere(desk, job, offered.task, offered.attempt, offered.rows, handler, deadline)
