@@ -26,8 +26,9 @@ class GroupInfo(msgspec.Struct, kw_only=True):
         name: local name.
         group: id, hex.
         home: whether it is the home of your own machines.
-        role: what this device may do in it; empty while it waits to be accepted.
-        state: member, or pending until somebody accepts us.
+        role: what this device may do in it; empty while it waits to be accepted, and when it is out.
+        state: member; pending until somebody accepts us; left: this device was taken out, or left.
+            What it holds stays here, and a new ticket brings it back.
         members: how many devices are in it.
         pending: devices that wait to be accepted.
     """

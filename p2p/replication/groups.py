@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 STATE_MEMBER: Final = "member"
 STATE_PENDING: Final = "pending"
 STATE_REFUSED: Final = "refused"
+STATE_LEFT: Final = "left"
+"""Shown of a group that this device was taken out of, or left; stored as `member`."""
 
 HOLD_SKEW: Final = "skew"
 """Dated too far ahead; due when our clock gets there."""

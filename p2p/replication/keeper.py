@@ -440,6 +440,8 @@ class Keeper:
             )
         for member in sorted(before.keys() - members.keys()):
             self._emit("group.member_removed", {"group": group.id, "member": member})
+        if self._me in before and self._me not in members:
+            self._emit("group.left", {"group": group.id})
         await self._note_own_state(group, members)
         self._emit("group.changed", {"group": group.id})
         self.members_changed(group)

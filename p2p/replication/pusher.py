@@ -17,6 +17,7 @@ import trio
 from p2p.errors import PeerError, TransientError
 from p2p.identity import PeerId
 from p2p.replication import push
+from p2p.replication.farewell import Farewell
 from p2p.replication.groups import STATE_MEMBER, STATE_REFUSED, fetch_of
 from p2p.replication.messages import Have, Records, WantBodies
 from p2p.replication.push import Announced, Origins, Outbox
@@ -77,13 +78,17 @@ class Pusher:
         self._origins = Origins()
         self._announced = Announced()
         self._announced_changed = trio.Event()
+        self._farewell = Farewell(core, node)
+        self._seen: dict[bytes, object] = {}
+        """Group -> its standing when removals were last looked for."""
+        self._nursery: trio.Nursery | None = None
         core.store.on_commit(self._on_commit)
 
     async def run(self) -> None:
         """Send commits and ask for announced records until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._flush_commits)
-            nursery.start_soon(self._ask_announced)
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._flush_commits)
+            self._nursery.start_soon(self._ask_announced)
 
     def add(self, peer: bytes) -> PushPeer:
         """A member is connected."""
@@ -111,7 +116,7 @@ class Pusher:
     def _on_commit(self, group: bytes, ids: Sequence[bytes]) -> None:
         for ident in ids:
             self._announced.arrived(ident)
-        if self._core.config.push and self.peers:
+        if self._core.config.push and (self.peers or self._node.fabric.peers()):
             self._committed.extend((group, ident) for ident in ids)
             self._commit_seen.set()
         if self._core.groups.get(group) is not None:
@@ -136,6 +141,10 @@ class Pusher:
         group = self._core.groups.get(group_id)
         if group is None or not group.founded:
             return
+        if self._seen.get(group_id) is not group.standing:
+            self._seen[group_id] = group.standing
+            for peer in sorted(self._node.fabric.peers()):
+                self._tell_if_removed(peer)
         peers = [p for p in sorted(self.peers) if group.role(p) is not None]
         # What its bringer alone would get is not even read: most of what a first sync stores.
         ids = [one for one in ids if any(peer != self._origins.of(one) for peer in peers)]
@@ -161,6 +170,17 @@ class Pusher:
                 if peer != origin and peer in self.peers:
                     self.peers[peer].outbox.announce(group_id, [row.id])
         self._wake(peers)
+
+    def _tell_if_removed(self, peer: bytes) -> None:
+        """Tell a connected device that it is out, if it is and may not know."""
+        if self._nursery is not None and self._farewell.owed(peer):
+            self._nursery.start_soon(self._tell_removed, peer)
+
+    async def _tell_removed(self, peer: bytes) -> None:
+        try:
+            await self._farewell.tell(peer)
+        except Exception:  # a supervisor: our own failure leaves it untold, no more
+            log.exception("removal_untold", extra={"f": {"peer": peer.hex()[:16]}})
 
     def _wake(self, peers: Iterable[bytes]) -> None:
         for peer in peers:
@@ -198,6 +218,7 @@ class Pusher:
     async def serve(self, stream: Stream) -> None:
         """Handle a push stream that a peer opened."""
         talk = FramedTalk(stream)
+        self._tell_if_removed(talk.peer)
         try:
             while not self._core.quota.banned(talk.peer, self._core.env.now()):
                 message = await talk.receive()

@@ -30,6 +30,7 @@ from p2p.replication.events import Events, GroupError
 from p2p.replication.founding import found_group
 from p2p.replication.groups import (
     HOLD_REJECTED,
+    STATE_LEFT,
     STATE_MEMBER,
     STATE_REFUSED,
     Group,
@@ -95,6 +96,10 @@ def _reach(addr: Addr) -> int:
     if ip is None:
         return 1
     return {"public": 0, "private": 2}.get(scope_of(ip), _LOOPBACK)
+
+
+def _shown_state(group: Group, role: Role | None) -> str:
+    return STATE_LEFT if group.state == STATE_MEMBER and role is None else group.state
 
 
 def _added(before: SyncResult | None, result: SyncResult) -> SyncResult:
@@ -318,7 +323,7 @@ class Replication:
                     group=group.id,
                     name=group.name,
                     home=group.home,
-                    state=group.state,
+                    state=_shown_state(group, standing.role(self._core.me)),
                     role=standing.role(self._core.me),
                     members=len(standing.members()),
                     epoch=self._core.sealer.current_epoch(group.id),

@@ -339,6 +339,18 @@ class Standing:
         ]
         return [payload for _, _, payload in sorted(found, key=lambda one: one[:2])]
 
+    def shown_to(self, member: bytes) -> list[bytes]:
+        """Ids of the operations by which a device learns that it is out.
+
+        The standing limits that name it, and what they cite: nothing that came after.
+        """
+        within = 0
+        for i, op in enumerate(self._book.ops):
+            named = isinstance(op.payload, Limit) and op.payload.member == member
+            if named and self._fold.stands[i]:
+                within |= self._book.ancestors[i] | 1 << i
+        return [self._book.ops[i].id for i in positions(within)]
+
     def rotation_due(self) -> bool:
         """Whether who is out may hold the newest key: it was handed it, or left afterwards.
 

@@ -51,8 +51,9 @@ class GroupView:
     name: str
     home: bool
     state: str
+    """`member`; `pending` until somebody accepts us; `left` where we are out."""
     role: Role | None
-    """Ours; None while pending."""
+    """Ours; None while pending, and where we are out."""
     members: int
     epoch: bytes | None
     """Id of the epoch we write under; None: no key has come yet."""

@@ -8,10 +8,13 @@ import pytest
 import trio
 
 from p2p.replication.events import GroupError
+from p2p.replication.messages import Have
 from p2p.replication.ops import Grant, Kind, Role, encode_payload
+from p2p.replication.push import PROTOCOL as PUSH
 from p2p.replication.record import Envelope, Record
 from p2p.replication.sealing import ControlDraft, Place, sign_record
 from p2p.replication.state import Change
+from p2p.replication.talk import FramedTalk
 from tests.helpers.mesh import wait_until
 from tests.unit.test_replication_service import nodes, pair_up, play, roles
 
@@ -304,6 +307,60 @@ def test_a_newcomer_is_handed_the_key_that_was_made_while_it_came_in() -> None:
             await trio.sleep(300)
             again = [r for r in alice.disk.rows.values() if r.record.kind == Kind.KEY_SHARE]
             assert len(again) == 3
+
+    play(scene)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_who_is_taken_out_hears_of_it_and_of_nothing_younger(*, away: bool) -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await three(alice, bob, carol)
+            await trio.sleep(10)
+            if away:
+                await part(bob, alice, carol)
+            await alice.replication.membership.remove(group, bob.id)
+            if away:
+                await alice.replication.create_invite(group)
+                await alice.write(group, "younger")
+                await agree(group, alice, carol)
+                assert not bob.named("group.left")
+                bob.node.resume()
+            await wait_until(lambda: bool(bob.named("group.left")))
+            (view,) = bob.replication.groups()
+            assert (view.state, view.role) == ("left", None)
+            assert bob.id not in roles(bob, group)
+            assert bob.texts(group) == []
+            kinds = [r.record.kind for r in bob.disk.rows.values()]
+            shown = [r.record.kind for r in alice.disk.rows.values()]
+            assert kinds.count(Kind.LIMIT) == 1
+            assert kinds.count(Kind.EPOCH) == 1 == shown.count(Kind.EPOCH) - 1
+            assert kinds.count(Kind.INVITE) == 2
+            assert shown.count(Kind.INVITE) == (3 if away else 2)
+            before = len(bob.disk.rows)
+            await alice.write(group, "later")
+            await trio.sleep(300)
+            assert len(bob.disk.rows) == before
+            assert len(bob.named("group.left")) == 1
+            invite = await alice.replication.create_invite(group)
+            assert (await bob.replication.join(invite.ticket)).state == "member"
+            await agree(group, alice, bob, carol)
+            assert "later" in bob.texts(group)
+
+    play(scene)
+
+
+def test_a_stranger_is_told_nothing() -> None:
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await pair_up(alice, bob)
+            await alice.replication.membership.remove(group, bob.id)
+            await carol.node.fabric.connect(alice.identity.id, [alice.addr])
+            stream = await carol.node.fabric.open(alice.identity.id, PUSH)
+            async with stream:
+                await FramedTalk(stream).send(Have(group, (bytes(32),)))
+                await trio.sleep(60)
+            assert not carol.disk.rows
 
     play(scene)
 
