@@ -26,7 +26,7 @@ class GroupInfo(msgspec.Struct, kw_only=True):
         name: local name.
         group: id, hex.
         home: whether it is the home of your own machines.
-        role: what this device may do in it; empty while it waits to be accepted, and when it is out.
+        role: what this device may do in it; empty while it waits to be accepted, or is out.
         state: member; pending until somebody accepts us; left: this device was taken out, or left.
             What it holds stays here, and a new ticket brings it back.
         members: how many devices are in it.

@@ -56,6 +56,9 @@ HOLD_WINDOW: Final = "window"
 HOLD_HIDDEN: Final = "hidden"
 """A data record that such a one names: hidden, and still a part of the set."""
 
+HOLD_AGAIN: Final = "again"
+"""A data log of ours of which what follows is to be signed anew; `due_ms` is the next place."""
+
 SECRET_EXCHANGE: Final = "x25519"  # noqa: S105 - a purpose, not a secret
 SECRET_OWNER: Final = "owner"  # noqa: S105 - a purpose
 
@@ -167,6 +170,8 @@ class Group:
     """What is dated too far ahead and waits, by id; None: not read from the store yet."""
     unpublished_erasures: bool = True
     """Whether something of ours may have been erased here that no erase record tells the others."""
+    again: bool = True
+    """Whether something of ours may still have to be signed anew."""
     void_ops: frozenset[bytes] = frozenset()
     incarnations: list[int] = field(default_factory=lambda: [1, 1])
     """In force for control and data."""

@@ -18,6 +18,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from p2p.errors import AuthError, PeerError, ProtocolError, UsageError
+from p2p.replication.again import MAX_SEQ
 from p2p.replication.authority import Authority
 from p2p.replication.events import GroupError
 from p2p.replication.groups import (
@@ -299,7 +300,11 @@ async def _write_what_was_cut(core: Core, group: Group) -> None:
             if log.key[1] == core.me and log.key[3] == LANE_DATA and last:
                 row = await core.store.at(log.key, last + 1)
                 if row is not None and row.state == STATE_VOID:
-                    await core.keeper.write_again(group, log.key, last + 1)
+                    # What a fork voided is planned already.
+                    end = MAX_SEQ if log.fork_seq is None else log.fork_seq - 1
+                    if last < end:
+                        await core.keeper.again.plan(group, log.key, last + 1, end)
+        await core.keeper.again.go_on(group)
 
 
 async def _take_answer(core: Core, talk: Talk, group: Group) -> None:

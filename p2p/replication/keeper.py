@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from p2p.replication.again import MAX_SEQ, Again
 from p2p.replication.epoch import next_epoch
 from p2p.replication.erasing import Erasing
 from p2p.replication.events import GroupError
@@ -28,7 +29,6 @@ from p2p.replication.ops import (
 from p2p.replication.owners import Owners
 from p2p.replication.record import (
     LANE_CONTROL,
-    LANE_DATA,
     STATE_VOID,
     Record,
     decode_header_untrusted,
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 RESCAN_BYTES: Final = 256 * 1024
 """Records read at once when liveness is judged anew."""
-
-MAX_SEQ: Final = 2**63 - 1
 
 _UNSETTLING: Final = frozenset({Kind.LIMIT, Kind.INVITE_CLOSE})
 """Kinds that can take away what stood; data records are judged anew after one."""
@@ -92,6 +90,7 @@ class Keeper:
         self._checkpoint = checkpoint
         self.shares = Shares(signer.id, store, sealer, env, checkpoint)
         self._owners = Owners(signer, store, env, groups)
+        self.again = Again(signer.id, store, self.shares.open_row)
         self.erasing = Erasing(signer.id, store, env, emit)
         self.members_changed: Callable[[Group], None] = lambda group: None  # noqa: ARG005 - a hook
 
@@ -126,12 +125,7 @@ class Keeper:
         await self.shares.open(group)
         self._sealer.advance(group.id)
         await self.shares.open_waiting(group)
-        forks = [
-            record
-            for record in map(record_of, await self._store.control(group.id))
-            if record.kind == Kind.FORK_PROOF
-        ]
-        await self._settle_forks(group, forks)
+        await self.settle_forks(group)
         group.void_ops = group.standing.void_ops()
         await self.rescan(group)
         await self.erasing.settle_all(group, sorted(group.erasures))
@@ -270,8 +264,16 @@ class Keeper:
             group.unpublished_erasures = True
             await self.renew(group)
             self._emit("own_log.restored", {"group": group.id, "why": "fork"})
-        for log, seq in own:
-            await self.write_again(group, log, seq)
+            await self.again.go_on(group)
+
+    async def settle_forks(self, group: Group) -> None:
+        """Tell the store of every fork that is proven: a crash may have come between."""
+        control = map(record_of, await self._store.control(group.id))
+        proofs = [record for record in control if record.kind == Kind.FORK_PROOF]
+        forks = await self._settle_forks(group, proofs)
+        ours = [log for log, _ in forks if log[1] == self._me]
+        if any(group.incarnations[log[3]] == log[2] for log in ours):
+            await self.renew(group)
 
     async def _settle_forks(
         self, group: Group, records: Sequence[Record]
@@ -289,33 +291,19 @@ class Keeper:
             if evidence is not None and evidence.seq >= fork.seq:
                 del group.evidence[log]
         if forks:
+            # Remembered first: a log that is settled is never looked at again.
+            for log, seq in await self._fresh_own(group, [fork[:2] for fork in forks]):
+                await self.again.plan(group, log, seq)
             await self._store.settle(group.id, fork=forks)
         return [(log, seq) for log, seq, *_ in forks]
 
-    async def write_again(self, group: Group, log: LogKey, seq: int) -> None:
-        """What we wrote above a fork of our own log became void: sign it anew in the new log.
-
-        An honest device forks its log when it was restored from an old image; what it wrote since
-        is worth keeping.
-        """
-        if log[3] != LANE_DATA or (group.role(self._me) or Role.RELAY) < Role.WRITE:
-            return
-        while True:
-            rows = await self._store.tail(log, seq, MAX_SEQ, RESCAN_BYTES)
-            drafts = []
-            for row in rows:
-                record = record_of(row)
-                seq = record.seq + 1
-                plain = self.shares.open_row(row)
-                # Not shared values: signed anew they would count twice, or beat what came since.
-                if plain is not None and record.kind != Kind.STATE:
-                    drafts.append(
-                        ControlDraft(record.kind, plain, record.key_tag, record.supersedes)
-                    )
-            if drafts:
-                await self._store.append(group.id, drafts)
-            if not rows:
-                return
+    async def _fresh_own(
+        self, group: Group, forks: Sequence[tuple[LogKey, int]]
+    ) -> list[tuple[LogKey, int]]:
+        """Those forks of our own logs that the store has not heard of, or only higher up."""
+        own = [fork for fork in forks if fork[0][1] == self._me]
+        known = {log.key: log.fork_seq for log in await self._store.logs(group.id)} if own else {}
+        return [(log, seq) for log, seq in own if seq < (known.get(log) or MAX_SEQ)]
 
     async def prove(self, group: Group, *, all_of_it: bool = False) -> int:
         """Write fork proofs from the evidence at hand; how many.
@@ -467,6 +455,7 @@ class Keeper:
     async def do_duties(self, group: Group) -> None:
         """Do what our position obliges us to now, and follow up on it."""
         await self.erasing.settle_all(group, [])  # admins' words whose time has come
+        await self.again.go_on(group)
         await self.after(group, await self._duties(group))
         # These not in the turn that calls for them: at most one new key, many words in one record.
         if group.state == STATE_MEMBER and group.role(self._me) is not None:

@@ -143,8 +143,8 @@ class Pusher:
             return
         if self._seen.get(group_id) is not group.standing:
             self._seen[group_id] = group.standing
-            for peer in sorted(self._node.fabric.peers()):
-                self._tell_if_removed(peer)
+            for connected in sorted(self._node.fabric.peers()):
+                self._tell_if_removed(connected)
         peers = [p for p in sorted(self.peers) if group.role(p) is not None]
         # What its bringer alone would get is not even read: most of what a first sync stores.
         ids = [one for one in ids if any(peer != self._origins.of(one) for peer in peers)]

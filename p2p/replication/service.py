@@ -217,6 +217,7 @@ class Replication:
             core.groups.add(group)
             await core.keeper.follow_limits(group)
             if group.founded:
+                await core.keeper.settle_forks(group)
                 # Of a run that ended between an erase record and what it asks for.
                 await core.keeper.settle_erasures(group, sorted(group.erasures))
         self._loaded = True

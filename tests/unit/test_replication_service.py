@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -14,9 +15,10 @@ from p2p.errors import DecodeError, Unreachable
 from p2p.identity import Identity, PeerId
 from p2p.net.memory_fabric import MemFabric
 from p2p.net.seam import PeerUp
-from p2p.replication import session
+from p2p.replication import again, session
 from p2p.replication.config import ReplicationConfig
 from p2p.replication.events import GroupError
+from p2p.replication.groups import HOLD_AGAIN
 from p2p.replication.ops import Kind, Role
 from p2p.replication.runner import GRACE_S
 from p2p.replication.ticket import decode_ticket_untrusted, encode_ticket
@@ -25,7 +27,9 @@ from tests.helpers.hostile import Liar
 from tests.helpers.mesh import Mesh, Peer, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from p2p.replication.store import LocalRow
 
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:
@@ -883,8 +887,6 @@ def test_the_first_control_record_after_a_start_begins_a_log_unless_a_member_has
 
 def test_an_old_image_of_the_disk_forks_nothing() -> None:
     async def scene() -> None:
-        import copy
-
         mesh = Mesh(5)
         alice, bob = mesh.peer("alice"), mesh.peer("bob")
         async with alice.running(), bob.running():
@@ -908,8 +910,6 @@ def test_an_old_image_of_the_disk_forks_nothing() -> None:
 
 def test_what_an_old_image_wrote_alone_is_signed_again_after_the_fork() -> None:
     async def scene() -> None:
-        import copy
-
         mesh = Mesh(5)
         alice, bob = mesh.peer("alice"), mesh.peer("bob")
         async with alice.running(), bob.running():
@@ -929,6 +929,56 @@ def test_what_an_old_image_wrote_alone_is_signed_again_after_the_fork() -> None:
             assert alice.texts(group) == bob.texts(group)
 
     play(scene)
+
+
+def test_signing_again_goes_on_where_a_crash_cut_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost, and nothing is there twice."""
+
+    async def scene() -> None:
+        mesh = Mesh(5)
+        alice, bob = mesh.peer("alice"), mesh.peer("bob")
+        async with alice.running(), bob.running():
+            group = await pair_up(alice, bob)
+            await alice.write(group, "old")
+            await wait_until(lambda: bob.texts(group) == ["old"])
+            image = copy.deepcopy(alice.disk)
+            await alice.write(group, "branch held by bob")
+            await wait_until(lambda: len(bob.texts(group)) == 2)
+        alice.disk = image
+        wanted = [f"alone {n}" for n in range(6)]
+        monkeypatch.setattr(again, "PART_BYTES", 1)  # a record a transaction
+        async with alice.running():
+            for text in wanted:
+                await alice.write(group, text)
+            append = alice.store.append
+            parts: list[object] = []
+
+            async def failing(*what: Any) -> object:
+                parts.append(what[1])
+                if len(parts) > 3:
+                    raise OSError("disk full")
+                return await append(*what)
+
+            alice.store.append = failing  # type: ignore[method-assign, assignment]
+            async with bob.running():
+                await wait_until(lambda: len(parts) > 3)
+        kept = [text for text in alice.texts(group) if text.startswith("alone")]
+        assert len(kept) == 3
+        async with bob.running(), alice.running():
+            await wait_until(lambda: len(bob.texts(group)) == 1 + len(wanted))
+            await wait_until(lambda: alice.roots(group) == bob.roots(group))
+            assert alice.texts(group) == bob.texts(group) == sorted(["old", *wanted])
+            assert not any(columns[2] == HOLD_AGAIN for _, columns in await hold_rows(alice))
+        async with bob.running(), alice.running():
+            await trio.sleep(300)
+            assert alice.texts(group) == bob.texts(group) == sorted(["old", *wanted])
+
+    play(scene)
+
+
+async def hold_rows(peer: Peer) -> Sequence[LocalRow]:
+    """What waits at a node."""
+    return await peer.store.local("hold")
 
 
 def test_a_clock_that_was_wrong_once_does_not_bind_the_device() -> None:
