@@ -1,6 +1,6 @@
 """Jobs: three real daemons on loopback, and the parts of the engine in simulations.
 
-    python -m benchmarks jobs [--quick] [--only noop|one|liars|tables]
+    python -m benchmarks jobs [--quick] [--only noop|one|liars|tables|experience]
 
 Rates are of whole jobs, from the client's submit to the event that says done, rows kept in the
 journal on the way. The simulations run the product's judge on peers that lie or lose; how they are
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.job_sims import liars, replay
+from benchmarks.job_sims import experience, liars, replay
 from benchmarks.memory.data import DataMissing
 from benchmarks.node import BlockingClient, DaemonUnderTest
 from benchmarks.processes import cpu_s
@@ -47,6 +47,8 @@ def run(options: Options, report: Report) -> None:
         _liars(options, report)
     if options.wants("tables"):
         _tables(options, report)
+    if options.wants("experience"):
+        _experience(options, report)
 
 
 # ---- daemons
@@ -187,3 +189,23 @@ def _tables(options: Options, report: Report) -> None:
             report.value(f"{title}: Row F1", filled.row_f1, unit="", target=target)
         target = Target("<=", bounds["executions"])
         report.value(f"{title}: executions a row", filled.executions, unit="", target=target)
+
+
+def _experience(options: Options, report: Report) -> None:
+    seeds = 5 if options.quick else experience.SEEDS
+    found = experience.everybody(seeds)
+    learned, oracle, ucb = found["learned"], found["oracle"], found["ucb"]
+    for yardstick, named in (("fixed 8", "8, the best of 1, 8 and 32"), ("best fixed", "the best")):
+        fixed = found[yardstick]
+        for part, ours, theirs, most, rival, least in (
+            ("jobs 1-50", learned.first, fixed.first, oracle.first, ucb.first, 4.0),
+            ("jobs 51-200", learned.later, fixed.later, oracle.later, ucb.later, 5.0),
+        ):
+            report.value(
+                f"batch sizes learned, {seeds} seeds, {part}: utility beyond fixed size {named}",
+                (ours / theirs - 1) * 100,
+                unit="%",
+                target=Target(">=", least),
+                yardstick=f"oracle; UCB {(rival / theirs - 1) * 100:.1f}",
+                yardstick_value=(most / theirs - 1) * 100,
+            )

@@ -5,8 +5,6 @@ What peers answered is foreign: a terminal obeys nothing of it, a spreadsheet co
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 
 from daemon.cli import out
@@ -19,8 +17,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "jsonl", "md")
 CELL_WIDTH = 48
-# A spreadsheet takes a cell that begins so for a formula (OWASP, CSV injection).
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# A spreadsheet takes a cell that begins so for a formula (OWASP, CSV injection); some take the
+# full-width signs, too.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def names_of(rows: Sequence[dict[str, Json]], declared: Sequence[str]) -> list[str]:
@@ -44,11 +43,9 @@ def write_rows(rows: Sequence[dict[str, Json]], declared: Sequence[str], form: s
     if form == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if form == "csv":
-        target = io.StringIO()
-        writer = csv.writer(target, lineterminator="\n")
-        writer.writerow([_csv_cell(name) for name in names])
-        writer.writerows([_csv_cell(row.get(name)) for name in names] for row in rows)
-        return target.getvalue()
+        lines = [[_csv_cell(name) for name in names]]
+        lines += [[_csv_cell(row.get(name)) for name in names] for row in rows]
+        return "".join(",".join(line) + "\n" for line in lines)
     head = "| " + " | ".join(_md_cell(name) for name in names) + " |\n"
     rule = "|" + " --- |" * len(names) + "\n"
     body = "".join(
@@ -69,7 +66,11 @@ def show_rows(rows: Sequence[dict[str, Json]], declared: Sequence[str]) -> None:
 def _csv_cell(cell: Json) -> str:
     text = cell_text(cell)
     if isinstance(cell, str) and text.startswith(FORMULA):
-        return "'" + text
+        text = "'" + text
+    # RFC 4180. The standard writer leaves a lone carriage return bare, which readers take for the
+    # end of a row.
+    if any(mark in text for mark in ',"\r\n'):
+        return '"' + text.replace('"', '""') + '"'
     return text
 
 

@@ -95,3 +95,8 @@ def _number(data: dict[str, Json], key: str) -> int:
 def _word(text: Json) -> str:
     """Names and reasons may come from peers: one line of them, and not for ever."""
     return out.one_line(out.text(text), NAME_WIDTH)
+
+
+def tenths_of(progress: dict[str, Json]) -> int:
+    """How many tenths of its rows a job has done, as its event `progress` says."""
+    return int(10 * out.number(progress.get("done")) // max(1, out.number(progress.get("rows"))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -10,8 +11,9 @@ from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.job_after import VERBS as AFTER
 from daemon.cli.job_after import configure_after, run_after
+from daemon.cli.job_plans import show_plan
 from daemon.cli.job_tables import FORMATS, show_rows, write_rows
-from daemon.cli.job_words import WHY, cached_of, counted, event_line, unknown_words
+from daemon.cli.job_words import WHY, cached_of, counted, event_line, tenths_of, unknown_words
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -28,6 +30,7 @@ EXAMPLES = (
     "A job is a JSON file, or options and rows:\n\n"
     "examples:\n"
     "  covey job run --handler wordcount@1 --rows texts.jsonl --reduce topk:20\n"
+    "  covey job plan job.json\n"
     "  covey job submit job.json\n"
     "  covey job watch 3f2a\n"
     "  covey job result 3f2a --format csv > table.csv\n"
@@ -42,9 +45,15 @@ def configure_job(parser: argparse.ArgumentParser) -> None:
     for verb, text in (
         ("submit", "start a job; prints its id"),
         ("run", "start a job, watch it, print its result"),
+        ("plan", "what would become of a job; runs nothing"),
     ):
         sub = add_verb(verbs, verb, text)
         _spec_options(sub)
+        if verb != "plan":
+            sub.add_argument("--key", metavar="KEY", help="the same key starts the job only once")
+            sub.add_argument(
+                "--plan", metavar="ID", help="run what `covey job plan` showed, or nothing"
+            )
         if verb == "run":
             sub.add_argument("--format", choices=FORMATS, default="table", help="default table")
     sub = add_verb(verbs, "list", "jobs, the newest first (also without a verb)")
@@ -97,7 +106,6 @@ def _spec_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--group", help="who may see the rows; default your own machines")
     sub.add_argument("--title", help="for people")
     sub.add_argument("--deadline", type=float, metavar="SECONDS", help="default an hour")
-    sub.add_argument("--key", metavar="KEY", help="the same key starts the job only once")
 
 
 def run_job(args: argparse.Namespace) -> int:
@@ -111,6 +119,8 @@ def run_job(args: argparse.Namespace) -> int:
             return _submit(client, args)
         case "run":
             return _run(client, args)
+        case "plan":
+            return show_plan(args, out.mapping(client.call("job.plan", {"spec": _spec(args)})))
         case "watch":
             return _watch(client, args.id, json_lines=args.json)
         case "result":
@@ -238,7 +248,7 @@ def _submit(client: Client, args: argparse.Namespace) -> int:
 
 
 def _start(client: Client, args: argparse.Namespace) -> dict[str, Json]:
-    params: dict[str, Json] = {"spec": _spec(args)}
+    params: dict[str, Json] = {"plan_id": args.plan} if args.plan else {"spec": _spec(args)}
     if args.key:
         params["idempotency_key"] = args.key
     return out.mapping(client.call("job.submit", params))
@@ -255,9 +265,10 @@ def _run(client: Client, args: argparse.Namespace) -> int:
 
 
 def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
-    live = sys.stderr.isatty() and not json_lines
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not json_lines
     since: Json = 0
     shown = ""
+    tenths = -1
     while True:
         answer = out.mapping(
             client.call("job.watch", {"id": ident, "since_seq": since, "wait_s": WATCH_S})
@@ -268,9 +279,15 @@ def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
                 out.say(json.dumps(event, ensure_ascii=False))
                 continue
             line = event_line(event)
-            if live and event.get("name") == "progress":
-                sys.stderr.write("\r\x1b[K" + line)
-                sys.stderr.flush()
+            if event.get("name") == "progress":
+                done = tenths_of(out.mapping(event.get("data")))
+                if live:
+                    sys.stderr.write("\r\x1b[K" + line[: out.width(2) - 1])
+                    sys.stderr.flush()
+                elif done > tenths:
+                    # Where lines cannot be drawn over, eleven tell enough of the longest job.
+                    out.note(line)
+                tenths = max(tenths, done)
             elif line and line != shown:
                 out.note(("\r\x1b[K" if live else "") + line)
             shown = line
@@ -302,7 +319,9 @@ def _result(client: Client, args: argparse.Namespace) -> int:
     if args.format == "table":
         show_rows(rows, declared)
     else:
-        sys.stdout.write(write_rows(rows, declared, args.format))
+        text = write_rows(rows, declared, args.format)
+        # A file gets the cells as they are; a terminal gets nothing that it would obey.
+        sys.stdout.write(out.clean(text) if sys.stdout.isatty() else text)
     gaps = int(out.number(pages[0].get("gaps")))
     if gaps and not args.gaps:
         have = counted(gaps, "row has", "rows have")

@@ -58,10 +58,22 @@ def paint(text: str, *codes: str) -> str:
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if _COLOUR and text else text
 
 
-def width() -> int:
-    """Columns of the terminal, at least 40; 100 when there is none."""
+def columns(text: str) -> int:
+    """Columns of a terminal that the text takes: two for wide characters, none for accents."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import category, east_asian_width
+
+    return sum(
+        0 if category(c) in {"Mn", "Me", "Cf"} else 2 if east_asian_width(c) in {"W", "F"} else 1
+        for c in text
+    )
+
+
+def width(stream: int = 1) -> int:
+    """Columns of the terminal behind a descriptor, at least 40; 100 when there is none."""
     try:
-        return max(40, os.get_terminal_size(1).columns)
+        return max(40, os.get_terminal_size(stream).columns)
     except OSError:
         return 100
 
@@ -107,11 +119,14 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Print columns, as wide as their widest cell."""
     if not lines:
         return
-    widths = [max(len(head[i]), *(len(line[i]) for line in lines)) for i in range(len(head))]
-    say(paint("  ".join(word.ljust(size) for word, size in zip(head, widths, strict=True)), DIM))
+    widths = [max(columns(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    say(paint("  ".join(_padded(head, widths)), DIM))
     for line in lines:
-        cells = [cell.ljust(size) for cell, size in zip(line, widths, strict=True)]
-        say("  ".join(cells).rstrip())
+        say("  ".join(_padded(line, widths)).rstrip())
+
+
+def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [cell + " " * (size - columns(cell)) for cell, size in zip(line, widths, strict=True)]
 
 
 def ago(at_ms: float, now_ms: float | None = None) -> str:

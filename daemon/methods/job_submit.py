@@ -9,7 +9,7 @@ import trio
 
 from daemon.errors import RpcError
 from daemon.methods.job_lookup import group_id
-from daemon.methods.peers import find_peer
+from daemon.methods.peers import device_names, find_peer, shown_name
 from daemon.rpc.registry import Call, Tool, method
 from federated.jobs.plan import PIN
 from federated.jobs.types import Collect, Column, Count, JobSpec, Reduce, RowsRef, Sum, TopK
@@ -23,19 +23,21 @@ AGENT_PRIORITY_MAX: Final = 6
 
 
 class SubmitParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A job to run.
+    """A job to run: a spec, or the plan that was made of one.
 
     Attributes:
         spec: the job; see docs/guides/jobs.md.
+        plan_id: of job.plan: runs exactly that, or fails with conflict, `plan_changed`.
         idempotency_key: the same key and spec name the same job however often it is sent.
     """
 
-    spec: JobSpec
+    spec: JobSpec | None = None
+    plan_id: str | None = None
     idempotency_key: str | None = None
 
 
-class SubmitTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A job as an agent asks for it.
+class JobTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A job as an agent writes it.
 
     Attributes:
         handler: what computes the rows, such as wordcount@1 or memory.search@1.
@@ -48,8 +50,8 @@ class SubmitTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
         params: for the handler.
     """
 
-    handler: str
-    rows: list[dict[str, object]]
+    handler: str = ""
+    rows: list[dict[str, object]] = []
     columns: list[str] = []
     template: str | None = None
     reduce: Literal["collect", "count", "sum", "topk"] = "collect"
@@ -58,25 +60,54 @@ class SubmitTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     params: dict[str, object] = {}
 
 
-def _submit_params(tool: msgspec.Struct) -> SubmitParams:
-    assert isinstance(tool, SubmitTool)
+class SubmitTool(JobTool, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A job as an agent asks for it: handler and rows, or a plan.
+
+    Attributes:
+        handler: what computes the rows, such as wordcount@1 or memory.search@1.
+        rows: the input; a row may name its machine in `@peer`.
+        columns: names of the cells each answer must have; none: anything.
+        template: text with {{column}}, filled with each row at the worker.
+        reduce: what becomes of the answers.
+        top: for topk: how many.
+        group: who may see the rows; own is the user's machines.
+        params: for the handler.
+        plan_id: of job_plan: runs that plan; the rest is left out then.
+    """
+
+    plan_id: str | None = None
+
+
+def spec_of(tool: JobTool) -> JobSpec:
+    """The job an agent wrote.
+
+    Raises:
+        RpcError: invalid_params: it names no handler.
+    """
+    if not tool.handler:
+        raise RpcError("invalid_params", "handler: name one, such as wordcount@1")
     kinds: dict[str, Reduce] = {
         "collect": Collect(),
         "count": Count(),
         "sum": Sum(),
         "topk": TopK(n=tool.top),
     }
-    return SubmitParams(
-        spec=JobSpec(
-            handler=tool.handler,
-            rows=tool.rows,
-            columns=[Column(name=name) for name in tool.columns],
-            template=tool.template,
-            reduce=kinds[tool.reduce],
-            group=tool.group,
-            params=tool.params,
-        )
+    return JobSpec(
+        handler=tool.handler,
+        rows=tool.rows,
+        columns=[Column(name=name) for name in tool.columns],
+        template=tool.template,
+        reduce=kinds[tool.reduce],
+        group=tool.group,
+        params=tool.params,
     )
+
+
+def _submit_params(tool: msgspec.Struct) -> SubmitParams:
+    assert isinstance(tool, SubmitTool)
+    if tool.plan_id:
+        return SubmitParams(plan_id=tool.plan_id)
+    return SubmitParams(spec=spec_of(tool))
 
 
 class Submitted(msgspec.Struct, kw_only=True):
@@ -176,7 +207,54 @@ async def handlers(call: Call, p: HandlersParams) -> list[HandlerRow]:
 )
 async def submit(call: Call, p: SubmitParams) -> Submitted:
     """Run a job; it is on disk before the answer and goes on whatever becomes of this call."""
-    services, spec = call.services, p.spec
+    services, jobs = call.services, call.services.jobs
+    spec, ident_of_plan = p.spec, b""
+    # A repeated request must not start a second job: its receipt's key names the first.
+    again = None if call.receipt_key is None else f"receipt-{call.receipt_key.hex()}"
+    idem = p.idempotency_key or again
+    if p.plan_id is not None:
+        ident_of_plan = _plan_id(p.plan_id, spec)
+        spec = jobs.planner.find(ident_of_plan, call.principal.agent).spec
+    if spec is None:
+        raise RpcError("invalid_params", "give a spec, or the plan_id of one")
+    check_allowed(call, spec)
+    named = await peer_names(services, spec)
+    if ident_of_plan:
+        names = await device_names(services)
+        ident = await jobs.submit_plan(
+            ident_of_plan,
+            agent=call.principal.agent,
+            idem=idem,
+            find_peer=named.get,
+            name=lambda peer: shown_name(names, bytes(peer), services),
+        )
+    else:
+        ident = await jobs.submit(
+            spec,
+            agent=call.principal.agent,
+            group=group_id(services, spec.group),
+            idem=idem,
+            find_peer=named.get,
+        )
+    job = jobs.core.job(ident)
+    return Submitted(job_id=ident.hex(), state=job.phase if job is not None else "done")
+
+
+def _plan_id(text: str, spec: JobSpec | None) -> bytes:
+    if spec is not None:
+        raise RpcError("invalid_params", "give a spec or a plan_id, not both")
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise RpcError("invalid_params", "plan_id: not hex") from None
+
+
+def check_allowed(call: Call, spec: JobSpec) -> None:
+    """Whether the caller may run such a job.
+
+    Raises:
+        RpcError: forbidden.
+    """
     if not call.principal.is_owner and spec.priority > AGENT_PRIORITY_MAX:
         raise RpcError("forbidden", f"an agent's jobs have at most priority {AGENT_PRIORITY_MAX}")
     if spec.group != "own" and not call.principal.covers(f"jobs:submit:{spec.group}"):
@@ -185,15 +263,3 @@ async def submit(call: Call, p: SubmitParams) -> Submitted:
             f"this agent may not show rows to the group {spec.group}",
             remedy=f"Give it a token with jobs:submit:{spec.group}.",
         )
-    # A repeated request must not start a second job: its receipt's key names the first.
-    again = None if call.receipt_key is None else f"receipt-{call.receipt_key.hex()}"
-    named = await peer_names(services, spec)
-    ident = await services.jobs.submit(
-        spec,
-        agent=call.principal.agent,
-        group=group_id(services, spec.group),
-        idem=p.idempotency_key or again,
-        find_peer=named.get,
-    )
-    job = services.jobs.core.job(ident)
-    return Submitted(job_id=ident.hex(), state=job.phase if job is not None else "done")

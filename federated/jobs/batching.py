@@ -10,13 +10,13 @@ from federated.jobs.limits import BATCH_BYTES_MAX, BATCH_ROWS_MAX
 from federated.jobs.types import Auto, ByAttr, Open, PerRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from federated.jobs.types import Batching, Row
 
 
 def batches(
-    batch: Batching, rows: Sequence[Row], sizes: Sequence[int], *, auto: int
+    batch: Batching, rows: Sequence[Row], sizes: Sequence[int], *, auto: Callable[[], int]
 ) -> list[list[int]]:
     """Row indices of each task, at most 32 rows and 192 KiB of them.
 
@@ -24,7 +24,7 @@ def batches(
         batch: how.
         rows: the rows.
         sizes: bytes of each in canonical form.
-        auto: rows of a task where the spec leaves it open.
+        auto: asked for the rows of a task where the spec leaves it open; `experience` knows.
 
     Raises:
         PlanError: `bad_spec`, for a column or index there is not, or a size out of range.
@@ -34,7 +34,7 @@ def batches(
         case PerRow():
             return [[k] for k in everything]
         case Auto():
-            return _cut(everything, sizes, auto)
+            return _cut(everything, sizes, auto())
         case ByAttr():
             _check_size(batch.max, "batch.max")
             groups = _by_column(rows, batch.column, "batch.column")

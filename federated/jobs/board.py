@@ -263,7 +263,7 @@ class Board:
         """Whether a peer may be asked for rows of a job."""
         if cell.down or job.spec.handler not in cell.handlers or not self._serves(job, cell.peer):
             return False
-        if not suits(job, cell):
+        if not suits(job, cell) or (job.only is not None and cell.peer not in job.only):
             return False
         trust, owner = self.standing(job, cell.peer)
         if trust == "none":

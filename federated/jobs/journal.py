@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _SPEC: Final = msgspec.json.Decoder(JobSpec)
 _FINAL: Final = tuple(sorted(JOB_FINAL))
+_OF_A_JOB: Final = (
+    "row", "task", "attempt", "answer", "reduced", "event", "stage", "planned",
+)  # fmt: skip
 _FINAL_SQL: Final = "(" + ",".join("?" * len(_FINAL)) + ")"
 READ_MAX: Final = 1000
 
@@ -334,7 +337,7 @@ class Journal:
         def write(connection: apsw.Connection) -> None:
             levels = connection.execute("SELECT job FROM stage WHERE parent=?", (job,)).fetchall()
             for (ident,) in [(job,), *levels]:
-                for table in ("row", "task", "attempt", "answer", "reduced", "event", "stage"):
+                for table in _OF_A_JOB:
                     connection.execute(f"DELETE FROM {table} WHERE job=?", (ident,))  # noqa: S608
                 connection.execute("DELETE FROM job WHERE id=?", (ident,))
 

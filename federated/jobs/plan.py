@@ -15,6 +15,7 @@ from federated.jobs.batching import batches
 from federated.jobs.canon import encode_normal, hash_parts, normal, row_hasher
 from federated.jobs.columns import check_columns
 from federated.jobs.effects import check_once
+from federated.jobs.experience import START
 from federated.jobs.keys import row_keys
 from federated.jobs.limits import (
     COLUMNS_MAX,
@@ -42,8 +43,6 @@ PIN: Final = "@peer"
 
 TITLE_CHARACTERS_MAX: Final = 200
 PRIORITY_MAX: Final = 9
-AUTO_ROWS: Final = 4
-"""Rows of a task before anything was learned (tasks.md s.10)."""
 
 
 def check_spec(spec: JobSpec) -> None:
@@ -109,7 +108,8 @@ def _check_gaps(spec: JobSpec) -> None:
 def make_job(
     spec: JobSpec, rows: Sequence[Row], *, ident: JobId, nonce: bytes, group: GroupId | None,
     agent: str, now: float, wall_ms: int, code_hash: str | None, cacheable: bool,
-    find_peer: Callable[[str], PeerId | None], auto_rows: int = AUTO_ROWS,
+    find_peer: Callable[[str], PeerId | None],
+    auto_rows: Callable[[int, int], int] = lambda _rows, _size: START,
 ) -> Job:  # fmt: skip
     """A job with rows and tasks, not yet known to anybody.
 
@@ -125,7 +125,7 @@ def make_job(
         code_hash: hex SHA-256 of code that travels with it.
         cacheable: whether equal rows have equal answers.
         find_peer: the device a `@peer` cell names.
-        auto_rows: rows of a task where the spec leaves it to us.
+        auto_rows: rows of a task where the spec leaves it to us, given rows and bytes of the job.
 
     Raises:
         PlanError: what is wrong with which row.
@@ -186,14 +186,17 @@ def _pin(row: Row, i: int, find_peer: Callable[[str], PeerId | None]) -> PeerId 
     return peer
 
 
-def _make_tasks(job: Job, rows: Sequence[Row], auto_rows: int, now: float) -> None:
+def _make_tasks(
+    job: Job, rows: Sequence[Row], auto_rows: Callable[[int, int], int], now: float
+) -> None:
     """Put the rows into tasks; rows for different devices never travel together."""
     by_pin: dict[PeerId | None, list[int]] = {}
     for cell in job.rows:
         by_pin.setdefault(cell.pin, []).append(cell.k)
     pinned = len(by_pin) > 1 or None not in by_pin
     sizes = [len(cell.source) + 16 for cell in job.rows]
-    found = batches(job.spec.batch, rows, sizes, auto=auto_rows)
+    input_bytes = sum(len(cell.source) for cell in job.rows)
+    found = batches(job.spec.batch, rows, sizes, auto=lambda: auto_rows(len(rows), input_bytes))
     for ks in found:
         parts: dict[PeerId | None, list[int]] = {None: list(ks)}
         if pinned:

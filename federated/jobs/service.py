@@ -24,14 +24,16 @@ from federated.jobs.cache import ResultCache, needed, served
 from federated.jobs.canon import canonical, hash_parts
 from federated.jobs.coordinator import TICK_S, Coordinator
 from federated.jobs.earlier import Parent, bytes_of_hex, take_cached, take_parent
-from federated.jobs.effects import check_declared, rows_of_a_task
+from federated.jobs.effects import check_declared
 from federated.jobs.engines.door import DoorWithEngines, Engines
 from federated.jobs.engines.seam import engine_id
 from federated.jobs.handlers.names import full_id
 from federated.jobs.held import Held
 from federated.jobs.journal import Journal
+from federated.jobs.lessons import Lessons
 from federated.jobs.limits import ROWS_MAX
-from federated.jobs.plan import AUTO_ROWS, check_spec, make_job, spec_hash
+from federated.jobs.plan import check_spec, make_job, spec_hash
+from federated.jobs.planner import Planner
 from federated.jobs.reduce import reduce_rows
 from federated.jobs.sessions import Hooks, Sessions
 from federated.jobs.staging import Stages, Superseded
@@ -43,9 +45,11 @@ from federated.jobs.worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from federated.jobs.cache import Entry
     from federated.jobs.engines.seam import Engine
     from federated.jobs.items import Item
     from federated.jobs.orders import Orders
+    from federated.jobs.planner import Planned
     from federated.jobs.state import Job
     from federated.jobs.types import JobSpec, Row
     from federated.jobs.worker import Offers
@@ -83,6 +87,7 @@ class Jobs:
         self.handlers = handlers
         self.journal = Journal(db)
         self.cache = ResultCache(db)
+        self.lessons = Lessons(db)
         self.worker = Worker(
             mesh, handlers, env, offload, slots=slots,
             parse_template=lambda text: parse_template(text, None).render, held=Held(db),
@@ -96,6 +101,10 @@ class Jobs:
         self._stages = Stages(
             env, offload, self.journal, find=self._in_memory,
             launch=self._launch, wait=self.finished, cancel=self.cancel,
+        )  # fmt: skip
+        self.planner = Planner(
+            mesh, env, self.lessons, core=lambda: self.core, draw=self._draw,
+            cached=self._cached, look=self._sessions.look,
         )  # fmt: skip
         self._core: Coordinator | None = None
         self._orders: list[Orders] = []
@@ -131,8 +140,10 @@ class Jobs:
             core.board.on_computed = self.cache.payoff.computed
             core.board.engines = dict(self.engines.by_id)
             core.board.reputation.load(await self.journal.stats(), await self.journal.alone())
+            await self.lessons.load()
             for job in await self.journal.live(self._env.now(), wall_ms):
                 self._ended[job.id] = trio.Event()
+                job.only = await self.lessons.seeing(job.id)
                 core.resume_loaded(job)
             nursery.start_soon(self._keep_orders)
             nursery.start_soon(self._tick)
@@ -211,6 +222,7 @@ class Jobs:
             self._ended.pop(ident, trio.Event()).set()
             assert self._reducing is not None
             self._reducing.start_soon(self._forget_later, ident)
+            self._reducing.start_soon(self._learn, ident)
         if orders.offers:
             self.core.offers_kept(orders.offers)
             self._carry_out()
@@ -227,6 +239,22 @@ class Jobs:
     async def _forget_later(self, ident: JobId) -> None:
         await trio.sleep(KEEP_ENDED_S)
         self.core.forget(ident)
+
+    async def _learn(self, ident: JobId) -> None:
+        """What an ended job teaches; one whose end a crash cut off teaches nothing."""
+        job = self.core.job(ident)
+        if job is None:
+            return
+        slots = {
+            bytes(cell.peer): cell.handlers[job.spec.handler].slots
+            for cell in self.core.board.peers.values()
+            if job.spec.handler in cell.handlers
+        }
+        try:
+            await self.lessons.finished(job, slots, self._env.wall_ms())
+        except Exception as error:  # noqa: BLE001 - a full disk or a store that closes under it:
+            # what is learned is a convenience, whose loss may end no job.
+            log.info("job_not_learned", extra={"f": {"why": str(error)}})
 
     async def _reduce(self, ident: JobId) -> None:
         """Reduce the rows of a job whose rows are all settled."""
@@ -253,7 +281,7 @@ class Jobs:
     def _wanted_peers(self) -> set[PeerId]:
         if self._core is None:
             return set()
-        wanted: set[PeerId] = set()
+        wanted: set[PeerId] = self.planner.wanted
         for job in self._core.board.live_jobs():
             if job.spec.engine == "peers":
                 wanted.update(self._mesh.members(job.group))
@@ -270,6 +298,7 @@ class Jobs:
     def _peer_down(self, peer: PeerId, session: int) -> None:
         self.core.peer_down(peer, session, now=self._env.now(), wall_ms=self._env.wall_ms())
         self._carry_out()
+        self.planner.heard()
 
     def _received(self, peer: PeerId, session: int, item: Item) -> None:
         try:
@@ -278,6 +307,7 @@ class Jobs:
             )
         finally:
             self._carry_out()
+            self.planner.heard()
 
     # ---- clients
 
@@ -297,6 +327,50 @@ class Jobs:
             if found[1] != hashed:
                 raise JobError("conflict", "the key was used for another job")
             return found[0]
+        job = await self._draw(
+            spec, agent=agent, group=group, find_peer=find_peer,
+            auto_rows=lambda spec, rows, size: self.planner.choose(spec, rows, size).size,
+        )  # fmt: skip
+        return await self._begin(job, hashed, idem)
+
+    async def plan(
+        self, spec: JobSpec, *, agent: str, group: GroupId | None, owner: bool = False,
+        find_peer: Callable[[str], PeerId | None] = lambda _name: None,
+    ) -> Planned:  # fmt: skip
+        """What would become of a job; see `Planner.plan`."""
+        await self._ready.wait()
+        return await self.planner.plan(
+            spec, agent=agent, group=group, owner=owner, find_peer=find_peer
+        )
+
+    async def submit_plan(
+        self, ident: bytes, *, agent: str, idem: str | None = None,
+        find_peer: Callable[[str], PeerId | None] = lambda _name: None,
+        name: Callable[[PeerId], str] = lambda peer: bytes(peer).hex()[:8],
+    ) -> JobId:  # fmt: skip
+        """Begin the job of a plan as planned; durable when it returns.
+
+        Raises:
+            JobError: `unknown_job`: no plan of this agent, or too old; `conflict` as in `submit`.
+            PlanError: `plan_changed`, naming what changed.
+        """
+        await self._ready.wait()
+        spec = self.planner.find(ident, agent).spec
+        hashed = await self._offload.run(lambda: spec_hash(spec))
+        if idem is not None and (found := await self.journal.find_idem(agent, idem)) is not None:
+            if found[1] != hashed:
+                raise JobError("conflict", "the key was used for another job")
+            return found[0]
+        plan, job = await self.planner.redeem(ident, agent=agent, find_peer=find_peer, name=name)
+        assert job.only is not None
+        await self.lessons.plan(job.id, job.only, plan.rules)
+        return await self._begin(job, hashed, idem)
+
+    async def _draw(
+        self, spec: JobSpec, *, agent: str, group: GroupId | None,
+        find_peer: Callable[[str], PeerId | None], auto_rows: Callable[[JobSpec, int, int], int],
+    ) -> Job:  # fmt: skip
+        """See `planner.Draw`."""
         check_spec(spec)
         spec = msgspec.structs.replace(spec, handler=full_id(spec.handler))
         self._check_reach(spec, group)
@@ -312,23 +386,24 @@ class Jobs:
                 spec, rows, ident=ident, nonce=nonce, group=group, agent=agent, now=now,
                 wall_ms=wall_ms, code_hash=self._code_hash(spec), cacheable=keep_ms > 0,
                 find_peer=find_peer if parent is None else parent.find_peer,
-                auto_rows=rows_of_a_task(spec, AUTO_ROWS),
+                auto_rows=lambda count, size: auto_rows(spec, count, size),
             )
         )  # fmt: skip
         job.cache_ms = keep_ms
         if parent is not None:
+            job.parent = parent.id
             await self._offload.run(lambda: take_parent(job, parent.rows))
+        return job
+
+    async def _begin(self, job: Job, hashed: bytes, idem: str | None) -> JobId:
+        """Keep a job, then run it."""
         await self._from_cache(job)
-        deadline_ms = wall_ms + int(spec.deadline_s * 1000)
+        deadline_ms = job.submitted_ms + int(job.spec.deadline_s * 1000)
         await self.journal.add(
-            job,
-            spec_hash=hashed,
-            idem=idem,
-            deadline_ms=deadline_ms,
-            parent=None if parent is None else parent.id,
+            job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=job.parent
         )
         self._launch(job)
-        return ident
+        return job.id
 
     async def _parent_of(self, spec: JobSpec, agent: str) -> Parent | None:
         """The finished job whose gaps a spec fills.
@@ -370,21 +445,35 @@ class Jobs:
 
     async def _from_cache(self, job: Job) -> None:
         """Settle the rows that an earlier job has answered well enough."""
+        begun = self._env.now()
+        found = await self._earlier(job)
+        if found is None:
+            return
+        await self._offload.run(lambda: take_cached(job, found))
+        took_s, wall_ms = self._env.now() - begun, self._env.wall_ms()
+        looked, handler = len(job.rows), job.spec.handler
+        self.cache.payoff.looked(handler, looked, job.cached, took_s, wall_ms)
+        self.core.board.count("rows_cached", job.cached)
+
+    async def _earlier(self, job: Job) -> Mapping[bytes, Entry] | None:
+        """What earlier jobs have answered of a job, by row hash; None: it is not looked up."""
         spec = job.spec
         if not job.cache_ms or spec.cache != "use" or not job.rows:
-            return
+            return None
         board, wall_ms = self.core.board, self._env.wall_ms()
         need = needed(spec, job.group, kind=board.nature(job)[0])
         bad = board.reputation.quarantined_owners(spec.handler, wall_ms)
         hashes = [row.hash for row in job.rows]
-        begun = self._env.now()
-        found = await self.cache.look(
-            hashes, wall_ms, lambda entry: served(entry, need, bad=bad)
-        )  # fmt: skip
-        await self._offload.run(lambda: take_cached(job, found))
-        took_s = self._env.now() - begun
-        self.cache.payoff.looked(spec.handler, len(hashes), job.cached, took_s, wall_ms)
-        board.count("rows_cached", job.cached)
+        return await self.cache.look(hashes, wall_ms, lambda entry: served(entry, need, bad=bad))
+
+    async def _cached(self, job: Job) -> int | None:
+        """How many rows of a job an earlier one has answered; None: it is not looked up."""
+        found = await self._earlier(job)
+        return (
+            None
+            if found is None
+            else sum(row.state is RowState.PENDING and row.hash in found for row in job.rows)
+        )
 
     def _check_reach(self, spec: JobSpec, group: GroupId | None) -> None:
         """Refuse a job that nobody here or there could do.

@@ -417,6 +417,8 @@ class Job:
         served_at: monotonic seconds of the last offer; -1: not looked at yet.
         extra: hedges.
         audits: rows that are being computed again.
+        parent: the job whose gaps it fills, while it is new.
+        only: the devices a plan named; None: whoever the group lets may see the rows.
         stage: 0 for a caller's job; of one that combines answers, its level.
         cache_ms: how long its answers are kept for later jobs; 0: not at all.
         cached: rows that an earlier job answered.
@@ -455,6 +457,8 @@ class Job:
         self.judge: Judge | None = None
         self.policies: dict[str, Policy] = {}
         self.audits = 0
+        self.only: frozenset[PeerId] | None = None
+        self.parent: JobId | None = None
         self.stage = 0
         self.cache_ms = 0
         self.cached = 0

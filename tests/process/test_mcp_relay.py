@@ -32,6 +32,7 @@ ENVELOPE = {
 }
 TOOLS = [
     "job_cancel",
+    "job_plan",
     "job_result",
     "job_status",
     "job_submit",
