@@ -211,7 +211,11 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
             state,
             ThreadOffload(),
             Outlets(
-                telling, behaviour.erase, partial(shred_backups, state), replication.membership
+                telling,
+                behaviour.erase,
+                partial(shred_backups, state),
+                replication.membership,
+                partial(_erase_quoted, jobs, jobs_db),
             ),
         ),
         forgetting=Forgetting(db, replica, env, config.memory, telling),
@@ -261,6 +265,16 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         server=server,
         receipts=receipts,
     )
+
+
+async def _erase_quoted(jobs: Jobs, jobs_db: Db, records: Sequence[bytes]) -> bool:
+    """Take erased memories out of the jobs; False: once more, later."""
+    try:
+        await jobs.erase(records)
+        return await jobs_db.settle_wal()
+    except StoreError as error:
+        log.warning("jobs_erasure_waits", extra={"f": {"why": error.reason}})
+        return False
 
 
 async def _tell_erased(replication: Replication, group: bytes) -> Sequence[bytes]:

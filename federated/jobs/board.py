@@ -14,6 +14,7 @@ import msgspec
 from federated.jobs.cache import kept_ms, put_params
 from federated.jobs.effects import suits
 from federated.jobs.orders import TAINTED_EVENTS, Caught, Orders
+from federated.jobs.quoting import quotes
 from federated.jobs.reputation import Reputation
 from federated.jobs.schedule import PeerView
 from federated.jobs.state import JobPhase, RowState
@@ -209,6 +210,8 @@ class Board:
                     now_ms=wall_ms, keep_ms=job.cache_ms,
                 ),
             )  # fmt: skip
+            for record in quotes(row.source, value):
+                self.orders.write("cache_quote", (record, row.hash))
 
     def drop_cached(self, job: Job, row: RowCell) -> None:
         """An accepted answer is in doubt: no later job may have it."""

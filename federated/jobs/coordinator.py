@@ -39,6 +39,7 @@ from federated.jobs.items import (
 )
 from federated.jobs.leasing import Leasing, prefix_of
 from federated.jobs.plan import reduces
+from federated.jobs.quoting import WHOLE, bare_spec
 from federated.jobs.settling import Settling, row_bytes
 from federated.jobs.state import (
     ATTEMPT_TRANSITIONS,
@@ -57,7 +58,7 @@ from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from federated.jobs.board import Door
     from federated.jobs.items import Item, Offer
@@ -228,6 +229,20 @@ class Coordinator:
         self._board.keep_job(job, full=True)
         self._board.tell_state(job, wall_ms)
         self._close(job)
+
+    def erased(self, found: Mapping[bytes, set[int]], *, wall_ms: int) -> list[Job]:
+        """Drop rows that quote what was erased, of jobs in memory; these jobs."""
+        dropped = []
+        for ident, ks in sorted(found.items()):
+            job = self._board.job_of(ident)
+            if job is None:
+                continue
+            if WHOLE in ks:
+                job.spec = bare_spec(job.spec)
+            rows = range(len(job.rows)) if WHOLE in ks else ks
+            self._settling.erased(job, rows, wall_ms)
+            dropped.append(job)
+        return dropped
 
     def forget(self, ident: JobId) -> None:
         """Drop an ended job from memory; the journal has it."""

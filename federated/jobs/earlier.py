@@ -13,8 +13,10 @@ import msgspec
 
 from federated.jobs.cache import CACHED
 from federated.jobs.plan import PIN
+from federated.jobs.quoting import ERASED, NOTHING, WHOLE
 from federated.jobs.state import KEPT, TASK_TRANSITIONS, Base, RowState, TaskInput, TaskState, step
 from federated.jobs.tainting import SUSPECT
+from federated.jobs.template import parse_template
 from federated.jobs.verify import LEVEL_OWN
 from p2p.identity import PeerId
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from federated.jobs.cache import Entry
     from federated.jobs.journal import RowRead
     from federated.jobs.state import Job, RowCell
-    from federated.jobs.types import JobId, Row
+    from federated.jobs.types import JobId, JobSpec, Row
 
 OUTCOME_UNKNOWN: Final = "outcome_unknown"
 """An effect that may have happened: asked for again only by name."""
@@ -83,19 +85,44 @@ class Parent(NamedTuple):
     pins: Mapping[str, PeerId]
 
     @classmethod
-    def of(cls, ident: JobId, rows: Sequence[RowRead]) -> Parent:
-        """A job by its rows, which are all there, from 0 on."""
-        sources: list[Row] = [msgspec.json.decode(row.source) for row in rows]
+    def of(cls, ident: JobId, spec: JobSpec, rows: Sequence[RowRead]) -> Parent:
+        """A job by its rows, which are all there, from 0 on.
+
+        An erased row has nothing left, but a place and cells that keys and template ask for.
+        """
+        names = {*spec.key_columns}
+        if spec.template is not None:
+            names |= parse_template(spec.template, None).names
+        sources: list[Row] = [
+            dict.fromkeys(sorted(names), f"{ERASED} {row.k}")
+            if row.reason == ERASED
+            else msgspec.json.decode(row.source)
+            for row in rows
+        ]
         pins = {
             str(source[PIN]): PeerId(row.pin)
             for row, source in zip(rows, sources, strict=True)
-            if row.pin is not None
+            if row.pin is not None and PIN in source
         }
         return cls(ident, rows, sources, pins)
 
     def find_peer(self, name: str) -> PeerId | None:
         """The device that a row named so, then."""
         return self.pins.get(name)
+
+
+def drop_erased(job: Job, ks: set[int]) -> None:
+    """Rows of a new job quote what was erased.
+
+    Args:
+        job: new, in the journal.
+        ks: which; `quoting.WHOLE` for all.
+    """
+    for row in job.rows:
+        if row.k in ks or WHOLE in ks:
+            row.source, row.base, row.partial, row.value = NOTHING, None, None, None
+            settle_row(job, row, ERASED, RowState.MISSING)
+    settle_tasks(job)
 
 
 def bytes_of_hex(text: str) -> bytes:
@@ -126,7 +153,9 @@ def take_parent(job: Job, parent: Sequence[RowRead]) -> None:
             else:
                 base.give(row)
                 settle_row(job, row, KEPT)
-        elif row.k not in only and (only or before.reason == OUTCOME_UNKNOWN):
+        elif before.reason == ERASED or (
+            row.k not in only and (only or before.reason == OUTCOME_UNKNOWN)
+        ):
             state = RowState.MISSING if before.state is RowState.OK else before.state
             settle_row(job, row, before.reason or state.name.lower(), state)
     settle_tasks(job)

@@ -15,6 +15,15 @@ from federated.jobs.board import EVENT_GAP
 from federated.jobs.canon import encode_normal
 from federated.jobs.keeping import Kept, keep
 from federated.jobs.loading import load_job, pack_ks, unpack_ks
+from federated.jobs.quoting import (
+    OF_A_JOB,
+    Rows,
+    add_quotes,
+    forget_late,
+    quotes_of_job,
+    rows_quoting,
+    scan,
+)
 from federated.jobs.reputation import StatRow
 from federated.jobs.state import JOB_FINAL, JobPhase, RowState
 from federated.jobs.tainting import BAD, handler_of, mark, owners_of
@@ -32,9 +41,6 @@ if TYPE_CHECKING:
 
 _SPEC: Final = msgspec.json.Decoder(JobSpec)
 _FINAL: Final = tuple(sorted(JOB_FINAL))
-_OF_A_JOB: Final = (
-    "row", "task", "attempt", "answer", "reduced", "event", "stage", "planned",
-)  # fmt: skip
 _FINAL_SQL: Final = "(" + ",".join("?" * len(_FINAL)) + ")"
 READ_MAX: Final = 1000
 
@@ -107,9 +113,11 @@ class Journal:
             row = connection.execute("SELECT max(seq) FROM event").fetchone()
             last = max(int(row[0] or 0) if row else 0, have.get("next_event", 0))
             first = last + EVENT_GAP
+            if "quoted" not in have:
+                scan(connection)
             connection.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?,?)",
-                [("epoch", epoch), ("next_event", first)],
+                [("epoch", epoch), ("next_event", first), ("quoted", 1)],
             )
             return epoch, first
 
@@ -118,8 +126,12 @@ class Journal:
     async def add(
         self, job: Job, *, spec_hash: bytes, idem: str | None, deadline_ms: int,
         parent: JobId | None,
-    ) -> None:  # fmt: skip
-        """Keep a new job with its rows and tasks; durable when it returns."""
+    ) -> set[int]:  # fmt: skip
+        """Keep a new job with its rows and tasks; durable when it returns.
+
+        Returns:
+            Rows that quote what was erased, `quoting.WHOLE` for all: they are not kept.
+        """
         spec = job.spec
         # The rows stand in their own table: a spec of a hundred thousand is not kept twice.
         body = msgspec.json.encode(msgspec.structs.replace(spec, rows=[]))
@@ -131,12 +143,18 @@ class Journal:
         rows = [_new_row(job, row) for row in job.rows]
         tasks = [(job.id, task.index, pack_ks(task.ks), job.stage) for task in job.tasks]
 
-        def insert(connection: apsw.Connection) -> None:
+        quoted = quotes_of_job(job)
+
+        def insert(connection: apsw.Connection) -> set[int]:
             connection.execute("INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", head)
             connection.executemany("INSERT INTO row VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
             connection.executemany("INSERT INTO task VALUES (?,?,?,?)", tasks)
+            if not quoted:
+                return set()
+            add_quotes(connection, quoted)
+            return forget_late(connection, job.id).get(job.id, set())
 
-        await self._db.write(insert, full=True)
+        return await self._db.write(insert, full=True)
 
     async def apply(self, batch: Sequence[Orders]) -> Kept:
         """Keep what the machine ordered, in one transaction."""
@@ -331,13 +349,17 @@ class Journal:
 
         await self._db.write(write, full=True)
 
+    async def quoting(self, records: Sequence[bytes]) -> Rows:
+        """The rows that quote any of these records."""
+        return await self._db.read(lambda connection: rows_quoting(connection, records))
+
     async def purge(self, job: JobId) -> None:
         """Remove a finished job with all that belongs to it."""
 
         def write(connection: apsw.Connection) -> None:
             levels = connection.execute("SELECT job FROM stage WHERE parent=?", (job,)).fetchall()
             for (ident,) in [(job,), *levels]:
-                for table in _OF_A_JOB:
+                for table in OF_A_JOB:
                     connection.execute(f"DELETE FROM {table} WHERE job=?", (ident,))  # noqa: S608
                 connection.execute("DELETE FROM job WHERE id=?", (ident,))
 

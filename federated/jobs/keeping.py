@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from federated.jobs.cache import DROP, PUT, drop_caught
+from federated.jobs.quoting import Rows, forget, forget_late, keep_cache_quotes, keep_quotes
 from federated.jobs.tainting import taint
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.orders import Orders, Params, Statement
 
-SQL: Final[Mapping[Statement, str]] = {
+SQL: Final[Mapping[str, str]] = {
     "job_state": (
         "UPDATE job SET phase=?, reason=?, finished_ms=?, executions=?, executions_max=? WHERE id=?"
     ),
@@ -40,10 +41,12 @@ class Kept(NamedTuple):
     Attributes:
         cached: bytes of the entries of the cache that were put.
         events: events that came of it, as table `event` has them.
+        gone: rows that were overwritten, since they quote what was erased.
     """
 
     cached: int
     events: Sequence[tuple[int, bytes, int, str, bytes]]
+    gone: Rows
 
 
 def keep(connection: apsw.Connection, batch: Sequence[Orders]) -> Kept:
@@ -53,6 +56,8 @@ def keep(connection: apsw.Connection, batch: Sequence[Orders]) -> Kept:
         for statement, rows in orders.writes.items():
             merged.setdefault(statement, []).extend(rows)
     cached = _keep_cache(connection, merged.pop("cache", []))
+    cache_quotes = merged.pop("cache_quote", [])
+    keep_cache_quotes(connection, cache_quotes)
     for statement, rows in merged.items():
         connection.executemany(SQL[statement], rows)
     events: list[tuple[int, bytes, int, str, bytes]] = []
@@ -61,7 +66,13 @@ def keep(connection: apsw.Connection, batch: Sequence[Orders]) -> Kept:
             drop_caught(connection, caught.owners, caught.bad)
             events += taint(connection, caught)
     connection.executemany(SQL["event"], events)
-    return Kept(cached, events)
+    quoted = keep_quotes(connection, merged.get("row_state", []), merged.get("answer", []))
+    gone = forget_late(connection) if quoted or cache_quotes else {}
+    for orders in batch:
+        for one in orders.forgets:
+            for job, ks in forget(connection, one.records, one.at_ms).items():
+                gone.setdefault(job, set()).update(ks)
+    return Kept(cached, events, gone)
 
 
 def _keep_cache(connection: apsw.Connection, rows: Sequence[Params]) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Statement: TypeAlias = Literal[
     "job_state", "row_state", "task_state", "attempt", "answer", "event", "peer_stat", "cache",
+    "cache_quote",
 ]  # fmt: skip
 """Names of `journal`'s statements; each row of parameters replaces or adds one row."""
 
@@ -44,6 +45,18 @@ class Caught(NamedTuple):
     at_ms: int
 
 
+class Forget(NamedTuple):
+    """Records that were erased.
+
+    Attributes:
+        records: their ids.
+        at_ms: Unix milliseconds.
+    """
+
+    records: tuple[bytes, ...]
+    at_ms: int
+
+
 class Orders:
     """What one input led to.
 
@@ -58,10 +71,12 @@ class Orders:
         caught: quarantines: what is kept of earlier jobs changes with them.
         offers: (peer, session, offer) of effects: once the writes are committed, the machine is
             asked which of them may leave.
+        forgets: erased records: what quotes them is overwritten after all that was ordered before.
     """
 
     __slots__ = (
-        "after", "caught", "closes", "ended", "full", "offers", "reduces", "sends", "writes",
+        "after", "caught", "closes", "ended", "forgets", "full", "offers", "reduces", "sends",
+        "writes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -74,6 +89,7 @@ class Orders:
         self.ended: list[JobId] = []
         self.caught: list[Caught] = []
         self.offers: list[tuple[PeerId, int, Offer]] = []
+        self.forgets: list[Forget] = []
 
     def send(self, peer: PeerId, item: Item) -> None:
         """Send now."""

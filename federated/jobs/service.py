@@ -23,10 +23,17 @@ from federated.errors import JobError, PlanError
 from federated.jobs.cache import ResultCache, needed, served
 from federated.jobs.canon import canonical, hash_parts
 from federated.jobs.coordinator import TICK_S, Coordinator
-from federated.jobs.earlier import Parent, bytes_of_hex, take_cached, take_parent
+from federated.jobs.earlier import (
+    Parent,
+    bytes_of_hex,
+    drop_erased,
+    take_cached,
+    take_parent,
+)
 from federated.jobs.effects import check_declared
 from federated.jobs.engines.door import DoorWithEngines, Engines
 from federated.jobs.engines.seam import engine_id
+from federated.jobs.erasing import Erasing
 from federated.jobs.handlers.names import full_id
 from federated.jobs.held import Held
 from federated.jobs.journal import Journal
@@ -43,7 +50,7 @@ from federated.jobs.types import ByHandler, Collect, JobId, RowsRef
 from federated.jobs.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from federated.jobs.cache import Entry
     from federated.jobs.engines.seam import Engine
@@ -105,6 +112,10 @@ class Jobs:
         self.planner = Planner(
             mesh, env, self.lessons, core=lambda: self.core, draw=self._draw,
             cached=self._cached, look=self._sessions.look,
+        )  # fmt: skip
+        self._erasing = Erasing(
+            env, offload, self.journal, core=lambda: self.core, order=self._carry,
+            reduce_again=self._reduce_again,
         )  # fmt: skip
         self._core: Coordinator | None = None
         self._orders: list[Orders] = []
@@ -177,14 +188,17 @@ class Jobs:
     # ---- orders
 
     def _carry_out(self) -> None:
-        orders = self.core.take_orders()
-        if orders.empty:
-            return
+        self._carry(self.core.take_orders())
+
+    def _carry(self, orders: Orders) -> None:
         for peer, item in orders.sends:
             self._sessions.send(peer, item)
         for peer, _code in orders.closes:
             self._sessions.close(peer)
-        if orders.writes or orders.after or orders.ended or orders.reduces or orders.caught:
+        if (
+            orders.writes or orders.after or orders.ended or orders.reduces or orders.caught
+            or orders.forgets
+        ):  # fmt: skip
             self._orders.append(orders)
             self._work.set()
 
@@ -202,6 +216,7 @@ class Jobs:
                 await self.cache.grew(kept.cached, self._env.wall_ms())
             for orders in batch:
                 self._kept(orders)
+            self._erasing.kept(batch, kept)
             for seq, job, _at, kind, body in kept.events:
                 self._tell(JobId(job), seq, kind, body)
 
@@ -228,6 +243,16 @@ class Jobs:
             self._carry_out()
         if orders.ended:
             self._sessions.look()
+
+    def _reduce_again(self, ident: JobId) -> None:
+        self._stages.stop(ident)
+        assert self._reducing is not None
+        self._reducing.start_soon(self._reduce, ident)
+
+    async def erase(self, records: Sequence[bytes]) -> int:
+        """Overwrite what quotes any of these memories; see `Erasing.erase`."""
+        await self._ready.wait()
+        return await self._erasing.erase(records)
 
     def _tell(self, job: JobId, seq: int, kind: str, body: bytes) -> None:
         """An event is on disk: tell who waits for it."""
@@ -264,10 +289,13 @@ class Jobs:
         problem = ""
         if not isinstance(job.spec.reduce, Collect):
             try:
+                erasures = job.erasures
                 if isinstance(job.spec.reduce, ByHandler):
                     values = await self._stages.reduce(job)
                 else:
                     values = await self._offload.run(lambda: reduced_values(job))
+                if job.erasures != erasures:
+                    return  # what it was made of is gone; another one is under way
                 await self.journal.keep_reduced(ident, values)
             except Superseded:
                 return
@@ -399,9 +427,11 @@ class Jobs:
         """Keep a job, then run it."""
         await self._from_cache(job)
         deadline_ms = job.submitted_ms + int(job.spec.deadline_s * 1000)
-        await self.journal.add(
+        gone = await self.journal.add(
             job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=job.parent
         )
+        if gone:
+            drop_erased(job, gone)
         self._launch(job)
         return job.id
 
@@ -421,7 +451,7 @@ class Jobs:
         if spec.columns != found.spec.columns:
             raise PlanError("bad_spec", "its answers have other columns", path="columns")
         rows = await self.journal.rows(found.id, 0, ROWS_MAX)
-        return await self._offload.run(lambda: Parent.of(found.id, rows))
+        return await self._offload.run(lambda: Parent.of(found.id, spec, rows))
 
     def _launch(self, job: Job) -> None:
         """Begin a job that is in the journal."""

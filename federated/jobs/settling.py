@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from federated.jobs import effects
+from federated.jobs.cache import CACHED
 from federated.jobs.canon import canonical, decode_table_untrusted, digest
 from federated.jobs.items import (
     RESULT_DOMAIN,
@@ -24,6 +25,7 @@ from federated.jobs.items import (
 )
 from federated.jobs.judging import Judging
 from federated.jobs.limits import OUTPUT_BYTES_MAX
+from federated.jobs.quoting import ERASED, NOTHING
 from federated.jobs.state import (
     ATTEMPT_TRANSITIONS,
     TASK_TRANSITIONS,
@@ -39,7 +41,7 @@ from federated.jobs.state import (
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from federated.jobs.board import Board, PeerCell
     from federated.jobs.items import Ref, Result, TaskResult
@@ -52,6 +54,10 @@ REASON_CHARACTERS_MAX: Final = 64
 LOOK_AGAIN_MAX: Final = 256
 NOT_RETURNED: Final = "not_returned"
 _WORD_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "_-")
+OPEN_TASKS: Final = frozenset({
+    TaskState.QUEUED, TaskState.LEASED, TaskState.RUNNING, TaskState.VERIFYING,
+    TaskState.RETRY_WAIT,
+})  # fmt: skip
 HELD: Final = frozenset({JobPhase.PAUSED, JobPhase.WAITING_INPUT})
 
 
@@ -293,6 +299,30 @@ class Settling:
             self._judging.move_row(job, task, row, RowState.MISSING, why)
             self._board.tell(job, "gap", {"k": k, "reason": why}, wall_ms)
         task.state = step(TASK_TRANSITIONS, task.state, TaskInput.GAVE_UP)
+        self.check_done(job)
+
+    def erased(self, job: Job, ks: Iterable[int], wall_ms: int) -> None:
+        """Drop rows that quote what was erased; whatever still comes of them is too late."""
+        tasks = set()
+        for k in sorted(ks):
+            row = job.rows[k]
+            if row.reason == ERASED:
+                continue
+            was, row.source = row.state, NOTHING
+            row.base = row.partial = row.value = None
+            row.answers, row.agreed, row.backing, row.level = [], (), frozenset(), 0
+            job.cached -= row.reason == CACHED
+            task = job.task_of(k)
+            tasks.add(task.index)
+            if was is not RowState.PENDING:
+                task.open += 1  # as if it had been: a row is settled only once
+            self._judging.move_row(job, task, row, RowState.MISSING, ERASED)
+            if not job.final:
+                self._board.tell(job, "gap", {"k": k, "reason": ERASED}, wall_ms)
+        job.erasures += 1
+        for task in (job.tasks[index] for index in sorted(tasks)):
+            if task.open == 0 and task.state in OPEN_TASKS:
+                self._settle(job, task)
         self.check_done(job)
 
     def check_done(self, job: Job) -> None:

@@ -422,6 +422,7 @@ class Job:
         stage: 0 for a caller's job; of one that combines answers, its level.
         cache_ms: how long its answers are kept for later jobs; 0: not at all.
         cached: rows that an earlier job answered.
+        erasures: how often rows were erased: what was computed of them before is void.
         judge, policies: made when first needed.
     """
 
@@ -462,6 +463,7 @@ class Job:
         self.stage = 0
         self.cache_ms = 0
         self.cached = 0
+        self.erasures = 0
         self._tasks_of: list[int] = []
 
     def move(self, happened: JobInput) -> None:

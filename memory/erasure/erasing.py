@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from memory.records.replica import Replica
     from memory.seams import Env, Offload, Receipt
     from memory.storage.db import Db
-    from memory.storage.txn import MemoryEvent, Txn
+    from memory.storage.txn import Txn
 
 log = logging.getLogger("covey.memory.erasing")
 
@@ -192,12 +192,14 @@ class Outlets(NamedTuple):
         shown: forgets in the behaviour log that these records were ever shown.
         shred: destroys these records' keys in all copies here; how many copies (blocking).
         ruling: gives an admin's word on what others wrote.
+        quoted: overwrites what quotes these records elsewhere; whether nothing is left of it.
     """
 
     tell: Callable[[bytes], Awaitable[Sequence[bytes]]]
     shown: Callable[[Sequence[bytes]], Awaitable[None]] | None = None
     shred: Callable[[Sequence[bytes]], int] | None = None
     ruling: Ruling | None = None
+    quoted: Callable[[Sequence[bytes]], Awaitable[bool]] | None = None
 
 
 class _Doomed(NamedTuple):
@@ -254,13 +256,12 @@ class Eraser:
         self._cleaning = trio.Lock()
         self._calls = 0
         """Calls of `erase` under way."""
-        replica.on_event(self._heard)
+        replica.on_erased(self._due_now)
 
     # ---- cleaning up behind a transaction
 
-    def _heard(self, event: MemoryEvent) -> None:
-        if event.name == "erased":
-            self._due.set()
+    def _due_now(self) -> None:
+        self._due.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Finish erasures that nobody waits for, until cancelled."""
@@ -298,6 +299,8 @@ class Eraser:
                 copies = await self._offload.run(partial(self._outlets.shred, left))
             if self._outlets.shown is not None:
                 await self._outlets.shown(left)
+            if self._outlets.quoted is not None and not await self._outlets.quoted(left):
+                return False, copies
             if not await self._db.settle_wal() or self._replica.erased_behind:
                 return False, copies
 

@@ -103,6 +103,7 @@ class Replica:
         self._on_commit: list[Callable[[bytes, Sequence[bytes]], None]] = []
         self._on_turn: list[Callable[[bytes, Sequence[bytes]], None]] = []
         self._on_event: list[Callable[[MemoryEvent], None]] = []
+        self._on_erased: list[Callable[[], None]] = []
         self._on_trust: list[Callable[[TrustEvent], None]] = []
         self._on_touched: list[Callable[[Mapping[int, Place]], None]] = []
         self._on_unsettled: list[Callable[[], None]] = []
@@ -339,6 +340,10 @@ class Replica:
         """Whether `erased.ids` lacks something: its disk refused the write."""
         return self._erased.behind
 
+    def on_erased(self, fn: Callable[[], None]) -> None:
+        """Call `fn()` after each commit that erased records, also those that were never here."""
+        self._on_erased.append(fn)
+
     def on_event(self, fn: Callable[[MemoryEvent], None]) -> None:
         """Call `fn` with what happened to memories, after the commit that did it."""
         self._on_event.append(fn)
@@ -466,6 +471,9 @@ class Replica:
         for event in done.events:
             for hear in self._on_event:
                 hear(event)
+        if txn.erased:
+            for due in self._on_erased:
+                due()
         if txn.unsettled:
             for wake in self._on_unsettled:
                 wake()

@@ -90,3 +90,62 @@ def test_who_is_quarantined_is_listed_and_lifted(two: tuple[Home, Home]) -> None
     done = cast("list[dict[str, Json]]", boss.json("job", "list"))[0]
     refused = boss.run("job", "answer", str(done["id"]), "--stop")
     assert refused.returncode == 6
+
+
+SECRET = "the heliotrope ledger lies beneath the pantry floor"
+
+
+def _holding(*homes: Home) -> list[str]:
+    """Journals of jobs that hold the secret."""
+    return [
+        f"{home.folder.name}/{path.name}"
+        for home in homes
+        for path in sorted((home.folder / "state").glob("jobs.db*"))
+        if b"heliotrope" in path.read_bytes()
+    ]
+
+
+def _quoted(boss: Home, folder: Path) -> tuple[str, str]:
+    """Jobs that found the secret, and counted its words."""
+    rows = folder / "query.jsonl"
+    rows.write_text(json.dumps({"query": "heliotrope ledger"}) + "\n")
+    answer = boss.json("job", "submit", "--handler", "memory.search@1", "--rows", str(rows))
+    search = str(cast("dict[str, Json]", answer)["job_id"])
+    _done(boss, search)
+    page = cast("dict[str, Json]", boss.json("rpc", "job.result", json.dumps({"id": search})))
+    found = cast("dict[str, Json]", cast("list[dict[str, Json]]", page["rows"])[0]["row"])
+    memories = cast("list[dict[str, Json]]", found["memories"])
+    assert memories[0]["text"] == SECRET
+    count = _submit(boss, folder, memories, "--reduce", "topk:50")
+    _done(boss, count)
+    return search, count
+
+
+def _erased(boss: Home, jobs: tuple[str, str]) -> None:
+    for job in jobs:
+        params = json.dumps({"id": job, "raw": True})
+        page = cast("dict[str, Json]", boss.json("rpc", "job.result", params))
+        rows = cast("list[dict[str, Json]]", page["rows"])
+        assert [row["reason"] for row in rows if row["row"] is None][:1] == ["erased"]
+    assert "heliotrope" not in boss.ok("job", "result", jobs[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_an_erased_memory_leaves_the_jobs_of_all_machines(
+    two: tuple[Home, Home], tmp_path: Path
+) -> None:
+    boss, worker = two
+    for down in (False, True):
+        noted = worker.json("remember", SECRET)
+        ident = str(cast("list[dict[str, Json]]", noted)[0]["id"])
+        jobs = _quoted(boss, tmp_path)
+        assert _holding(boss), "there is something to erase"
+        if down:
+            boss.stop()
+        worker.ok("erase", ident, "--yes")
+        if down:
+            assert _holding(boss), "the text was there when the word went out"
+            boss.up()
+        wait_until("all journals are clean", lambda: not _holding(boss, worker), 60)
+        _erased(boss, jobs)
