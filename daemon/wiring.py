@@ -40,6 +40,7 @@ from daemon.uploads import Uploads
 from federated.errors import HandlerError
 from federated.jobs.engines.dask import dask_engines
 from federated.jobs.handlers.registry import build_handlers, slots_of
+from federated.jobs.quota import WorkQuota
 from federated.jobs.service import Jobs
 from memory.embedding.embedder import load_embedder, require_embedder
 from memory.embedding.service import Embeddings
@@ -191,6 +192,10 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         handlers,
         slots=slots_of(config.jobs),
         engines=dask_engines(config.jobs, ThreadOffload()),
+        quota=WorkQuota(
+            friend_s_per_h=config.jobs.friend_work_s_per_h,
+            stranger_s_per_h=config.jobs.stranger_work_s_per_h,
+        ),
     )
     boot_id = env.rng.randbytes(8).hex()
     registry = Registry.of(all_methods())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RESULT_BYTES: Final = 128
 """What a result takes besides its rows."""
+REPLIES_MAX: Final = 64
+"""Items that may wait for a coordinator before no more of it is read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +35,7 @@ class TaskHere:
     Attributes:
         running: it has left the queue.
         begun: its handler may have started; of an effect, once that is on the disk.
+        trust, owner: what its coordinator is to us in the job's group, and whose device it is.
     """
 
     desk: Desk
@@ -47,6 +50,8 @@ class TaskHere:
     cancelled: bool = False
     progress: float = 0.0
     scope: trio.CancelScope | None = None
+    trust: TrustClass = "none"
+    owner: bytes = b""
 
     @property
     def ref(self) -> Ref:
@@ -92,6 +97,7 @@ class Desk:
         loaded: whether what is on the disk is known here.
         held_bytes: of `unacked`.
         effect_bytes: what rows of effects take on the disk.
+        sent: set when an item has left.
     """
 
     peer: PeerId
@@ -112,6 +118,7 @@ class Desk:
     effect_bytes: int = 0
     replies: deque[Item] = field(default_factory=deque)
     work: trio.Event = field(default_factory=trio.Event)
+    sent: trio.Event = field(default_factory=trio.Event)
     lease_s: float = 10.0
     scope: trio.CancelScope | None = None
 
@@ -119,6 +126,12 @@ class Desk:
         """Send an item when the session's writer comes to it."""
         self.replies.append(item)
         self.work.set()
+
+    async def taken(self) -> None:
+        """Wait while the coordinator takes no answers: who does not read is not read either."""
+        while len(self.replies) > REPLIES_MAX:
+            self.sent = trio.Event()
+            await self.sent.wait()
 
     # ---- results
 
@@ -191,6 +204,8 @@ class Desk:
         """End a task; one whose effect may have begun stays known as that."""
         task.cancelled = True
         self.tasks.pop(task.ref, None)
+        if not task.running:
+            self.queue.remove(task)
         if task.effect and task.running:
             self.unknown.add(task.ref)
         if task.scope is not None:

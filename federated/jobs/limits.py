@@ -19,6 +19,12 @@ BATCH_ROWS_MAX: Final = 32
 BATCH_BYTES_MAX: Final = 262_144
 # tasks.md s.4: the wire.
 ITEM_BYTES_MAX: Final = 262_144
+# A task's answer, as long as answers do not travel by blob: with what is around it, an item.
+RESULT_BYTES_MAX: Final = 196_608
+# Of all specs that a worker keeps for one coordinator: decoded they take some twenty times as much.
+SPECS_BYTES_MAX: Final = 4 * 2**20
+# Text that a template may become: a row's cells, many times over.
+FILLED_CHARACTERS_MAX: Final = 262_144
 OFFER_TASKS_MAX: Final = 64
 INLINE_BYTES_MAX: Final = 65_536
 DETAIL_BYTES_MAX: Final = 256

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 from federated.jobs.limits import STRANGER_TASKS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from federated.seams import TrustClass
 
 HOUR_S: Final = 3600.0
@@ -127,6 +129,12 @@ class Pace:
         return max(0.0, self._ahead - BURST_S)
 
 
-def credit(trust: TrustClass, slots: int, ahead: int) -> int:
-    """Tasks that a coordinator may leave here."""
-    return slots + ahead if trust in {"own", "friend"} else STRANGER_TASKS_MAX
+def credit(known: Collection[TrustClass], slots: int, ahead: int) -> int:
+    """Tasks that a coordinator may leave here.
+
+    Args:
+        known: what it is to us in each group that we share.
+        slots: tasks at once.
+        ahead: how many may wait.
+    """
+    return STRANGER_TASKS_MAX if {"own", "friend"}.isdisjoint(known) else slots + ahead

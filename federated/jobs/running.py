@@ -15,6 +15,7 @@ from federated.jobs.effects import OUTCOME_UNKNOWN
 from federated.jobs.handlers.base import Batch, TaskCtx, TaskLimits
 from federated.jobs.held import EFFECT_BYTES, HELD_MS, Put
 from federated.jobs.items import Refusal, Reply, Usage
+from federated.jobs.limits import RESULT_BYTES_MAX
 from federated.jobs.worker_task import (
     done,
     failed,
@@ -106,7 +107,7 @@ class Running:
             return await self._offload.run(lambda: handler.compute(batch))
         limits = task_limits(task)
         ctx = TaskCtx(
-            caller=task.desk.peer, owner=task.desk.owner, trust=task.desk.trust,
+            caller=task.desk.peer, owner=task.owner, trust=task.trust,
             group=task.job.spec.group, limits=limits, offload=self._offload,
             tokens={row.k: row.token for row in batch.rows if row.token is not None},
             progress=lambda share: setattr(task, "progress", share),
@@ -213,12 +214,12 @@ class Running:
 
 
 def task_limits(task: TaskHere) -> TaskLimits:
-    """The smaller of what the job asks for and the handler allows."""
+    """The smallest of what the job asks for, the handler allows and an item holds."""
     own, spec = task.handler.info.limits, task.job.spec
     return TaskLimits(
         wall_s=min(own.wall_s, spec.wall_ms / 1000 or own.wall_s),
         mem_bytes=min(own.mem_bytes, spec.mem_bytes or own.mem_bytes),
-        out_bytes=min(own.out_bytes, spec.out_bytes or own.out_bytes),
+        out_bytes=min(own.out_bytes, spec.out_bytes or own.out_bytes, RESULT_BYTES_MAX),
     )
 
 

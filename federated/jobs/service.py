@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from federated.jobs.items import Item
     from federated.jobs.orders import Orders
     from federated.jobs.planner import Planned
+    from federated.jobs.quota import WorkQuota
     from federated.jobs.state import Job
     from federated.jobs.types import JobSpec, Row
     from federated.jobs.worker import Offers
@@ -82,11 +83,12 @@ class Jobs:
         handlers: what this node computes for others and itself.
         slots: tasks at once here.
         engines: how to make each engine that a job may name, by its address.
+        quota: work that others may have of this machine.
     """
 
     def __init__(
         self, mesh: Mesh, db: Db, env: Env, offload: Offload, handlers: Offers, *, slots: int,
-        engines: Mapping[str, Callable[[], Engine]] | None = None,
+        engines: Mapping[str, Callable[[], Engine]] | None = None, quota: WorkQuota | None = None,
     ) -> None:  # fmt: skip
         self._mesh = mesh
         self._env = env
@@ -98,6 +100,7 @@ class Jobs:
         self.worker = Worker(
             mesh, handlers, env, offload, slots=slots,
             parse_template=lambda text: parse_template(text, None).render, held=Held(db),
+            quota=quota,
         )  # fmt: skip
         self.worker.register()
         self.engines = Engines(engines or {}, handlers, env, offload)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from federated.errors import PlanError
 from federated.jobs.canon import canonical
-from federated.jobs.limits import COLUMNS_MAX, TEMPLATE_BYTES_MAX
+from federated.jobs.limits import COLUMNS_MAX, FILLED_CHARACTERS_MAX, TEMPLATE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,28 +39,41 @@ class Template:
         self.names = frozenset(parts[1::2])
 
     def render(self, row: Row) -> str:
-        """The text for a row; a cell that is no text as canonical JSON, an absent one empty."""
+        """The text for a row; a cell that is no text as canonical JSON, an absent one empty.
+
+        Raises:
+            PlanError: `too_large`, where cells named often become more than is wanted; `bad_value`
+                for a cell without canonical form.
+        """
         out = []
+        size = 0
         for i, part in enumerate(self._parts):
-            if i % 2 == 0:
-                out.append(part)
-                continue
-            cell = row.get(part)
-            if isinstance(cell, str):
-                out.append(cell)
-            elif cell is not None:
-                out.append(canonical(cell).decode())
+            text = part if i % 2 == 0 else _text(row.get(part))
+            size += len(text)
+            if size > FILLED_CHARACTERS_MAX:
+                raise PlanError("too_large", f"more than {FILLED_CHARACTERS_MAX} characters filled")
+            out.append(text)
         return "".join(out)
 
     def check(self, row: Row, *, path: str) -> None:
-        """Refuse a row that lacks a column of the template.
+        """Refuse a row that lacks a column of the template, or makes too long a text.
 
         Raises:
-            PlanError: `bad_spec`.
+            PlanError: `bad_spec`, `too_large`.
         """
         missing = sorted(self.names - row.keys())
         if missing:
             raise PlanError("bad_spec", f"the template needs the column {missing[0]!r}", path=path)
+        try:
+            self.render(row)
+        except PlanError as error:
+            raise PlanError(error.reason, str(error), path=path) from None
+
+
+def _text(cell: object) -> str:
+    if isinstance(cell, str):
+        return cell
+    return "" if cell is None else canonical(cell).decode()
 
 
 def _split(text: str) -> list[str]:

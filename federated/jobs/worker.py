@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from federated.errors import HandlerError
-from federated.jobs.desk import Desk, TaskHere, Waiting
+from federated.jobs.desk import REPLIES_MAX, Desk, TaskHere, Waiting
 from federated.jobs.held import HELD_BYTES_MAX, HELD_MS, Put
 from federated.jobs.items import (
     API,
@@ -47,8 +47,10 @@ from federated.jobs.items import (
     encode_results,
     signed_part,
 )
+from federated.jobs.limits import OFFER_TASKS_MAX, RESULT_BYTES_MAX, SPECS_BYTES_MAX
+from federated.jobs.quota import Pace, WorkQuota, credit
 from federated.jobs.running import Running
-from federated.jobs.worker_task import read_spec
+from federated.jobs.worker_task import read_spec, spec_size
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -69,8 +71,10 @@ AHEAD_MAX: Final = 64
 """Tasks beyond the slots that a coordinator may leave here: they hide the round trip."""
 PURE_TASKS_MAX: Final = 64
 """Tasks of one trip to a thread: the trip costs as much as two small tasks."""
-RESULT_BYTES_MAX: Final = 196_608
-"""Body of one `Result`; an item has 256 KiB."""
+RETRY_MS: Final = {"busy": 500, "quota": 30_000}
+"""When a refused task may be offered again; others at once, elsewhere."""
+STALL_S: Final = 30.0
+"""A coordinator that takes nothing for so long is not there. Guess."""
 JOBS_MAX: Final = 64
 """Specs kept of one coordinator."""
 UNACKED_MAX: Final = 4096
@@ -118,6 +122,7 @@ class Worker:
         held: where results and effects outlive a restart; None: results are kept in memory, and no
             effects are taken.
         held_bytes_max: results and effects of one coordinator.
+        quota: work that others may have of this machine.
     """
 
     def __init__(
@@ -131,6 +136,7 @@ class Worker:
         parse_template: Callable[[str], Callable[[Row], str]],
         held: Held | None = None,
         held_bytes_max: int = HELD_BYTES_MAX,
+        quota: WorkQuota | None = None,
     ) -> None:
         self._mesh = mesh
         self._handlers = handlers
@@ -138,6 +144,7 @@ class Worker:
         self._held = held
         self._held_bytes_max = held_bytes_max
         self._running = Running(env, offload, held)
+        self._quota = quota or WorkQuota()
         self.slots = slots
         self._parse_template = parse_template
         self._desks: dict[PeerId, Desk] = {}
@@ -207,6 +214,7 @@ class Worker:
 
     async def _session_tasks(self, desk: Desk, call: CallStream) -> None:
         session = desk.session
+        pace = Pace(self._env.now())
         self.greet(desk)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write, desk, call)
@@ -217,6 +225,10 @@ class Worker:
                     if desk.session != session:
                         break  # what an ended session still has to say is said again in the next
                     self._received(desk, decode_job_item_untrusted(data))
+                    wait_s = pace.wait_s(len(data), desk.trust, self._env.now())
+                    if wait_s:
+                        await trio.sleep(wait_s)
+                    await desk.taken()
             except DecodeError as error:
                 self.counters["sessions_broken"] = self.counters.get("sessions_broken", 0) + 1
                 with trio.move_on_after(1):
@@ -227,7 +239,7 @@ class Worker:
     def greet(self, desk: Desk) -> None:
         """What a session begins with."""
         desk.post(Hello(API, 0, self._offered(desk), None))
-        desk.post(Credit(self._credit()))
+        desk.post(Credit(self._credit(desk)))
 
     def _offered(self, desk: Desk) -> list[Offered]:
         """What this caller may use in any group it shares with us; each task is asked again."""
@@ -243,17 +255,22 @@ class Worker:
             for _, info in sorted(infos.items())
         ]  # fmt: skip
 
-    def _credit(self) -> int:
-        return self.slots + AHEAD_MAX
+    def _credit(self, desk: Desk) -> int:
+        groups = (None, *self._mesh.shared_groups(desk.peer))
+        known = {self._trust(desk.peer, group) for group in groups}
+        return credit(known, self.slots, AHEAD_MAX)
 
     async def _write(self, desk: Desk, call: CallStream) -> None:
         """The only sender of a session: what was posted first, then results, in large items."""
         while True:
-            while desk.replies:
-                await call.send(encode_item(desk.replies.popleft()))
-            if desk.outbox:
-                await call.send(encode_item(self._next_result(desk)))
-            elif not desk.replies:
+            if desk.replies or desk.outbox:
+                item = desk.replies.popleft() if desk.replies else self._next_result(desk)
+                with trio.move_on_after(STALL_S) as limit:
+                    await call.send(encode_item(item))
+                desk.sent.set()
+                if limit.cancelled_caught and desk.scope is not None:
+                    desk.scope.cancel()
+            else:
                 desk.work = trio.Event()
                 await desk.work.wait()
 
@@ -275,7 +292,7 @@ class Worker:
     async def _beat(self, desk: Desk) -> None:
         while True:
             await trio.sleep(desk.lease_s / BEAT_SHARE)
-            if desk.tasks:
+            if desk.tasks and len(desk.replies) < REPLIES_MAX:
                 desk.post(
                     Beat(
                         [(*ref, task.begun, task.progress) for ref, task in desk.tasks.items()],
@@ -309,18 +326,23 @@ class Worker:
     def _spec(self, desk: Desk, item: Spec) -> None:
         if len(desk.jobs) >= JOBS_MAX and item.job not in desk.jobs:
             raise DecodeError("more jobs than one coordinator may have")
+        others = sum(spec_size(job.spec) for job in desk.jobs.values() if job.spec.job != item.job)
+        if others + spec_size(item) > SPECS_BYTES_MAX:
+            raise DecodeError("larger jobs than one coordinator may have")
         desk.jobs[item.job] = read_spec(item, self._parse_template)
 
     # ---- tasks
 
     def _offer(self, desk: Desk, item: Offer) -> None:
         accepted, refused = [], []
+        if len(item.tasks) > OFFER_TASKS_MAX:
+            raise DecodeError("more tasks than one offer may have")
         desk.lease_s = min(60.0, max(1.0, item.lease_ms / 1000))
         for offered in item.tasks:
             ref = (item.job, offered.task, offered.attempt)
             why = self._take(desk, item, offered)
             if why:
-                refused.append(Refusal(ref, why, 500 if why in {"busy", "quota"} else 0))
+                refused.append(Refusal(ref, why, RETRY_MS.get(why, 0)))
             else:
                 accepted.append(ref)
         if refused:
@@ -350,17 +372,22 @@ class Worker:
             return "version"
         if job.spec.effect and self._held is None:
             return "policy"
-        if len(desk.tasks) >= self._credit() or len(desk.unacked) >= UNACKED_MAX:
+        owner, now = self._mesh.owner(desk.peer, job.spec.group), self._env.now()
+        if self._quota.spent(owner, bytes(desk.peer), trust, now):
+            return "quota"
+        if len(desk.tasks) >= self._credit(desk) or len(desk.unacked) >= UNACKED_MAX:
             return "busy"
         if desk.held_bytes + desk.effect_bytes > self._held_bytes_max:
             return "quota"
         if len(desk.unknown) > UNKNOWN_MAX:
             return "quota"
-        deadline = self._env.now() + offered.deadline_ms / 1000
-        task = TaskHere(desk, job, offered.task, offered.attempt, offered.rows, handler, deadline)
+        task = TaskHere(
+            desk, job, offered.task, offered.attempt, offered.rows, handler,
+            now + offered.deadline_ms / 1000, trust=trust, owner=owner,
+        )  # fmt: skip
         desk.tasks[ref] = task
         desk.queue.append(task)
-        if len(desk.queue) == 1:
+        if desk not in self._turns:
             self._turns.append(desk)
         return ""
 
@@ -389,6 +416,7 @@ class Worker:
         return []
 
     async def _work_on(self, batch: list[TaskHere]) -> None:
+        first, began = batch[0], self._env.now()
         try:
             if is_quick(batch[0]):
                 for task in batch:
@@ -401,6 +429,9 @@ class Worker:
             else:
                 await self._work_long(batch[0])
         finally:
+            now = self._env.now()
+            device = bytes(first.desk.peer)
+            self._quota.charge(first.owner, device, first.trust, now - began, now)
             self._free.release()
             self._work.set()
 

@@ -30,6 +30,7 @@ _COLUMNS: Final = msgspec.json.Decoder(list[Column])
 
 NOTHING: Final = digest(b"")
 HASH_HEX_CHARACTERS: Final = 64
+INDEX_MAX: Final = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ def read_spec(spec: Spec, parse: Callable[[str], Callable[[Row], str]]) -> JobHe
     return JobHere(spec=spec, params=params, columns=columns, render=render)
 
 
+def spec_size(spec: Spec) -> int:
+    """Bytes of what of a spec is kept."""
+    return len(spec.params) + len(spec.columns) + len((spec.template or "").encode())
+
+
 def read_rows(job: JobHere, data: bytes) -> Batch:
     """The rows of an offered task.
 
@@ -79,17 +85,24 @@ def read_rows(job: JobHere, data: bytes) -> Batch:
         if not 2 <= len(entry) <= 4:
             raise DecodeError("a row of a task has two to four parts")
         k, row = entry[0], entry[1]
-        if type(k) is not int or k < 0 or not isinstance(row, dict):
+        if type(k) is not int or not 0 <= k < INDEX_MAX or not isinstance(row, dict):
             raise DecodeError("a row of a task is [index, row, ...]")
         token = _token(entry[2]) if len(entry) > 2 else None
         partial = entry[3] if len(entry) > 3 and isinstance(entry[3], dict) else None
-        text = None if job.render is None else job.render(row)
+        text = None if job.render is None else _filled(job.render, row)
         rows.append(BatchRow(k=k, row=row, text=text, token=token, partial=partial))
     if job.spec.effect and any(row.token is None for row in rows):
         raise DecodeError("a row with an effect has a token")
     if not 0 < len(rows) <= BATCH_ROWS_MAX or len({row.k for row in rows}) != len(rows):
         raise DecodeError("a task has 1 to 32 different rows")
     return Batch(rows=rows, params=job.params, columns=job.columns, reduces=job.spec.reduces)
+
+
+def _filled(render: Callable[[Row], str], row: Row) -> str:
+    try:
+        return render(row)
+    except PlanError:
+        raise DecodeError("a template becomes too long, or a cell has no text") from None
 
 
 def _token(text: object) -> bytes | None:

@@ -13,7 +13,7 @@ NAMES = {
     "bytes a row": limits.ROW_BYTES_MAX,
     "bytes of a template": limits.TEMPLATE_BYTES_MAX,
     "columns": limits.COLUMNS_MAX,
-    "bytes of a task's answer": limits.OUTPUT_BYTES_MAX,
+    "bytes of a task's answer": limits.RESULT_BYTES_MAX,
     "bytes to reduce": limits.REDUCE_BYTES_MAX,
     "rows a task": limits.BATCH_ROWS_MAX,
     "tasks an offer": limits.OFFER_TASKS_MAX,
