@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from p2p.replication.config import ReplicationConfig
+    from p2p.replication.exchange_tails import Tails
     from p2p.replication.ranges import RangeSet
     from p2p.replication.record import RecordWire
     from p2p.replication.store import LogKey, LogState, Stored
@@ -103,7 +104,7 @@ JOBS_MAX: Final = 64 * LIST_MAX
 
 
 class Session:
-    """The machine of one session. Satisfies `exchange.Port` for its exchanges.
+    """The machine of one session. Satisfies `exchange_port.Port` for its exchanges.
 
     Args:
         me: our key.
@@ -157,7 +158,7 @@ class Session:
         self._next_id = 0
         self._then: dict[int, Callable[[object], None]] = {}
         self._blocking: set[int] = set()
-        self._jobs: deque[tuple[Exchange, Serving]] = deque()
+        self._jobs: deque[tuple[Tails, Serving]] = deque()
         self._serving: int | None = None
         self._exchanges: dict[bytes, Exchange] = {}
         self._ignored: set[bytes] = set()
@@ -444,7 +445,7 @@ class Session:
         query_id = self._register(admitted, blocking=True)
         self._events.append(Admit(query_id, group, tuple(wires)))
 
-    def serve(self, exchange: Exchange, job: Serving) -> None:
+    def serve(self, exchange: Tails, job: Serving) -> None:
         """Queue an answer, sent as the peer reads."""
         if len(self._jobs) >= JOBS_MAX:
             raise LimitError("too many ranges asked for at once")
@@ -504,7 +505,7 @@ class Session:
             case _:
                 return ControlAsk()
 
-    def _on_served(self, exchange: Exchange, job: Serving, rows: Sequence[Stored]) -> None:
+    def _on_served(self, exchange: Tails, job: Serving, rows: Sequence[Stored]) -> None:
         if isinstance(job, ServeControl):
             rows = [row for row in rows if self._above(row, job.above)]
         for message in records_frames(exchange.tag, [wire_of(row) for row in rows]):
@@ -522,7 +523,7 @@ class Session:
         place = Place(heads.short_id(self.salt, header.author), header.incarnation, 0)
         return header.seq > above.get(place, 0)
 
-    def _served(self, exchange: Exchange, records: int) -> None:
+    def _served(self, exchange: Tails, records: int) -> None:
         exchange.serving -= 1
         exchange.served(records)
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2p.errors import LimitError, ProtocolError, UsageError, VersionError
-from p2p.replication import exchange as ex
+from p2p.replication import exchange_tails as ex
 from p2p.replication import exchange_types as types
 from p2p.replication import session as se
 from p2p.replication.config import ReplicationConfig
