@@ -1,6 +1,6 @@
 """Jobs: three real daemons on loopback, and the parts of the engine in simulations.
 
-    python -m benchmarks jobs [--quick] [--only noop|one|liars|tables|experience]
+    python -m benchmarks jobs [--quick] [--only noop|one|liars|fanout|routing|tables|experience]
 
 Rates are of whole jobs, from the client's submit to the event that says done, rows kept in the
 journal on the way. The simulations run the product's judge on peers that lie or lose; how they are
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.job_sims import experience, liars, replay
+from benchmarks.job_sims import experience, fanout, liars, replay, routing
 from benchmarks.memory.data import DataMissing
 from benchmarks.node import BlockingClient, DaemonUnderTest
 from benchmarks.processes import cpu_s
@@ -45,6 +45,10 @@ def run(options: Options, report: Report) -> None:
         _daemons(options, report)
     if options.wants("liars"):
         _liars(options, report)
+    if options.wants("fanout"):
+        _fanout(options, report)
+    if options.wants("routing"):
+        _routing(options, report)
     if options.wants("tables"):
         _tables(options, report)
     if options.wants("experience"):
@@ -165,6 +169,57 @@ def _liars(options: Options, report: Report) -> None:
         report.value(f"{title}: executions a row", found.executions, unit="", target=bound)
         report.value(
             f"{title}: honest peers quarantined", found.honest_out, unit="", target=Target("=", 0)
+        )
+
+
+def _fanout(options: Options, report: Report) -> None:
+    seeds = 4 if options.quick else 12
+    for name, baseline, most in (
+        ("schedule", "plain pull, two ahead", 1.6),
+        ("schedule, 30 % die", "leases only, 30 % die", 2.0),
+    ):
+        ours = fanout.runs(fanout.TABLE[name], seeds)
+        plain = fanout.runs(fanout.TABLE[baseline], seeds)
+        title = f"fan-out, {name}, median of {seeds} seeds"
+        report.value(
+            f"{title}: time beside the ideal",
+            fanout.ratio(ours),
+            unit="x",
+            target=Target("<=", most),
+            yardstick=f"{baseline}, in this run",
+            yardstick_value=fanout.ratio(plain),
+        )
+        report.value(
+            f"{title}: executions beyond one a task",
+            fanout.extra(ours),
+            unit="%",
+            target=Target("<=", 5),
+        )
+        report.value(f"{title}: rows done", fanout.done(ours), unit="%", target=Target(">=", 100))
+
+
+def _routing(options: Options, report: Report) -> None:
+    try:
+        requests = routing.trace(options.data)
+    except DataMissing as missing:
+        report.missing("requests to models with caches", str(missing))
+        return
+    seeds = 1 if options.quick else 5
+    for name, least in (("fresh views", 0.9), ("views 10 s old", 0.75)):
+        ours, loaded = (
+            statistics.median(
+                routing.in_time(requests, routing.TABLE[setting], seed=seed)
+                for seed in range(1, seeds + 1)
+            )
+            for setting in (name, f"least loaded, {name}")
+        )
+        report.value(
+            f"requests to models with caches, {name}, median of {seeds} seeds: in time",
+            ours,
+            unit="share",
+            target=Target(">=", least),
+            yardstick="least loaded, in this run",
+            yardstick_value=loaded,
         )
 
 

@@ -37,6 +37,7 @@ from federated.jobs.items import (
     Usage,
     encode_results,
 )
+from federated.jobs.leasing import prefix_of
 from federated.jobs.plan import make_job
 from federated.jobs.types import JobId, JobSpec, PerRow
 from p2p.identity import PeerId
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 HANDLER: Final = "echo@1"
 OURS: Final = PeerId(b"ours".ljust(32, b"\0"))
+US: Final = b"us".ljust(32, b"\0")
 GROUP: Final = b"g" * 32
 WALL_MS: Final = 1_800_000_000_000
 _JSON: Final = msgspec.json.Encoder()
@@ -77,7 +79,7 @@ class PlayedDoor:
 
     def owner(self, peer: PeerId, group: GroupId | None) -> bytes:  # noqa: ARG002
         """What `join` said."""
-        return self.owners.get(peer, b"us")
+        return self.owners.get(peer, US)
 
     def verify(self, peer: bytes, domain: bytes, body: bytes, signature: bytes) -> bool:  # noqa: ARG002
         """Signatures of the fleet are the peers' ids."""
@@ -113,12 +115,11 @@ class Fleet:
     """
 
     def __init__(
-        self, *, seed: int, times: Times | None = None, prefix_of: PrefixOf | None = None
+        self, *, seed: int, times: Times | None = None, prefix_of: PrefixOf = prefix_of
     ) -> None:
         self.rng = random.Random(seed)
         self.door = PlayedDoor()
-        more = {} if prefix_of is None else {"prefix_of": prefix_of}
-        self.core = Coordinator(self.door, self.rng, epoch=1, times=times, **more)
+        self.core = Coordinator(self.door, self.rng, epoch=1, times=times, prefix_of=prefix_of)
         self.now = 0.0
         self.held: dict[str, dict[tuple[bytes, int, int], PlayedTask]] = {}
         self.cancels: list[tuple[str, Cancel]] = []
@@ -128,6 +129,7 @@ class Fleet:
         self.on_offer: Callable[[PlayedTask], None] = lambda _task: None
         self.on_stop: Callable[[PlayedTask], None] = lambda _task: None
         self.on_orders: Callable[[Orders], None] = lambda _orders: None
+        self.on_submit: Callable[[Job], None] = lambda _job: None
         self._sessions: dict[str, int] = {}
 
     @property
@@ -139,7 +141,7 @@ class Fleet:
 
     def join(
         self, name: str, *, slots: int = 2, credit: int = 4, trust: TrustClass = "own",
-        owner: bytes = b"us", handler: str = HANDLER,
+        owner: bytes = US, handler: str = HANDLER,
     ) -> None:  # fmt: skip
         """A peer comes, or comes back with nothing in its hands."""
         peer = OURS if name == "ours" else peer_id(name)
@@ -178,7 +180,8 @@ class Fleet:
 
     def submit(self, *, rows: int | Iterable[dict[str, object]] = 1, **spec: object) -> Job:
         """Begin a job, a task a row unless the spec says otherwise."""
-        table = [{"n": n} for n in range(rows)] if isinstance(rows, int) else list(rows)
+        table: list[dict[str, object]] = []
+        table += [{"n": n} for n in range(rows)] if isinstance(rows, int) else rows
         agent = str(spec.pop("agent", ""))
         group = GROUP if spec.get("group", "own") != "own" else None
         fields = {"handler": HANDLER, "batch": PerRow(), "verify": "none", **spec}
@@ -188,6 +191,7 @@ class Fleet:
             agent=agent, now=self.now, wall_ms=self.wall_ms, code_hash=None, cacheable=False,
             find_peer=lambda _name: None,
         )  # fmt: skip
+        self.on_submit(job)
         self.core.submit(job, now=self.now, wall_ms=self.wall_ms)
         self.carry_out()
         return job

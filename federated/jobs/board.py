@@ -84,14 +84,15 @@ class PeerCell:
         specs: jobs it was told of.
         outstanding: attempts there, in the order of their offers.
         view: what was seen of it, for estimates.
-        silent: a lease there ended and nothing was heard since: nothing is offered until then, or
-            until `silent_end`.
+        heard: monotonic seconds of the last item.
+        silent: it has tasks and says nothing: it is offered no more until it does, or until
+            `silent_end`.
         told: it has said in this session what it holds.
     """
 
     __slots__ = (
-        "busy", "clean", "credit", "down", "draining", "handlers", "load", "outstanding", "peer",
-        "session", "silent", "silent_end", "specs", "told", "view", "window",
+        "busy", "clean", "credit", "down", "draining", "handlers", "heard", "load", "outstanding",
+        "peer", "session", "silent", "silent_end", "specs", "told", "view", "window",
     )  # fmt: skip
 
     def __init__(self, peer: PeerId, session: int) -> None:
@@ -106,6 +107,7 @@ class PeerCell:
         self.outstanding: dict[Attempt, None] = {}
         self.specs: set[bytes] = set()
         self.view = PeerView()
+        self.heard = 0.0
         self.silent = False
         self.silent_end = 0.0
         self.told = False

@@ -313,6 +313,7 @@ class Coordinator:
         if cell is None or cell.session != session:
             return
         cell.silent = False
+        cell.heard = now
         match item:
             case Result():
                 self._results(cell, item, now, wall_ms)

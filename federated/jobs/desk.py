@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from federated.jobs.credit import Grant
 from federated.jobs.items import Holding
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class Desk:
     """What a coordinator has here, over its sessions.
 
     Attributes:
+        share: what it is to us at best, in any group: decides its share of the slots.
+        payer: whose device it is there.
+        grant: how many tasks it may leave here.
         unacked: results to tell until they are acknowledged.
         unknown: attempts with effects that began here and will have no answer.
         outbox: (job, result) to send in this session.
@@ -103,6 +107,9 @@ class Desk:
     peer: PeerId
     trust: TrustClass = "none"
     owner: bytes = b""
+    share: TrustClass = "none"
+    payer: bytes = b""
+    grant: Grant = field(default_factory=Grant)
     epoch: int = 0
     session: int = 0
     stale: bool = False

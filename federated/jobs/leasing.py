@@ -57,8 +57,10 @@ SCAN_MAX: Final = 256
 
 WINDOW_MAX: Final = 4096
 HALVE_AFTER: Final = 3
+SILENT_SHARE: Final = 0.7
+"""Of a lease without a word from a peer that has tasks: two beats are missing."""
 SILENT_LEASES: Final = 3
-"""A peer whose lease ended in silence is tried again after so many. Guess."""
+"""A silent peer is tried again after so many. Guess."""
 TAKEN_BACK_FROM: Final = frozenset({TaskState.LEASED, TaskState.RUNNING, TaskState.VERIFYING})
 
 
@@ -383,7 +385,7 @@ class Leasing:
             peer.view.observe(handler, took_s / attempt.expected_s)
         rest_s = max(TOOK_LEAST_S, took_s - attempt.apart_s)
         self.durations.add(handler, attempt.task.bytes, rest_s)
-        peer.view.taken(-took_s / attempt.slots)
+        peer.view.corrected(attempt.offered, took_s / attempt.slots)
         peer.busy = 0
         peer.clean += 1
         if peer.clean >= peer.window and peer.window < WINDOW_MAX:
@@ -406,7 +408,7 @@ class Leasing:
         peer = self._board.peers.get(attempt.peer)
         if peer is not None:
             peer.outstanding.pop(attempt, None)
-            peer.view.taken(attempt.share_s)
+            peer.view.corrected(attempt.offered, -attempt.share_s)
 
     def _take_back(self, job: Job, task: TaskCell, due: float) -> None:
         """Queue a task again that no peer has; at once, or when `due`."""
@@ -469,12 +471,9 @@ class Leasing:
 
     def tick(self, now: float, wall_ms: int) -> None:
         """Leases that end, waits that are over."""
-        for cell in self._board.peers.values():
-            if cell.silent and cell.silent_end <= now:
-                cell.silent = False
+        self._listen(now)
         for job in list(self._board.jobs.values()):
             for attempt in [one for one in job.live if one.lease_end <= now]:
-                self._fell_silent(attempt, now)
                 if not effects.keeps(self._board, job, attempt):
                     self.lose(job, attempt, now, wall_ms)
             due = [task for task in job.waiting if task.due <= now]
@@ -485,13 +484,18 @@ class Leasing:
                     task.state = step(TASK_TRANSITIONS, task.state, TaskInput.RETRY_DUE)
                     job.queue.append(task)
 
-    def _fell_silent(self, attempt: Attempt, now: float) -> None:
-        """A peer let a lease end: it gets nothing until it is heard of again."""
-        cell = self._board.peers.get(attempt.peer)
-        if cell is not None and not cell.down:
-            cell.silent = True
-            cell.silent_end = now + SILENT_LEASES * self._board.times.lease_s
-            cell.window = 1
+    def _listen(self, now: float) -> None:
+        """Peers that let two beats go by get nothing until they are heard of again."""
+        times = self._board.times
+        for cell in self._board.peers.values():
+            if cell.silent and cell.silent_end <= now:
+                cell.silent = False
+            elif cell.outstanding and not cell.silent and not cell.down:
+                oldest = next(iter(cell.outstanding))
+                if now - max(cell.heard, oldest.offered) > SILENT_SHARE * times.lease_s:
+                    cell.silent = True
+                    cell.silent_end = now + SILENT_LEASES * times.lease_s
+                    cell.window = 1
 
     def lose(self, job: Job, attempt: Attempt, now: float, wall_ms: int) -> None:
         """An attempt will bring nothing in time; a result that comes all the same is late."""

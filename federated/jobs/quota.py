@@ -1,4 +1,4 @@
-"""How much of this machine a peer may have: work an hour, bytes a second, tasks at once. Pure.
+"""How much of this machine a peer may have: work an hour, bytes a second. Pure.
 
 Our own devices have no quota. A friend's and a stranger's work is counted in seconds of a slot,
 over the last hour, for the owner and for the device alike: whoever changes the owner of a device
@@ -12,11 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from federated.jobs.limits import STRANGER_TASKS_MAX
-
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from federated.seams import TrustClass
 
 HOUR_S: Final = 3600.0
@@ -127,14 +123,3 @@ class Pace:
         self._at = now
         self._ahead += max(size, ITEM_BYTES_MIN) / BYTES_PER_S
         return max(0.0, self._ahead - BURST_S)
-
-
-def credit(known: Collection[TrustClass], slots: int, ahead: int) -> int:
-    """Tasks that a coordinator may leave here.
-
-    Args:
-        known: what it is to us in each group that we share.
-        slots: tasks at once.
-        ahead: how many may wait.
-    """
-    return STRANGER_TASKS_MAX if {"own", "friend"}.isdisjoint(known) else slots + ahead

@@ -144,11 +144,12 @@ class PeerView:
         free_at: monotonic seconds at which a task offered to it now would start.
     """
 
-    __slots__ = ("_blocks", "free_at", "slowness")
+    __slots__ = ("_blocks", "_told_at", "free_at", "slowness")
 
     def __init__(self) -> None:
         self.slowness: dict[str, float] = {}
         self.free_at = 0.0
+        self._told_at = -1.0
         self._blocks: OrderedDict[bytes, None] = OrderedDict()
 
     def slow(self, handler: str) -> float:
@@ -165,13 +166,18 @@ class PeerView:
         """It was offered a task that keeps all its slots busy for `share_s`."""
         self.free_at = max(self.free_at, now) + share_s
 
-    def taken(self, share_s: float) -> None:
-        """Its queue is shorter by so much than thought; longer, if negative."""
-        self.free_at -= share_s
+    def corrected(self, offered_at: float, by_s: float) -> None:
+        """A task that was offered then kept it busy so much longer than thought.
+
+        Nothing if it has told its queue since: that held the task as it was.
+        """
+        if offered_at > self._told_at:
+            self.free_at += by_s
 
     def told(self, now: float, queue_s: float, blocks: Iterable[bytes]) -> None:
         """What it says of its queue, tasks of ours included, and of what it has read."""
         self.free_at = now + min(max(0.0, queue_s), TRIED_S)
+        self._told_at = now
         self.read(blocks)
 
     def read(self, blocks: Iterable[bytes]) -> None:
@@ -262,24 +268,31 @@ def choose(lanes: Sequence[Lane], need: Need, now: float, rng: random.Random) ->
     if not lanes:
         return None
     if len(lanes) <= FEW:
-        return _soonest(lanes, need, now)
+        return _soonest(lanes, need, now, rng)
     if need.key is None:
-        return _soonest(rng.sample(lanes, HOMES + STRAYS), need, now)
+        return _soonest(rng.sample(lanes, HOMES + STRAYS), need, now, rng)
     return _at_home(lanes, need, now, rng)
 
 
-def _soonest(lanes: Sequence[Lane], need: Need, now: float) -> Lane:
+def _soonest(lanes: Sequence[Lane], need: Need, now: float, rng: random.Random) -> Lane:
+    """The least estimate; among equals by chance, or all who choose would choose the same."""
     if len(lanes) == 1:
         return lanes[0]
-    if need.blocks or need.tried:
-        return min(lanes, key=lambda lane: need.estimate(lane, now))
-    # The same for a plain task, without calls: this runs for each task and peer.
-    best, best_s, t50_s = lanes[0], math.inf, need.t50_s
+    plain, t50_s = not (need.blocks or need.tried), need.t50_s
+    best, best_s, equals = lanes[0], math.inf, 1
     for lane in lanes:
-        wait_s = lane.view.free_at - now
-        found_s = lane.cold_s + t50_s * lane.slowness + (wait_s if wait_s > 0 else 0.0)
+        if plain:
+            # `estimate` without its calls: this runs for each task and peer.
+            wait_s = lane.view.free_at - now
+            found_s = lane.cold_s + t50_s * lane.slowness + (wait_s if wait_s > 0 else 0.0)
+        else:
+            found_s = need.estimate(lane, now)
         if found_s < best_s:
-            best, best_s = lane, found_s
+            best, best_s, equals = lane, found_s, 1
+        elif found_s == best_s:
+            equals += 1
+            if rng.random() * equals < 1:
+                best = lane
     return best
 
 
@@ -292,9 +305,9 @@ def _at_home(lanes: Sequence[Lane], need: Need, now: float, rng: random.Random) 
     )
     if need.estimate(warm, now) <= max(HOME_SLO_S, 2 * need.t50_s):
         return warm
-    home = _soonest((first, second), need, now)
+    home = _soonest((first, second), need, now, rng)
     rest = [lane for lane in lanes if lane is not first and lane is not second]
-    away = _soonest(rng.sample(rest, STRAYS), need, now)
+    away = _soonest(rng.sample(rest, STRAYS), need, now, rng)
     if need.estimate(away, now) < AWAY_SHARE * need.estimate(home, now):
         return away
     return home

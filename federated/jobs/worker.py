@@ -16,12 +16,12 @@ what does not exist. Source: docs/specs/jobs.md s.4 and s.6.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from federated.errors import HandlerError
+from federated.jobs.credit import Allowance, with_times
 from federated.jobs.desk import REPLIES_MAX, Desk, TaskHere, Waiting
 from federated.jobs.held import HELD_BYTES_MAX, HELD_MS, Put
 from federated.jobs.items import (
@@ -32,7 +32,6 @@ from federated.jobs.items import (
     Beat,
     Cancel,
     Cancelled,
-    Credit,
     Failed,
     Have,
     Hello,
@@ -42,15 +41,16 @@ from federated.jobs.items import (
     Reply,
     Result,
     Spec,
+    Usage,
     decode_job_item_untrusted,
     encode_item,
     encode_results,
     signed_part,
 )
 from federated.jobs.limits import OFFER_TASKS_MAX, RESULT_BYTES_MAX, SPECS_BYTES_MAX
-from federated.jobs.quota import Pace, WorkQuota, credit
+from federated.jobs.quota import Pace, WorkQuota
 from federated.jobs.running import Running
-from federated.jobs.worker_task import read_spec, spec_size
+from federated.jobs.worker_task import failed, read_spec, spec_size
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -67,8 +67,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("covey.jobs.worker")
 
-AHEAD_MAX: Final = 64
-"""Tasks beyond the slots that a coordinator may leave here: they hide the round trip."""
 PURE_TASKS_MAX: Final = 64
 """Tasks of one trip to a thread: the trip costs as much as two small tasks."""
 RETRY_MS: Final = {"busy": 500, "quota": 30_000}
@@ -148,7 +146,8 @@ class Worker:
         self.slots = slots
         self._parse_template = parse_template
         self._desks: dict[PeerId, Desk] = {}
-        self._turns: deque[Desk] = deque()
+        self._allowance = Allowance(mesh, slots, self._desks)
+        self._turns = self._allowance.turns
         self._work = trio.Event()
         self._unsaved = trio.Event()
         self._free = trio.Semaphore(slots)
@@ -188,6 +187,9 @@ class Worker:
         desk = self._desks.get(caller.peer)
         if desk is None:
             desk = self._desks[caller.peer] = Desk(caller.peer)
+        if not self._allowance.admit(desk):
+            await call.send(encode_item(Failed("quota", "another device of yours is served")))
+            return b""
         if desk.scope is not None:
             desk.scope.cancel()
         self._session += 1
@@ -239,7 +241,8 @@ class Worker:
     def greet(self, desk: Desk) -> None:
         """What a session begins with."""
         desk.post(Hello(API, 0, self._offered(desk), None))
-        desk.post(Credit(self._credit(desk)))
+        if (credit := self._allowance.credit(desk, begin=True)) is not None:
+            desk.post(credit)
 
     def _offered(self, desk: Desk) -> list[Offered]:
         """What this caller may use in any group it shares with us; each task is asked again."""
@@ -254,11 +257,6 @@ class Worker:
             )
             for _, info in sorted(infos.items())
         ]  # fmt: skip
-
-    def _credit(self, desk: Desk) -> int:
-        groups = (None, *self._mesh.shared_groups(desk.peer))
-        known = {self._trust(desk.peer, group) for group in groups}
-        return credit(known, self.slots, AHEAD_MAX)
 
     async def _write(self, desk: Desk, call: CallStream) -> None:
         """The only sender of a session: what was posted first, then results, in large items."""
@@ -296,7 +294,7 @@ class Worker:
                 desk.post(
                     Beat(
                         [(*ref, task.begun, task.progress) for ref, task in desk.tasks.items()],
-                        None,
+                        self._allowance.load(self.slots - self._free.value),
                     )
                 )
 
@@ -375,7 +373,7 @@ class Worker:
         owner, now = self._mesh.owner(desk.peer, job.spec.group), self._env.now()
         if self._quota.spent(owner, bytes(desk.peer), trust, now):
             return "quota"
-        if len(desk.tasks) >= self._credit(desk) or len(desk.unacked) >= UNACKED_MAX:
+        if self._allowance.full(desk) or len(desk.unacked) >= UNACKED_MAX:
             return "busy"
         if desk.held_bytes + desk.effect_bytes > self._held_bytes_max:
             return "quota"
@@ -388,18 +386,24 @@ class Worker:
         desk.tasks[ref] = task
         desk.queue.append(task)
         if desk not in self._turns:
-            self._turns.append(desk)
+            self._turns.add(desk)
         return ""
 
     def _next_tasks(self) -> list[TaskHere]:
         """A task to run, or as many quick ones as one trip to a thread takes."""
         while self._turns:
-            desk = self._turns.popleft()
+            desk = self._turns.take()
+            share = desk.share
             batch: list[TaskHere] = []
             while desk.queue and len(batch) < PURE_TASKS_MAX:
                 task = desk.queue[0]
                 if task.cancelled:
                     desk.queue.popleft()
+                    continue
+                if task.deadline <= self._env.now() and not task.effect:
+                    desk.queue.popleft()
+                    error = HandlerError("deadline")
+                    self._finish(task, failed(task.task, task.attempt, error, Usage()))
                     continue
                 pure = is_quick(task)
                 if batch and not pure:
@@ -410,30 +414,36 @@ class Worker:
                 if not pure:
                     break
             if desk.queue:
-                self._turns.append(desk)
+                self._turns.add(desk)
             if batch:
                 return batch
+            self._turns.end(share)
         return []
 
     async def _work_on(self, batch: list[TaskHere]) -> None:
         first, began = batch[0], self._env.now()
         try:
-            if is_quick(batch[0]):
-                for task in batch:
-                    task.begun = True
-                results = await self._running.quick(batch)
-                for task, result in zip(batch, results, strict=True):
-                    self._finish(task, result)
-            elif batch[0].effect:
-                await self._work_once(batch[0])
-            else:
-                await self._work_long(batch[0])
+            with self._allowance.using(batch[0].desk, len(batch), self._env.now):
+                await self._work_through(batch)
         finally:
             now = self._env.now()
             device = bytes(first.desk.peer)
             self._quota.charge(first.owner, device, first.trust, now - began, now)
             self._free.release()
             self._work.set()
+
+    async def _work_through(self, batch: list[TaskHere]) -> None:
+        if is_quick(batch[0]):
+            for task in batch:
+                task.begun = True
+            began = self._env.now()
+            results = await self._running.quick(batch)
+            for task, result in with_times(batch, results, self._env.now() - began):
+                self._finish(task, result)
+        elif batch[0].effect:
+            await self._work_once(batch[0])
+        else:
+            await self._work_long(batch[0])
 
     async def _work_long(self, task: TaskHere) -> None:
         result = await self._running.one(task)

@@ -116,6 +116,10 @@ class Door:
 
     def __init__(self, me: PeerId) -> None:
         self.id = me
+        self.fabric = self
+
+    def info(self, peer: PeerId) -> None:
+        """Of a link: nothing is known of its length."""
 
     def trust(self, peer: PeerId, group: GroupId | None) -> TrustClass:  # noqa: ARG002
         return "own"
