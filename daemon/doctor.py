@@ -84,6 +84,27 @@ def check_config(paths: Paths) -> Check:
     return _ok("config", there)
 
 
+def check_sandbox(paths: Paths) -> Check:
+    """What programs of `[jobs.handlers]` run in."""
+    from federated.jobs.handlers.sandbox import sandbox_kind
+
+    try:
+        programs = load(paths.config_file).jobs.handlers
+    except ConfigError:
+        programs = {}
+    if not programs:
+        return _ok("jobs.sandbox", "no programs are offered as handlers")
+    kind = sandbox_kind()
+    if kind != "limits":
+        return _ok("jobs.sandbox", f"programs of handlers run in {kind}")
+    return _warn(
+        "jobs.sandbox",
+        "programs of handlers reach files and the network: only limits hold them",
+        "Install bubblewrap, or a kernel with Landlock; or offer only programs that you would run"
+        " on any peer's rows.",
+    )
+
+
 def check_modes(paths: Paths) -> list[Check]:
     """Whether nobody else can read what is ours alone."""
     found: list[Check] = []
@@ -254,6 +275,7 @@ def examine(
         lambda: check_disk(paths),
         lambda: check_database(paths),
         lambda: check_embedder(paths),
+        lambda: check_sandbox(paths),
         lambda: check_last_run(paths, running=running),
     ]
     # What the daemon and the files both tell is said once; a name may stand for several rows.

@@ -123,11 +123,11 @@ def large_file(rows, task):
 """
 
 
-@pytest.fixture(params=["limits", "bubblewrap"])
+@pytest.fixture(params=["limits", "landlock", "bubblewrap"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SandboxKind:
     found: SandboxKind = request.param
-    if found == "bubblewrap":
-        need("bubblewrap")
+    if found != "limits":
+        need(found)
     monkeypatch.setattr(proc, "sandbox_kind", lambda: found)
     return found
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from federated.jobs.handlers.confine import landlock_abi
 from federated.jobs.handlers.sandbox import sandbox_kind
 
 if TYPE_CHECKING:
@@ -100,6 +101,10 @@ def _bubblewrap() -> str | None:
     return None if sandbox_kind() == "bubblewrap" else "no bubblewrap that works here"
 
 
+def _landlock() -> str | None:
+    return None if landlock_abi() else "no Landlock in this kernel"
+
+
 def _dask() -> str | None:
     found = importlib.util.find_spec("distributed")
     return None if found is not None else "no Dask for this interpreter"
@@ -112,6 +117,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         " allowed",
         optional_in_ci=True,
     ),
+    "landlock": Requirement(_landlock, "run a kernel with Landlock (since 5.13), switched on"),
     "dask": Requirement(_dask, "install the extra: `pip install covey[dask]`", optional_in_ci=True),
     "npm": Requirement(
         functools.partial(_command, "npm"),

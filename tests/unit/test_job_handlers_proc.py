@@ -55,11 +55,11 @@ number = 3
 ECHO = "import sys\nfor line in sys.stdin:\n    sys.stdout.write(line)\n"
 
 
-@pytest.fixture(params=["limits", "bubblewrap"])
+@pytest.fixture(params=["limits", "landlock", "bubblewrap"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SandboxKind:
     found: SandboxKind = request.param
-    if found == "bubblewrap":
-        need("bubblewrap")
+    if found != "limits":
+        need(found)
     monkeypatch.setattr(proc, "sandbox_kind", lambda: found)
     return found
 

@@ -35,7 +35,7 @@ from federated.jobs.handlers.aside import with_aside
 from federated.jobs.handlers.base import HandlerInfo, TaskLimits
 from federated.jobs.handlers.child import Child
 from federated.jobs.handlers.runner_main import LENGTH
-from federated.jobs.handlers.sandbox import python_folders, sandbox_kind, wrapped
+from federated.jobs.handlers.sandbox import confinement, python_folders, sandbox_kind, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,21 +121,23 @@ class _Operators:
     def _command(
         self, kind: SandboxKind, limits: TaskLimits, setup: dict[str, object], read: Sequence[str]
     ) -> list[str]:
+        folders = [*python_folders(), _RUNNER, *self._config.read, *read]
+        network = self._config.sandbox == "network"
         text = json.dumps(
             {
                 **setup,
+                "confine": confinement(kind, folders, network=network),
                 "mem_bytes": self._config.mem_bytes,
                 "cpu_s": _cpu_s(limits),
                 "parent": 0 if kind == "bubblewrap" else os.getpid(),
             }
         )
-        folders = [*python_folders(), _RUNNER, *self._config.read, *read]
         flags = ["-I", "-S"] if "exec" in setup else ["-I"]
         return wrapped(
             [sys.executable, *flags, _RUNNER, text],
             kind=kind,
             read=folders,
-            network=self._config.sandbox == "network",
+            network=network,
         )
 
     def _complain(self, child: Child, error: HandlerError) -> None:

@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import BinaryIO, TypeAlias
+    from typing import BinaryIO, Protocol, TypeAlias
+
+    class Confine(Protocol):
+        """`confine.confine`, with what came as JSON."""
+
+        def __call__(self, read: object, *, network: object) -> None:
+            """See there."""
+            ...
 
     Function: TypeAlias = Callable[[object, object], object]
 
@@ -44,6 +51,7 @@ def main() -> NoReturn:
     setup = cast("dict[str, object]", json.loads(sys.argv[1]))
     _die_with(cast("int", setup["parent"]))
     _limit(cast("int", setup["mem_bytes"]))
+    _confine(cast("dict[str, object] | None", setup.get("confine")))
     if "exec" in setup:
         allow_cpu(cast("float", setup["cpu_s"]))
         command = cast("list[str]", setup["exec"])
@@ -63,6 +71,17 @@ def _die_with(parent: int) -> None:
             os._exit(1)
         return
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _confine(given: dict[str, object] | None) -> None:
+    """Give up what `confine` says; this process ends if it cannot."""
+    if given is None:
+        return
+    import runpy
+
+    # Alone and by its path: nothing of ours can be imported here.
+    module = cast("dict[str, object]", runpy.run_path(cast("str", given["module"])))
+    cast("Confine", module["confine"])(given["read"], network=given["network"])
 
 
 def _linux() -> bool:

@@ -1,8 +1,10 @@
 """What keeps an operator's program to itself: the best that this machine offers.
 
 `bubblewrap`: a file system of the system's folders, read-only, and those named; no network, no
-other process in sight, no capability; everything inside dies with its parent. `limits`: only those
-of memory, processor time, processes, open files and file size, set by `runner_main`.
+other process in sight, no capability; everything inside dies with its parent. `landlock`: the same
+folders, read-only, no network, no way out of its process group, no reach to other processes; it has
+no scratch folder and sees that other processes are there (`confine`). `limits`: only those of
+memory, processor time, processes, open files and file size, set by `runner_main`.
 
 Source: docs/specs/jobs.md s.6.
 """
@@ -14,14 +16,18 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-SandboxKind: TypeAlias = Literal["bubblewrap", "limits"]
+    from federated.jobs.types import Row
+
+SandboxKind: TypeAlias = Literal["bubblewrap", "landlock", "limits"]
 
 _PROBE_S: Final = 5.0
+CONFINE: Final = str(Path(__file__).with_name("confine.py"))
 # Files a program makes there are memory that no limit of its own counts.
 _SCRATCH_BYTES: Final = 64 * 2**20
 _SYSTEM_LINKS: Final = ("/lib", "/lib64", "/lib32", "/bin", "/sbin")
@@ -43,20 +49,36 @@ def sandbox_kind() -> SandboxKind:
     A bubblewrap that is installed may still not work: in many containers and on some systems
     ordinary users get no namespaces. So it is tried.
     """
-    bubblewrap = shutil.which("bwrap")
-    if sys.platform != "linux" or bubblewrap is None:
+    if sys.platform != "linux":
         return "limits"
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap is not None and _works([*_wrapping(bubblewrap, read=(), network=False), "true"]):
+        return "bubblewrap"
+    return "landlock" if _works([sys.executable, "-I", "-S", CONFINE]) else "limits"
+
+
+def _works(command: Sequence[str]) -> bool:
     try:
         probe = subprocess.run(  # noqa: S603 - nothing of a peer's is in it
-            [*_wrapping(bubblewrap, read=(), network=False), "true"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PROBE_S,
-            check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return "limits"
-    return "bubblewrap" if probe.returncode == 0 else "limits"
+        return False
+    return probe.returncode == 0
+
+
+def confinement(kind: SandboxKind, read: Iterable[str], *, network: bool) -> Row | None:
+    """What `runner_main` is to give up by itself; None where the sandbox is around it, or none is.
+
+    Args:
+        kind: what `sandbox_kind` said.
+        read: files and folders it may read besides the system's.
+        network: whether it may use the network.
+    """
+    if kind != "landlock":
+        return None
+    files = _SYSTEM_FILES + (_NETWORK_FILES if network else ())
+    return {"module": CONFINE, "read": [*files, *_outermost(read)], "network": network}
 
 
 def wrapped(
@@ -70,7 +92,7 @@ def wrapped(
         read: folders and files it may read besides the system's.
         network: whether it may use the network.
     """
-    if kind == "limits":
+    if kind != "bubblewrap":
         return list(command)
     bubblewrap = shutil.which("bwrap")
     assert bubblewrap is not None, "the probe found it"
