@@ -27,7 +27,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Home]]
         home.up()
     ticket = cast("dict[str, Json]", homes[0].json("invite"))["ticket"]
     homes[1].ok("join", str(ticket), "--yes")
-    wait_until("they are connected", lambda: _connected(homes[0]))
+    wait_until("they know each other's names", lambda: _connected(homes[0]))
     yield homes
     for home in homes:
         home.stop()
@@ -35,7 +35,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Home]]
 
 def _connected(home: Home) -> bool:
     peers = cast("list[dict[str, Json]]", home.json("rpc", "peers.list", "{}"))
-    return any(peer.get("connected") for peer in peers)
+    return any(peer.get("connected") and peer.get("name") == "desk" for peer in peers)
 
 
 @pytest.fixture
@@ -90,6 +90,46 @@ def test_a_plan_that_no_longer_holds_is_refused(two: tuple[Home, Home], rows: st
     assert unknown.returncode == 4
     both = boss.run("rpc", "job.submit", json.dumps({"plan_id": "00", "spec": {"handler": "e@1", "rows": []}}))  # fmt: skip # noqa: E501
     assert both.returncode == 2
+
+
+def test_an_agent_plans_and_submits_by_its_plan(two: tuple[Home, Home]) -> None:
+    boss, _desk = two
+    rows: list[Json] = [{"n": n} for n in range(3)]
+    plan = tool(boss, "job_plan", handler="echo@1", rows=rows)
+    assert (plan["rows"], plan["group"]) == (3, "own")
+    peers = cast("list[dict[str, Json]]", plan["peers"])
+    assert {str(peer["machine"]): peer["sees"] for peer in peers} == {"boss": False, "desk": True}
+    submitted = tool(boss, "job_submit", plan_id=plan["plan_id"])
+    job = str(submitted["job_id"])
+    wait_until("it is done", lambda: tool(boss, "job_status", id=job)["state"] == "done")
+
+
+def tool(home: Home, name: str, **arguments: Json) -> dict[str, Json]:
+    """What an agent's call of an MCP tool answers, in its structured form."""
+    meta: dict[str, Json] = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params: dict[str, Json] = {"name": name, "arguments": arguments, "_meta": meta}
+    line = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    with subprocess.Popen(
+        [*COVEY, "mcp"],
+        env={**home.environ, "COVEY_AGENT": "claude-code"},
+        cwd=home.work,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as relay:
+        assert relay.stdin is not None
+        assert relay.stdout is not None
+        relay.stdin.write(line + "\n")
+        relay.stdin.flush()
+        answer = json.loads(relay.stdout.readline())
+        relay.stdin.close()
+        relay.wait(LIMIT_S)
+    assert "result" in answer, answer
+    assert not answer["result"].get("isError"), answer
+    return cast("dict[str, Json]", answer["result"]["structuredContent"])
 
 
 def test_progress_is_drawn_on_a_terminal_and_told_in_lines_elsewhere(
