@@ -1,4 +1,4 @@
-"""`covey job retry|answer|quarantine`: what follows from how a job went."""
+"""`covey job retry|feedback|answer|quarantine`: what follows from how a job went."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from daemon.cli.options import Verbs
     from daemon.json_types import Json
 
-VERBS = frozenset({"retry", "answer", "quarantine"})
+VERBS = frozenset({"retry", "feedback", "answer", "quarantine"})
 
 
 def configure_after(verbs: Verbs) -> None:
@@ -23,6 +23,11 @@ def configure_after(verbs: Verbs) -> None:
     sub.add_argument("id", help="the id or its beginning")
     sub.add_argument("--columns", metavar="NAMES", help="also rows that lack one of these")
     sub.add_argument("--rows", metavar="INDICES", help="only these, with commas between")
+    sub = add_verb(verbs, "feedback", "say which of its answers are right or wrong")
+    sub.add_argument("id", help="the id or its beginning")
+    sub.add_argument("--good", metavar="INDICES", help="rows that are right, with commas between")
+    sub.add_argument("--bad", metavar="INDICES", help="rows that are wrong: retry asks again")
+    sub.add_argument("--rule", metavar="TEXT", help="a note that the handler's next plans show")
     sub = add_verb(verbs, "answer", "what it asks for once its executions are used up")
     sub.add_argument("id", help="the id or its beginning")
     sub.add_argument("--executions", type=int, help="how many more it may use")
@@ -37,6 +42,8 @@ def run_after(client: Client, args: argparse.Namespace) -> int:
     match args.verb:
         case "retry":
             return _retry(client, args)
+        case "feedback":
+            return _feedback(client, args)
         case "answer":
             return _answer(client, args)
         case _:
@@ -48,7 +55,7 @@ def _retry(client: Client, args: argparse.Namespace) -> int:
     if args.columns:
         params["columns"] = [name.strip() for name in args.columns.split(",")]
     if args.rows:
-        params["rows"] = _indices(args.rows)
+        params["rows"] = _indices(args.rows, "--rows")
     answer = out.mapping(client.call("job.retry_gaps", params))
     if args.json:
         out.say_json(answer)
@@ -59,11 +66,31 @@ def _retry(client: Client, args: argparse.Namespace) -> int:
     return 0
 
 
-def _indices(text: str) -> list[Json]:
+def _feedback(client: Client, args: argparse.Namespace) -> int:
+    params: dict[str, Json] = {"id": args.id}
+    if args.good:
+        params["rows_good"] = _indices(args.good, "--good")
+    if args.bad:
+        params["rows_bad"] = _indices(args.bad, "--bad")
+    if args.rule:
+        params["rule"] = args.rule
+    if len(params) == 1:
+        raise CliError("say --good, --bad or --rule", 2, name="invalid_params")
+    answer = out.mapping(client.call("job.feedback", params))
+    if args.json:
+        out.say_json(answer)
+    elif args.bad:
+        out.say(f"noted; `covey job retry {args.id}` asks for the wrong ones again")
+    else:
+        out.say("noted")
+    return 0
+
+
+def _indices(text: str, option: str) -> list[Json]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise CliError("--rows takes numbers, such as 3,17", 2, name="invalid_params") from None
+        raise CliError(f"{option} takes numbers, such as 3,17", 2, name="invalid_params") from None
 
 
 def _answer(client: Client, args: argparse.Namespace) -> int:

@@ -1,6 +1,9 @@
-"""`job.retry_gaps`, `answer`, `quarantines`, `lift`: what follows from how a job went."""
+"""`job.retry_gaps`, `feedback`, `answer`, `quarantines`, `lift`: what follows from how it went."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
 
 import msgspec
 import trio
@@ -14,9 +17,10 @@ from daemon.methods.job_lookup import (
     job_state,
     with_parent,
 )
-from daemon.methods.job_submit import Submitted
+from daemon.methods.job_submit import Submitted, check_allowed
 from daemon.methods.peers import device_names, shown_name
 from daemon.rpc.registry import Call, method
+from federated.errors import JobError
 from federated.jobs.types import JobSpec
 from memory.provenance import iso
 
@@ -36,6 +40,23 @@ class RetryParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     id: str
     columns: list[str] = []
     rows: list[int] = []
+
+
+class JobFeedbackParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the caller found of a finished job's answers.
+
+    Attributes:
+        id: the job.
+        rows_good: indices of rows that are right.
+        rows_bad: of those that are wrong: `job.retry_gaps` asks for them again, no later job is
+            given their answers.
+        rule: a note on the handler that its next plans show, at most 280 characters.
+    """
+
+    id: str
+    rows_good: list[int] = []
+    rows_bad: list[int] = []
+    rule: str = ""
 
 
 class AnswerParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -99,8 +120,7 @@ async def retry_gaps(call: Call, p: RetryParams) -> Submitted:
     """Run a finished job again for its missing, disputed and tainted rows; a new job, whole."""
     spec = JobSpec(handler="", rows=[], gaps_of=p.id, gap_columns=p.columns, gap_rows=p.rows)
     spec = await with_parent(call, spec)
-    if spec.group != "own" and not call.principal.covers(f"jobs:submit:{spec.group}"):
-        raise RpcError("forbidden", f"this agent may not show rows to the group {spec.group}")
+    check_allowed(call, spec)
     jobs = call.services.jobs
     ident = await jobs.submit(
         spec,
@@ -110,6 +130,33 @@ async def retry_gaps(call: Call, p: RetryParams) -> Submitted:
     )
     job = jobs.core.job(ident)
     return Submitted(job_id=ident.hex(), state=job.phase if job is not None else "done")
+
+
+@method("job.feedback", scope="jobs")
+async def feedback(call: Call, p: JobFeedbackParams) -> JobState:
+    """Say which answers of a finished job are right and wrong, and what to mind the next time."""
+    services, found = call.services, await find_job(call, p.id)
+    if found.phase not in FINAL:
+        raise RpcError("invalid_state", f"the job is {found.phase}: it is not over")
+    for k in (*p.rows_good, *p.rows_bad):
+        if not 0 <= k < found.rows:
+            raise RpcError("invalid_params", f"the job has no row {k}")
+    if twice := set(p.rows_good) & set(p.rows_bad):
+        raise RpcError("invalid_params", f"row {min(twice)} is called right and wrong")
+    if p.rows_bad:
+        await services.jobs.journal.call_bad(found.id, sorted(set(p.rows_bad)))
+    learn = partial(
+        services.jobs.lessons.feedback,
+        found.id,
+        found.spec.handler,
+        agent=call.principal.agent,
+        wall_ms=services.env.wall_ms(),
+    )
+    await learn(rule=p.rule)
+    # A job that computed nothing, all being cached, teaches nothing of batches.
+    with suppress(JobError):
+        await learn(rows_good=len(set(p.rows_good)), rows_bad=len(set(p.rows_bad)))
+    return await job_state(services, found)
 
 
 @method("job.answer", scope="jobs")

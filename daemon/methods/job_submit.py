@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from daemon.errors import RpcError
-from daemon.methods.job_lookup import group_id
+from daemon.methods.job_lookup import group_id, with_parent
 from daemon.methods.peers import device_names, find_peer, shown_name
 from daemon.rpc.registry import Call, Tool, method
 from federated.jobs.plan import PIN
@@ -73,9 +73,12 @@ class SubmitTool(JobTool, kw_only=True, frozen=True, forbid_unknown_fields=True)
         group: who may see the rows; own is the user's machines.
         params: for the handler.
         plan_id: of job_plan: runs that plan; the rest is left out then.
+        gaps_of: id of a finished job: computes only its rows without a sound answer, the result has
+            all of them; the rest is left out then.
     """
 
     plan_id: str | None = None
+    gaps_of: str | None = None
 
 
 def spec_of(tool: JobTool) -> JobSpec:
@@ -107,6 +110,8 @@ def _submit_params(tool: msgspec.Struct) -> SubmitParams:
     assert isinstance(tool, SubmitTool)
     if tool.plan_id:
         return SubmitParams(plan_id=tool.plan_id)
+    if tool.gaps_of:
+        return SubmitParams(spec=JobSpec(handler="", rows=[], gaps_of=tool.gaps_of))
     return SubmitParams(spec=spec_of(tool))
 
 
@@ -217,6 +222,7 @@ async def submit(call: Call, p: SubmitParams) -> Submitted:
         spec = jobs.planner.find(ident_of_plan, call.principal.agent).spec
     if spec is None:
         raise RpcError("invalid_params", "give a spec, or the plan_id of one")
+    spec = await with_parent(call, spec)
     check_allowed(call, spec)
     named = await peer_names(services, spec)
     if ident_of_plan:

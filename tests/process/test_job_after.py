@@ -81,6 +81,26 @@ def test_rows_of_earlier_jobs_are_told(two: tuple[Home, Home], tmp_path: Path) -
     assert "3 of 4 rows from the cache" in told.stderr
 
 
+def test_what_is_called_wrong_is_asked_again_and_not_reused(
+    two: tuple[Home, Home], tmp_path: Path
+) -> None:
+    boss, _ = two
+    rows: list[dict[str, Json]] = [{"text": f"to judge {n}"} for n in range(3)]
+    first = _submit(boss, tmp_path, rows)
+    _done(boss, first)
+    boss.ok("job", "feedback", first, "--good", "0,2", "--bad", "1", "--rule", "texts, please")
+    assert _status(boss, first)["tainted"] == 1
+    assert "retry" in boss.ok("job", "status", first)
+    told = boss.run("job", "feedback", first, "--bad", "7")
+    assert (told.returncode, "no row 7" in told.stderr) == (2, True)
+    assert boss.run("job", "feedback", first, "--good", "1", "--bad", "1").returncode == 2
+    assert boss.run("job", "feedback", first).returncode == 2
+    again = str(cast("dict[str, Json]", boss.json("job", "retry", first))["job_id"])
+    status = _done(boss, again)
+    assert (status["tainted"], status["cached"]) == (0, 0)
+    assert cast("dict[str, Json]", status["by_state"])["ok"] == 3
+
+
 def test_who_is_quarantined_is_listed_and_lifted(two: tuple[Home, Home]) -> None:
     boss, _ = two
     assert boss.json("job", "quarantine") == []
