@@ -16,8 +16,9 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from federated.jobs.handlers import confine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 SandboxKind: TypeAlias = Literal["bubblewrap", "landlock", "limits"]
 
 _PROBE_S: Final = 5.0
-CONFINE: Final = str(Path(__file__).with_name("confine.py"))
+CONFINE: Final = confine.__file__
 # Files a program makes there are memory that no limit of its own counts.
 _SCRATCH_BYTES: Final = 64 * 2**20
 _SYSTEM_LINKS: Final = ("/lib", "/lib64", "/lib32", "/bin", "/sbin")
