@@ -64,12 +64,19 @@ def _place(connection: apsw.Connection, n: int) -> _Place | None:
     return None if row is None else _Place(*row)
 
 
-def enter(connection: apsw.Connection, n: int) -> None:
-    """Record `n` has begun to count with its body; a record of another kind changes nothing."""
+def enter(connection: apsw.Connection, n: int, *, supersedes: bool = True) -> None:
+    """Record `n` has begun to count with its body; a record of another kind changes nothing.
+
+    Args:
+        connection: the writer's.
+        n: the record's row.
+        supersedes: whether it may name others.
+    """
     here = _place(connection, n)
     if here is None:
         return
-    _supersede(connection, here, n)
+    if supersedes:
+        _supersede(connection, here, n)
     gone = connection.execute(
         f"SELECT {_GONE} FROM record r WHERE r.n = ?",
         (n,),

@@ -233,7 +233,7 @@ def put_body(txn: Txn, grp: int, record: Verified, n: int, *, fresh: bool) -> No
     elif record.kind == ENTRY_KIND:
         project(txn, entry_of(record, n, grp, fresh=fresh), record.plain)
     elif record.kind == cells.STATE_KIND and record.state == "live":
-        cells.enter(connection, n)
+        cells.enter(connection, n, supersedes=bool(record.supersedes))
 
 
 def admit(txn: Txn, grp: int, batch: Sequence[Verified]) -> list[Verdict]:

@@ -177,6 +177,8 @@ class Admission:
         self._quota = quota
         self._emit = emit
         self._checkpoint = checkpoint
+        self.on_opened: Callable[[Group, Sequence[Record]], None] = lambda group, records: None  # noqa: ARG005 - a hook
+        """Called with records, their bodies open, before they are stored."""
 
     async def admit(
         self,
@@ -518,6 +520,7 @@ class Admission:
         if not run.ready and not run.local:
             return
         batch = self._dressed(group, run.ready)
+        self.on_opened(group, batch)
         verdicts = await self._store.admit(group.id, batch, run.local)
         for record, verdict in zip(batch, verdicts, strict=True):
             if verdict.outcome in {"stored", "body", "erased"}:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from p2p.errors import DecodeError
 from p2p.replication.epoch import key_tag
 from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_REFUSED
@@ -24,6 +25,7 @@ from p2p.replication.record import LANE_DATA
 from p2p.replication.shares import record_of
 from p2p.replication.state import (
     CELL_TYPES,
+    KIND_STATE,
     WRITING,
     Change,
     Entry,
@@ -32,6 +34,7 @@ from p2p.replication.state import (
     as_it_was,
     canonical_path,
     check_path,
+    decode_body_untrusted,
     drafts_of,
     fold,
     mark_superseded,
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from p2p.replication.groups import Group
     from p2p.replication.holders import Holders
     from p2p.replication.opened import Opened
+    from p2p.replication.record import Record
     from p2p.replication.state import CellType
     from p2p.replication.store import CellRow, Draft, Receipt, Stored
 
@@ -53,6 +57,9 @@ log = logging.getLogger("covey.p2p.replication")
 CELL_RECORDS_MAX: Final = 10_000
 """Records the value of a cell may be made of; a write beyond is refused here, never a foreign one
 (replicas would differ)."""
+
+EXPECTED_MAX: Final = 20_000
+"""Records between admission and telling whose cells are remembered. Guess: many frames' worth."""
 
 OPEN_BATCH: Final = 64
 """Entries opened between two turns of the loop."""
@@ -102,6 +109,8 @@ class Cells:
         self._opened = OpenedCells(core.sealer)
         self._names: dict[tuple[bytes, bytes], CellName] = {}
         """(group, tag) -> name, of cells read before."""
+        self._expected: dict[bytes, CellName | None] = {}
+        """Of records being stored: the cell of each; None for what is no value."""
         self._watchers: list[Callable[[CellChange], None]] = []
         self._turned: list[tuple[bytes, tuple[bytes, ...]]] = []
         """(group, ids) of records that came, or count otherwise than before."""
@@ -342,6 +351,38 @@ class Cells:
                 return folded
             await changed.wait()
 
+    def expect(self, group: Group, records: Iterable[Record]) -> None:
+        """Foreign records, their bodies open, are about to be stored.
+
+        Whose cells they are is told by what is open anyway: to read and open each once more, when
+        watchers are told, takes a third of the time of taking over many values.
+        """
+        if len(self._expected) > EXPECTED_MAX:
+            self._expected.clear()  # Of transactions that failed: the others are told soon.
+        for one in records:
+            if one.lane != LANE_DATA:
+                continue
+            if one.kind != KIND_STATE:
+                self._expected[one.id] = None
+            elif one.plain is not None and one.key_tag is not None:
+                name = self._names.get((group.id, one.key_tag)) or self._name_said(group, one)
+                if name is not None:
+                    self._expected[one.id] = name
+
+    def _name_said(self, group: Group, record: Record) -> CellName | None:
+        """The cell that an open record names, if that is true."""
+        assert record.key_tag is not None, "asked for a value only"
+        assert record.plain is not None, "asked for an open one only"
+        try:
+            said = decode_body_untrusted(record.plain)
+        except DecodeError:
+            return None
+        name = CellName(said.type, said.path)
+        if self._tag(group, name.type, name.path) != record.key_tag:
+            return None
+        self._names[group.id, record.key_tag] = name
+        return name
+
     def _on_commit(self, group: bytes, ids: Sequence[bytes]) -> None:
         self._turned.append((group, tuple(ids)))
         self._news.set()
@@ -353,10 +394,16 @@ class Cells:
 
     async def _tell(self, group_id: bytes, ids: Sequence[bytes]) -> None:
         group = self._core.groups.get(group_id)
-        state_ids = await self._core.store.state_among(ids)
-        if group is None or not state_ids:
-            return
         changed: dict[CellName, list[bytes]] = {}
+        unknown = []
+        for ident in ids:
+            if ident not in self._expected:
+                unknown.append(ident)
+            elif (name := self._expected.pop(ident)) is not None:
+                changed.setdefault(name, []).append(ident)
+        state_ids = await self._core.store.state_among(unknown) if unknown else ()
+        if group is None or not (state_ids or changed):
+            return
         for at in range(0, len(state_ids), OPEN_BATCH):
             rows = await self._core.store.fetch(state_ids[at : at + OPEN_BATCH], bodies=True)
             for row in rows:

@@ -146,6 +146,7 @@ class Replication(JoinService, SyncService):
         )
         self._driver = Driver(self._core, node)
         self.cells = Cells(self._core, node)
+        admission.on_opened = self.cells.expect
         """State that agents share: values folded from records."""
         self.membership = Membership(self._core)
         """Roles, removal, leaving, invites."""

@@ -157,6 +157,42 @@ def test_a_watcher_hears_of_foreign_changes() -> None:
     play(scene)
 
 
+def test_what_others_wrote_is_told_without_reading_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its body was open when it came; junk is told as a change of no cell."""
+
+    async def scene() -> None:
+        async with nodes("alice", "bob") as (alice, bob):
+            group = await pair_up(alice, bob)
+            await agree(alice, bob, group)
+            heard: list[CellChange] = []
+            bob.replication.cells.on_change(heard.append)
+            asked: list[bytes] = []
+            real = bob.store.state_among
+
+            async def noting(ids: Sequence[bytes]) -> Sequence[bytes]:
+                asked.extend(ids)
+                return await real(ids)
+
+            monkeypatch.setattr(bob.store, "state_among", noting)
+            wrong = encode_body("m", "lww", ("elsewhere",), "set", "forged")
+            tag = filed(alice, group, "set")
+            (junk,) = await alice.store.append(group, [Drafted(wrong, tag, ())])
+            await agree(alice, bob, group)
+            entry = await alice.write(group, "no value")
+            ident = await do(alice, group, "lww", "set", "news")
+            await agree(alice, bob, group)
+            await wait_until(lambda: bool(heard))
+            assert [(one.cell.path, one.ids) for one in heard] == [(ITEMS, (ident,))]
+            assert junk in asked
+            assert entry not in asked
+            assert ident not in asked
+            assert not bob.replication.cells._expected
+
+    play(scene)
+
+
 def test_a_store_that_fails_once_costs_watchers_a_word_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
