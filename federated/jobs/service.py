@@ -16,50 +16,42 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import trio
 
 from federated.errors import JobError, PlanError
-from federated.jobs.cache import ResultCache, needed, served
-from federated.jobs.canon import canonical, hash_parts
+from federated.jobs.cache import ResultCache
+from federated.jobs.canon import canonical
 from federated.jobs.coordinator import TICK_S, Coordinator
+from federated.jobs.drawing import Drawing
 from federated.jobs.earlier import (
-    Parent,
-    bytes_of_hex,
     drop_erased,
-    take_cached,
-    take_parent,
 )
-from federated.jobs.effects import check_declared
 from federated.jobs.engines.door import DoorWithEngines, Engines
 from federated.jobs.engines.seam import engine_id
 from federated.jobs.erasing import Erasing
-from federated.jobs.handlers.names import full_id
 from federated.jobs.held import Held
 from federated.jobs.journal import Journal
 from federated.jobs.lessons import Lessons
-from federated.jobs.limits import ROWS_MAX
-from federated.jobs.plan import check_spec, make_job, spec_hash
+from federated.jobs.plan import spec_hash
 from federated.jobs.planner import Planner
 from federated.jobs.reduce import reduce_rows
 from federated.jobs.sessions import Hooks, Sessions
 from federated.jobs.staging import Stages, Superseded
-from federated.jobs.state import JOB_FINAL, RowState
+from federated.jobs.state import RowState
 from federated.jobs.template import parse_template
-from federated.jobs.types import ByHandler, Collect, JobId, RowsRef
+from federated.jobs.types import ByHandler, Collect, JobId
 from federated.jobs.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from federated.jobs.cache import Entry
     from federated.jobs.engines.seam import Engine
     from federated.jobs.items import Item
     from federated.jobs.orders import Orders
     from federated.jobs.planner import Planned
     from federated.jobs.quota import WorkQuota
     from federated.jobs.state import Job
-    from federated.jobs.types import JobSpec, Row
+    from federated.jobs.types import JobSpec
     from federated.jobs.worker import Offers
     from federated.seams import Db, GroupId, Mesh
     from p2p.env import Env, Offload
@@ -112,9 +104,13 @@ class Jobs:
             env, offload, self.journal, find=self._in_memory,
             launch=self._launch, wait=self.finished, cancel=self.cancel,
         )  # fmt: skip
+        self.draw = Drawing(
+            mesh, env, offload, self.journal, self.cache, handlers, self.engines,
+            core=lambda: self.core,
+        )  # fmt: skip
         self.planner = Planner(
-            mesh, env, self.lessons, core=lambda: self.core, draw=self._draw,
-            cached=self._cached, look=self._sessions.look,
+            mesh, env, self.lessons, core=lambda: self.core, draw=self.draw,
+            cached=self.draw.cached, look=self._sessions.look,
         )  # fmt: skip
         self._erasing = Erasing(
             env, offload, self.journal, core=lambda: self.core, order=self._carry,
@@ -358,7 +354,7 @@ class Jobs:
             if found[1] != hashed:
                 raise JobError("conflict", "the key was used for another job")
             return found[0]
-        job = await self._draw(
+        job = await self.draw(
             spec, agent=agent, group=group, find_peer=find_peer,
             auto_rows=lambda spec, rows, size: self.planner.choose(spec, rows, size).size,
         )  # fmt: skip
@@ -397,38 +393,9 @@ class Jobs:
         await self.lessons.plan(job.id, job.only, plan.rules)
         return await self._begin(job, hashed, idem)
 
-    async def _draw(
-        self, spec: JobSpec, *, agent: str, group: GroupId | None,
-        find_peer: Callable[[str], PeerId | None], auto_rows: Callable[[JobSpec, int, int], int],
-    ) -> Job:  # fmt: skip
-        """See `planner.Draw`."""
-        check_spec(spec)
-        spec = msgspec.structs.replace(spec, handler=full_id(spec.handler))
-        self._check_reach(spec, group)
-        check_declared(spec, self.core.board.own_handlers.get(spec.handler))
-        parent = await self._parent_of(spec, agent)
-        rows = await self._rows_of(spec) if parent is None else parent.sources
-        ident = JobId(self._env.rng.randbytes(16))
-        nonce = self._env.rng.randbytes(16)
-        now, wall_ms = self._env.now(), self._env.wall_ms()
-        keep_ms = self._keep_ms(spec)
-        job = await self._offload.run(
-            lambda: make_job(
-                spec, rows, ident=ident, nonce=nonce, group=group, agent=agent, now=now,
-                wall_ms=wall_ms, code_hash=self._code_hash(spec), cacheable=keep_ms > 0,
-                find_peer=find_peer if parent is None else parent.find_peer,
-                auto_rows=lambda count, size: auto_rows(spec, count, size),
-            )
-        )  # fmt: skip
-        job.cache_ms = keep_ms
-        if parent is not None:
-            job.parent = parent.id
-            await self._offload.run(lambda: take_parent(job, parent.rows))
-        return job
-
     async def _begin(self, job: Job, hashed: bytes, idem: str | None) -> JobId:
         """Keep a job, then run it."""
-        await self._from_cache(job)
+        await self.draw.take_cached(job)
         deadline_ms = job.submitted_ms + int(job.spec.deadline_s * 1000)
         gone = await self.journal.add(
             job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=job.parent
@@ -438,106 +405,12 @@ class Jobs:
         self._launch(job)
         return job.id
 
-    async def _parent_of(self, spec: JobSpec, agent: str) -> Parent | None:
-        """The finished job whose gaps a spec fills.
-
-        Raises:
-            PlanError: `bad_spec`: there is none, of this caller's, or it is another table.
-        """
-        if spec.gaps_of is None:
-            return None
-        found = await self.journal.job(JobId(bytes_of_hex(spec.gaps_of)))
-        if found is None or (agent and found.agent != agent):
-            raise PlanError("bad_spec", "no such job", path="gaps_of")
-        if found.phase not in JOB_FINAL:
-            raise PlanError("bad_spec", f"the job is {found.phase}: it has to end", path="gaps_of")
-        if spec.columns != found.spec.columns:
-            raise PlanError("bad_spec", "its answers have other columns", path="columns")
-        rows = await self.journal.rows(found.id, 0, ROWS_MAX)
-        return await self._offload.run(lambda: Parent.of(found.id, spec, rows))
-
     def _launch(self, job: Job) -> None:
         """Begin a job that is in the journal."""
         self._ended[job.id] = trio.Event()
         self.core.submit(job, now=self._env.now(), wall_ms=self._env.wall_ms())
         self._carry_out()
         self._sessions.look()
-
-    def _keep_ms(self, spec: JobSpec) -> int:
-        """How long answers are kept for later jobs; 0 too while that does not pay."""
-        if not self.cache.payoff.on(spec.handler, self._env.wall_ms()):
-            return 0
-        return self.core.board.cache_ms(spec)
-
-    def _code_hash(self, spec: JobSpec) -> str | None:
-        """What computes a row beyond its handler's name: for a model, which one stands behind."""
-        info = self.core.board.own_handlers.get(spec.handler)
-        if info is None or info.kind != "llm":
-            return None
-        return hash_parts(info.id, info.summary).hex()
-
-    async def _from_cache(self, job: Job) -> None:
-        """Settle the rows that an earlier job has answered well enough."""
-        begun = self._env.now()
-        found = await self._earlier(job)
-        if found is None:
-            return
-        await self._offload.run(lambda: take_cached(job, found))
-        took_s, wall_ms = self._env.now() - begun, self._env.wall_ms()
-        looked, handler = len(job.rows), job.spec.handler
-        self.cache.payoff.looked(handler, looked, job.cached, took_s, wall_ms)
-        self.core.board.count("rows_cached", job.cached)
-
-    async def _earlier(self, job: Job) -> Mapping[bytes, Entry] | None:
-        """What earlier jobs have answered of a job, by row hash; None: it is not looked up."""
-        spec = job.spec
-        if not job.cache_ms or spec.cache != "use" or not job.rows:
-            return None
-        board, wall_ms = self.core.board, self._env.wall_ms()
-        need = needed(spec, job.group, kind=board.nature(job)[0])
-        bad = board.reputation.quarantined_owners(spec.handler, wall_ms)
-        hashes = [row.hash for row in job.rows]
-        return await self.cache.look(hashes, wall_ms, lambda entry: served(entry, need, bad=bad))
-
-    async def _cached(self, job: Job) -> int | None:
-        """How many rows of a job an earlier one has answered; None: it is not looked up."""
-        found = await self._earlier(job)
-        return (
-            None
-            if found is None
-            else sum(row.state is RowState.PENDING and row.hash in found for row in job.rows)
-        )
-
-    def _check_reach(self, spec: JobSpec, group: GroupId | None) -> None:
-        """Refuse a job that nobody here or there could do.
-
-        Raises:
-            PlanError: `unknown_handler` or `no_eligible_peer`.
-        """
-        if spec.engine == "local":
-            known = sorted(info.id for info in self.handlers.offered_to("own", group))
-            for path, handler in handlers_of(spec):
-                if handler not in known:
-                    raise PlanError(
-                        "unknown_handler",
-                        f"this machine has no {handler}, but {', '.join(known)}",
-                        path=path,
-                    )
-        elif spec.engine != "peers":
-            self.engines.check(spec.engine, handlers_of(spec))
-        elif not self._mesh.members(group):
-            raise PlanError(
-                "no_eligible_peer",
-                "no other machine is in that group: `covey invite` lets one join, and"
-                " `engine: local` computes here",
-                path="group",
-            )
-
-    async def _rows_of(self, spec: JobSpec) -> list[Row]:
-        await trio.lowlevel.checkpoint()
-        if isinstance(spec.rows, RowsRef):
-            raise PlanError("bad_spec", "rows of jobs and blobs are not read yet", path="rows")
-        return spec.rows
 
     async def finished(self, ident: JobId) -> None:
         """Wait until a job is over."""
@@ -581,14 +454,6 @@ class Jobs:
             ident, executions=executions, now=self._env.now(), wall_ms=self._env.wall_ms()
         )
         self._carry_out()
-
-
-def handlers_of(spec: JobSpec) -> list[tuple[str, str]]:
-    """The handlers of a spec, with where it names them."""
-    found = [("handler", spec.handler)]
-    if isinstance(spec.reduce, ByHandler):
-        found.append(("reduce.handler", full_id(spec.reduce.handler)))
-    return found
 
 
 def reduced_values(job: Job) -> list[bytes]:
