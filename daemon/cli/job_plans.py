@@ -51,8 +51,22 @@ def show_plan(args: argparse.Namespace, plan: dict[str, Json]) -> int:
         out.say(f"hint: {out.one_line(out.text(hint), 200)}")
     for note in out.rows(plan.get("notes")):
         by = out.text(note.get("by")) or "you"
-        out.say(f"note by {out.clean(by)}: {out.one_line(out.text(note.get('text')), 280)}")
+        number = _count(note.get("id"))
+        out.say(
+            f"note {number} by {out.clean(by)}: {out.one_line(out.text(note.get('text')), 280)}"
+        )
     out.note(f"`covey job run --plan {out.text(plan.get('plan_id'))}` runs it, for an hour.")
+    return 0
+
+
+def drop_note(args: argparse.Namespace, answer: dict[str, Json]) -> int:
+    """Print what is left of a note."""
+    if args.json:
+        out.say_json(answer)
+    elif answer.get("score"):
+        out.say(f"noted; others want it: {_count(answer.get('score'))} points left")
+    else:
+        out.say("removed")
     return 0
 
 

@@ -11,7 +11,7 @@ from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.job_after import VERBS as AFTER
 from daemon.cli.job_after import configure_after, run_after
-from daemon.cli.job_plans import show_plan
+from daemon.cli.job_plans import drop_note, show_plan
 from daemon.cli.job_tables import FORMATS, show_rows, write_rows
 from daemon.cli.job_words import WHY, cached_of, counted, event_line, tenths_of, unknown_words
 from daemon.cli.memory import connect
@@ -79,6 +79,9 @@ def configure_job(parser: argparse.ArgumentParser) -> None:
     sub = add_verb(verbs, "explain", "how a row came to its state")
     sub.add_argument("id", help="the id or its beginning")
     sub.add_argument("row", type=int, help="its index")
+    add_verb(verbs, "drop-note", "a note that plans show should go").add_argument(
+        "note", type=int, help="its number"
+    )
     sub = add_verb(verbs, "handlers", "what this machine can compute")
     sub.add_argument("--group", default="own", help="for members of this group")
     configure_after(verbs)
@@ -121,6 +124,8 @@ def run_job(args: argparse.Namespace) -> int:
             return _run(client, args)
         case "plan":
             return show_plan(args, out.mapping(client.call("job.plan", {"spec": _spec(args)})))
+        case "drop-note":
+            return drop_note(args, out.mapping(client.call("job.drop_note", {"note": args.note})))
         case "watch":
             return _watch(client, args.id, json_lines=args.json)
         case "result":

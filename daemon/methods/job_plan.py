@@ -1,4 +1,4 @@
-"""`job.plan`: what would become of a job, before any row leaves this machine."""
+"""`job.plan`, `drop_note`: what would become of a job, and the notes that are shown with it."""
 
 from __future__ import annotations
 
@@ -154,6 +154,26 @@ class JobPlan(msgspec.Struct, kw_only=True):
     notes: list[PlanNote]
 
 
+class DropNoteParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A note that should go.
+
+    Attributes:
+        note: its id, as a plan shows it.
+    """
+
+    note: int
+
+
+class NoteLeft(msgspec.Struct, kw_only=True):
+    """What is left of a note.
+
+    Attributes:
+        score: points; 0: it is gone.
+    """
+
+    score: int
+
+
 def _plan_params(tool: msgspec.Struct) -> PlanParams:
     assert isinstance(tool, JobTool)
     return PlanParams(spec=spec_of(tool))
@@ -204,6 +224,13 @@ async def plan(call: Call, p: PlanParams) -> JobPlan:
         for seer in planned.plan.seers
     ]
     return _shown(planned, peers, group_name(services, planned.plan.group))
+
+
+@method("job.drop_note", scope="jobs")
+async def drop_note(call: Call, p: DropNoteParams) -> NoteLeft:
+    """Take back a note of one's own or, as the person, any; another agent's loses a point."""
+    agent = "" if call.principal.is_owner else call.principal.agent
+    return NoteLeft(score=await call.services.jobs.lessons.remove(p.note, agent=agent))
 
 
 def _shown(planned: Planned, peers: list[PlanPeer], group: str) -> JobPlan:

@@ -54,6 +54,8 @@ GIVEN: Final = frozenset({CACHED, KEPT})
 """Reasons of rows that this job did not compute."""
 
 RULE_CHARACTERS_MAX: Final = 280
+RULE_SCORE_MAX: Final = 10
+"""No note stands above five bad jobs in a row. Guess."""
 RULES_MAX: Final = 200
 """Notes kept of one handler; the lowest go. Guess: a plan shows three."""
 
@@ -79,6 +81,7 @@ class Lessons:
         self._db = db
         self._lessons: list[Lesson] = []
         self._rules: dict[int, Rule] = {}
+        self._voted: set[tuple[str, int]] = set()
         self.experience = Experience()
         self.news = trio.Event()
         """Set when the next job has been learned from."""
@@ -225,7 +228,8 @@ class Lessons:
             None,
         )
         if known is not None:
-            await self._score(known.id, RULE_AGREE)
+            if known.agent != agent and self._votes(agent, known.id):
+                await self._score(known.id, RULE_AGREE)
             return
 
         def write(connection: apsw.Connection) -> int:
@@ -241,22 +245,37 @@ class Lessons:
         for one in sorted(of_it, key=lambda one: (one.score, one.id))[: len(of_it) - RULES_MAX]:
             await self._score(one.id, -one.score)
 
-    async def remove(self, rule: int) -> None:
-        """An agent or the person wants a note gone: it loses a point.
+    def _votes(self, agent: str, rule: int) -> bool:
+        """Whether an agent's word on a note counts: once, while the daemon runs."""
+        counts = (agent, rule) not in self._voted
+        self._voted.add((agent, rule))
+        return counts
+
+    async def remove(self, rule: int, *, agent: str) -> int:
+        """Somebody wants a note gone: its author or the person at once, else it loses a point.
+
+        Returns:
+            The points it has left.
 
         Raises:
             JobError: `unknown_job`: there is no such note.
         """
-        if rule not in self._rules:
+        found = self._rules.get(rule)
+        if found is None:
             raise JobError("unknown_job", "there is no such note")
-        await self._score(rule, RULE_REMOVE)
+        if agent in {"", found.agent}:
+            await self._score(rule, -found.score)
+        elif self._votes(agent, rule):
+            await self._score(rule, RULE_REMOVE)
+        left = self._rules.get(rule)
+        return 0 if left is None else left.score
 
     async def _score(self, number: int, change: int) -> None:
         """Move a note up or down; at 0 it is gone."""
         rule = self._rules.get(number)
         if rule is None:
             return
-        score = rule.score + change
+        score = min(RULE_SCORE_MAX, rule.score + change)
 
         def write(connection: apsw.Connection) -> None:
             if score > 0:

@@ -69,6 +69,13 @@ def test_a_plan_is_shown_and_run(two: tuple[Home, Home], rows: str) -> None:
     assert isinstance(plan_of(boss, rows)["seconds"], float)
     good = cast("dict[str, Json]", plan_of(boss, rows)["good"])
     assert good["job_id"] == listed[0]["id"]
+    boss.ok("job", "feedback", str(listed[0]["id"]), "--rule", "short rows do best")
+    assert "note 1 by you: short rows do best" in boss.ok(
+        "job", "plan", "--handler", "echo@1", "--rows", rows
+    )
+    assert boss.ok("job", "drop-note", "1") == "removed\n"
+    assert plan_of(boss, rows)["notes"] == []
+    assert boss.run("job", "drop-note", "1").returncode == 4
 
 
 def test_a_plan_that_no_longer_holds_is_refused(two: tuple[Home, Home], rows: str) -> None:

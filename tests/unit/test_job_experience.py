@@ -227,15 +227,21 @@ def test_what_the_caller_says_counts_and_notes_rise_and_fall(tmp_path: Path) -> 
             await lessons.feedback(bytes(16), "echo@1", agent="", rows_good=1, wall_ms=1)
         await say(rule="keep  rows\nshort")
         await say(rule="other")
-        await say(rule="keep rows short")
+        for agent in ("claude", "codex", "codex"):
+            await lessons.feedback(
+                ident, "echo@1", agent=agent, rule="keep rows short", wall_ms=1
+            )  # fmt: skip
         assert [(one.text, one.score) for one in lessons.notes("echo@1", 3)] == [
             ("keep rows short", 3), ("other", 2),
-        ]  # fmt: skip
-        other = lessons.notes("echo@1", 3)[1]
-        await lessons.remove(other.id)
-        await lessons.remove(other.id)
+        ], "its author's word and a repeated one count once"  # fmt: skip
+        other = lessons.notes("echo@1", 3)[1].id
+        assert await lessons.remove(other, agent="codex") == 1
+        assert await lessons.remove(other, agent="codex") == 1
+        assert await lessons.remove(other, agent="gemini") == 0
         with pytest.raises(JobError, match="no such note"):
-            await lessons.remove(other.id)
+            await lessons.remove(other, agent="gemini")
+        await say(rule="mine")
+        assert await lessons.remove(lessons.notes("echo@1", 3)[1].id, agent="claude") == 0
         again = await office.restart(boss)
         assert [one.score for one in again.jobs.lessons.notes("echo@1", 3)] == [3]
         assert again.jobs.lessons.of_handler("echo@1", None)[0].outcome.rows_bad == 10

@@ -73,4 +73,4 @@ def test_foreign_words_are_shown_and_obeyed_by_nobody(capsys: pytest.CaptureFixt
     )
     assert not set("\x1b\x07\u202e\x9b") & set(text)
     assert text.count("\nplan ") == 0, "a note cannot begin a line of ours"
-    assert "note by agent" in text
+    assert "note 1 by agent" in text
