@@ -111,7 +111,7 @@ def sets_are_equal(world: World) -> None:
             peer.roots(world.group),
             tuple(sorted(group.standing.members().items())),
             group.standing.void_ops(),
-            tuple(peer.texts(world.group)),
+            world.texts_of(peer),
         )
         views.setdefault(view, peer.name)
     demand(len(views) == 1, "sets_are_equal", f"{sorted(views.values())} differ")

@@ -187,7 +187,17 @@ class World:
             return False
         if len({peer.roots(self.group) for peer in core}) > 1:
             return False
-        return len({tuple(peer.texts(self.group)) for peer in core}) == 1
+        return len({self.texts_of(peer) for peer in core}) == 1
+
+    def texts_of(self, peer: SimPeer) -> tuple[str, ...]:
+        """What a member reads, but what may differ for good.
+
+        An erasure by somebody who was taken out before all had heard of it, and is not back:
+        whoever had carried it out has no body any more, the others keep theirs.
+        """
+        role, book = self.founder.group_of(self.group).role, self.book
+        unsure = {book.texts[i] for i in book.erasing if role(book.authors[i]) is None}
+        return tuple(text for text in peer.texts(self.group) if text not in unsure)
 
     def check_always(self) -> None:
         """What holds at any time."""

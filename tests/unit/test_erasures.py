@@ -262,6 +262,36 @@ def test_an_erasure_that_a_demotion_cut_off_is_said_again() -> None:
     play(scene)
 
 
+def test_an_erasure_cut_off_by_a_removal_is_said_again_when_its_author_returns() -> None:
+    """Who carried it out before the removal came has no body any more; the others keep theirs."""
+
+    async def scene() -> None:
+        async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+            group = await pair_up(alice, bob)
+            invite = await alice.replication.create_invite(group)
+            await carol.replication.join(invite.ticket)
+            gone = await bob.write(group, "gone")
+            await wait_until(lambda: carol.texts(group) == ["gone"] == alice.texts(group))
+            alice.node.pause()
+            for peer in (bob, carol):
+                await wait_until(lambda peer=peer: alice.id not in peer.node.fabric.peers())
+            await bob.store.settle(group, erase=[(gone, HERE, 0)])
+            await bob.replication.publish_erasures(group)
+            await wait_until(lambda: body_gone(carol, gone))
+            await alice.replication.membership.remove(group, bob.id)
+            alice.node.resume()
+            await wait_until(lambda: alice.roots(group) == carol.roots(group))
+            await trio.sleep(60)
+            assert alice.texts(group) == ["gone"]
+            assert carol.texts(group) == []
+            back = await alice.replication.create_invite(group)
+            assert (await bob.replication.join(back.ticket)).state == "member"
+            await wait_until(lambda: body_gone(alice, gone))
+            await wait_until(lambda: alice.roots(group) == carol.roots(group) == bob.roots(group))
+
+    play(scene)
+
+
 def body_gone(peer: Peer, ident: bytes) -> bool:
     """Whether nothing of a body is on a disk."""
     row = peer.disk.rows[ident]
