@@ -64,6 +64,9 @@ OFF_MS: Final = DAY_MS
 CACHED: Final = "cached"
 """Reason of a row whose answer an earlier job gave."""
 
+_OFF: Final = "cache_off:"
+"""In table `meta`: until when a handler's answers are neither looked for nor kept."""
+
 PUT: Final = (
     "INSERT INTO cache VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET value=excluded.value,"
     " level=excluded.level, owners=excluded.owners, expires_ms=excluded.expires_ms,"
@@ -181,6 +184,13 @@ class Payoff:
 
     def __init__(self) -> None:
         self._kinds: dict[str, _Kind] = {}
+        self.fresh: dict[str, int] = {}
+        """Handlers that were turned off since they were last kept, and until when."""
+
+    def load(self, off: Mapping[str, int]) -> None:
+        """What was off in an earlier run, until when (Unix milliseconds)."""
+        for handler, until_ms in off.items():
+            self._kinds.setdefault(handler, _Kind()).off_until_ms = until_ms
 
     def on(self, handler: str, now_ms: int) -> bool:
         """Whether to look, and to keep."""
@@ -214,7 +224,7 @@ class Payoff:
             return
         saved_s = kind.computed_s / kind.computed
         if kind.hits * saved_s < kind.look_s:
-            kind.off_until_ms = now_ms + OFF_MS
+            kind.off_until_ms = self.fresh[handler] = now_ms + OFF_MS
             kind.looks = kind.hits = kind.look_s = 0.0
         elif kind.looks >= 10 * LOOKS_MIN:
             kind.looks, kind.hits, kind.look_s = kind.looks / 2, kind.hits / 2, kind.look_s / 2
@@ -234,6 +244,30 @@ class ResultCache:
         self._bytes: int | None = None
         """At least what the table holds; None: not counted yet."""
         self.payoff = Payoff()
+
+    async def load(self) -> None:
+        """What looking brought in earlier runs."""
+
+        def read(connection: apsw.Connection) -> dict[str, int]:
+            rows = connection.execute(
+                "SELECT name, value FROM meta WHERE name BETWEEN ? AND ?", (_OFF, _OFF + "~")
+            )
+            return {str(name)[len(_OFF) :]: int(value) for name, value in rows}
+
+        self.payoff.load(await self._db.read(read))
+
+    async def looked(self, handler: str, looks: int, hits: int, took_s: float, now_ms: int) -> None:
+        """A job's rows were looked up; see `Payoff.looked`."""
+        self.payoff.looked(handler, looks, hits, took_s, now_ms)
+        fresh, self.payoff.fresh = self.payoff.fresh, {}
+        if fresh:
+            rows = [(_OFF + name, until_ms) for name, until_ms in fresh.items()]
+            await self._db.write(
+                lambda connection: connection.executemany(
+                    "INSERT OR REPLACE INTO meta VALUES (?,?)", rows
+                ),
+                full=False,
+            )
 
     async def look(
         self, hashes: Sequence[bytes], now_ms: int, wanted: Callable[[Entry], bool]

@@ -137,7 +137,7 @@ class Drawing:
         await self._offload.run(lambda: take_cached(job, found))
         took_s, wall_ms = self._env.now() - begun, self._env.wall_ms()
         looked, handler = len(job.rows), job.spec.handler
-        self._cache.payoff.looked(handler, looked, job.cached, took_s, wall_ms)
+        await self._cache.looked(handler, looked, job.cached, took_s, wall_ms)
         self._core().board.count("rows_cached", job.cached)
 
     async def _earlier(self, job: Job) -> Mapping[bytes, Entry] | None:

@@ -152,7 +152,8 @@ class Journal:
             if not quoted:
                 return set()
             add_quotes(connection, quoted)
-            return forget_late(connection, job.id).get(job.id, set())
+            late = forget_late(connection, {record for record, _, _ in quoted})
+            return late.get(job.id, set())
 
         return await self._db.write(insert, full=True)
 

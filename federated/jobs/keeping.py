@@ -67,7 +67,8 @@ def keep(connection: apsw.Connection, batch: Sequence[Orders]) -> Kept:
             events += taint(connection, caught)
     connection.executemany(SQL["event"], events)
     quoted = keep_quotes(connection, merged.get("row_state", []), merged.get("answer", []))
-    gone = forget_late(connection) if quoted or cache_quotes else {}
+    quoted.update(record for record, _ in cache_quotes if isinstance(record, bytes))
+    gone = forget_late(connection, quoted)
     for orders in batch:
         for one in orders.forgets:
             for job, ks in forget(connection, one.records, one.at_ms).items():

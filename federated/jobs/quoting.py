@@ -70,8 +70,8 @@ def quotes_of_job(job: Job) -> list[tuple[bytes, bytes, int]]:
 
 def keep_quotes(
     connection: apsw.Connection, rows: Sequence[Params], answers: Sequence[Params]
-) -> bool:
-    """Note what accepted rows and single answers quote; whether any does.
+) -> set[bytes]:
+    """Note what accepted rows and single answers quote; the records.
 
     Args:
         connection: in a transaction.
@@ -86,7 +86,7 @@ def keep_quotes(
         if isinstance(body, bytes):
             found += [(record, job, k) for record in quotes(body)]
     connection.executemany(_ADD, found)
-    return bool(found)
+    return {record for record, _, _ in found}
 
 
 def add_quotes(connection: apsw.Connection, found: Sequence[tuple[bytes, bytes, int]]) -> None:
@@ -138,17 +138,12 @@ def forget(connection: apsw.Connection, records: Sequence[bytes], at_ms: int) ->
     return found
 
 
-def forget_late(connection: apsw.Connection, job: bytes | None = None) -> Rows:
-    """Overwrite what quotes a record that was forgotten before, of one job or of all."""
-    known = "SELECT record FROM forgotten"
+def forget_late(connection: apsw.Connection, records: Iterable[bytes]) -> Rows:
+    """Overwrite what quotes those of the records that were forgotten before."""
     late = [
-        bytes(row[0])
-        for row in connection.execute(
-            f"SELECT DISTINCT record FROM quote WHERE record IN ({known})"  # noqa: S608
-            " AND (?1 IS NULL OR job=?1)"
-            f" UNION SELECT DISTINCT record FROM cache_quote WHERE record IN ({known})",
-            (job,),
-        )
+        record
+        for record in sorted(records)
+        if connection.execute("SELECT 1 FROM forgotten WHERE record=?", (record,)).fetchone()
     ]
     return forget(connection, late, 0) if late else {}
 

@@ -151,6 +151,7 @@ class Jobs:
             core.board.engines = dict(self.engines.by_id)
             core.board.reputation.load(await self.journal.stats(), await self.journal.alone())
             await self.lessons.load()
+            await self.cache.load()
             for job in await self.journal.live(self._env.now(), wall_ms):
                 self._ended[job.id] = trio.Event()
                 job.only = await self.lessons.seeing(job.id)

@@ -244,3 +244,20 @@ def test_a_hit_in_ten_pays_if_it_saves_ten_looks(hits: int, on: bool) -> None:
     for _ in range(60):
         payoff.looked("a@1", 10_000, hits, 1.0, 0)  # .1 ms a look
     assert payoff.on("a@1", 0) is on
+
+
+def test_off_outlives_a_restart(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        await office.desk(2)
+        await _done(boss, _spec(rows=8))
+        now_ms = boss.jobs._env.wall_ms()
+        for _ in range(5):
+            await boss.jobs.cache.looked("wordcount@1", 1000, 0, 900.0, now_ms)
+        again = await office.restart(boss)
+        _, job = await _done(again, _spec(rows=8))
+        assert (job.cached, job.cache_ms) == (0, 0)
+        _, job = await _done(again, _spec("hash@1", rows=8))
+        assert job.cache_ms == NAMED_MS
+
+    play_office(scenario, tmp_path, seed=8)

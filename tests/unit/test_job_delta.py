@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from daemon.methods.job_submit import SubmitTool, _submit_params
 from federated.errors import PlanError
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.types import Column, JobSpec, PerRow, Sum
@@ -281,3 +282,10 @@ def test_the_operator_lifts_a_quarantine_for_good(tmp_path: Path) -> None:
         assert not reputation.quarantined(P, liar.id, "echo@1", again.jobs._env.wall_ms())
 
     play_office(scenario, tmp_path, seed=8)
+
+
+def test_an_agent_names_only_the_job_whose_gaps_it_wants_filled() -> None:
+    tool = msgspec.json.decode(b'{"gaps_of": "3f2a"}', type=SubmitTool)
+    spec = _submit_params(tool).spec
+    assert spec is not None
+    assert (spec.handler, spec.rows, spec.gaps_of) == ("", [], "3f2a")

@@ -11,12 +11,14 @@ import trio
 
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.quoting import quotes
-from federated.jobs.types import JobSpec, PerRow, TopK
+from federated.jobs.types import ByHandler, JobSpec, PerRow, TopK
 from tests.helpers.jobs_kit import play_office
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import apsw
 
     from federated.jobs.handlers.base import Batch, TaskCtx
     from federated.jobs.types import JobId, RowOut
@@ -213,6 +215,72 @@ def test_params_that_quote_take_the_whole_job_along(tmp_path: Path) -> None:
         assert files_holding(tmp_path, SECRET) == []
 
     play_office(scenario, tmp_path, seed=6)
+
+
+class Joined:
+    """`joined@1`: combines two answers into one text."""
+
+    info: Final = HandlerInfo(id="joined@1", kind="named", deterministic=True)
+
+    def compute(self, batch: Batch) -> Sequence[RowOut]:
+        return [
+            (
+                item.k,
+                {"text": " ".join(str(part.get("text")) for part in self._parts(item.row))},
+                "",
+            )
+            for item in batch.rows
+        ]
+
+    @staticmethod
+    def _parts(row: dict[str, object]) -> list[dict[str, object]]:
+        parts = (row["a"], row["b"])
+        assert all(isinstance(part, dict) for part in parts)
+        return list(parts)  # type: ignore[arg-type]
+
+
+def test_what_a_handler_combined_goes_with_its_levels(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1, handlers=[Joined()])
+        await office.desk(2, handlers=[Joined()])
+        rows: list[dict[str, object]] = [
+            {"of": RECORD.hex(), "text": SECRET}, {"text": "b"}, {"text": "c"},
+        ]  # fmt: skip
+        spec = JobSpec(handler="echo@1", rows=rows, reduce=ByHandler(handler="joined@1"))
+        ident = await _done(boss, spec)
+        assert SECRET.encode() in (await boss.jobs.journal.reduced(ident, 0, 9))[0]
+        await _erase(boss)
+        assert await boss.jobs.journal.reduced(ident, 0, 9) == []
+        assert files_holding(tmp_path, SECRET) == []
+
+    play_office(scenario, tmp_path, seed=7)
+
+
+def test_what_a_worker_keeps_for_others_goes(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        worker = await office.desk(1)
+        entry = b'[0,{"id":"%s","text":"%s"}]' % (RECORD.hex().encode(), SECRET.encode())
+
+        def put(connection: apsw.Connection) -> None:
+            job = (b"c" * 32, b"j" * 16)
+            for task, body in ((0, entry), (1, b"other")):
+                connection.execute(
+                    "INSERT INTO held VALUES (?,?,?,0,1,?,?)", (*job, task, body, 2**50)
+                )
+            connection.execute(
+                "INSERT INTO effect VALUES (?,?,?,0,0,'done',?,?)",
+                (job[0], b"t" * 32, job[1], entry, 2**50),
+            )
+
+        await worker.db.write(put)
+        await _erase(worker)
+        assert files_holding(tmp_path, SECRET, RECORD.hex()) == []
+        left = await worker.db.read(
+            lambda c: c.execute("SELECT (SELECT count(*) FROM held), result FROM effect").fetchall()
+        )
+        assert left == [(1, b'[0,null,"erased"]')]
+
+    play_office(scenario, tmp_path, seed=8)
 
 
 @pytest.mark.parametrize(
