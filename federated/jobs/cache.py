@@ -321,7 +321,7 @@ def trim(connection: apsw.Connection, keep_bytes: int, now_ms: int) -> int:
     connection.execute("DELETE FROM cache WHERE expires_ms<=?", (now_ms,))
     total = _bytes(connection)
     gone: list[tuple[bytes]] = []
-    for hashed, size in connection.execute("SELECT hash, bytes FROM cache ORDER BY used_ms, hash"):
+    for hashed, size in connection.execute("SELECT hash, bytes FROM cache ORDER BY used_ms, rowid"):
         if total <= keep_bytes:
             break
         gone.append((bytes(hashed),))

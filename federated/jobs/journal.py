@@ -13,7 +13,7 @@ import msgspec
 
 from federated.jobs.board import EVENT_GAP
 from federated.jobs.canon import encode_normal
-from federated.jobs.keeping import Kept, keep
+from federated.jobs.keeping import Kept, Waiting, keep
 from federated.jobs.loading import load_job, pack_ks, unpack_ks
 from federated.jobs.quoting import (
     OF_A_JOB,
@@ -100,6 +100,7 @@ class Journal:
 
     def __init__(self, db: Db) -> None:
         self._db = db
+        self._waiting = Waiting()
 
     async def begin(self, wall_s: int) -> tuple[int, int]:
         """A new epoch and the number of the first event of this run, durable before anything."""
@@ -159,8 +160,10 @@ class Journal:
 
     async def apply(self, batch: Sequence[Orders]) -> Kept:
         """Keep what the machine ordered, in one transaction."""
+        entries = self._waiting.take(batch)
         return await self._db.write(
-            lambda connection: keep(connection, batch), full=any(orders.full for orders in batch)
+            lambda connection: keep(connection, batch, entries),
+            full=any(orders.full for orders in batch),
         )
 
     async def keep_reduced(self, job: JobId, values: Sequence[bytes]) -> None:
