@@ -253,6 +253,10 @@ def _submit(client: Client, args: argparse.Namespace) -> int:
 
 
 def _start(client: Client, args: argparse.Namespace) -> dict[str, Json]:
+    if args.plan and (args.file or args.handler or args.rows):
+        raise CliError(
+            "a plan has its job: give --plan or a job, not both", 2, name="invalid_params"
+        )
     params: dict[str, Json] = {"plan_id": args.plan} if args.plan else {"spec": _spec(args)}
     if args.key:
         params["idempotency_key"] = args.key

@@ -158,10 +158,14 @@ class Lessons:
         await self._db.write(write, full=False)
 
     async def seeing(self, job: JobId) -> frozenset[PeerId] | None:
-        """The devices that may see a job's rows; None: whoever its group lets."""
+        """The devices that may see a job's rows, or those it combines; None: all its group lets."""
 
         def read(connection: apsw.Connection) -> frozenset[PeerId] | None:
-            row = connection.execute("SELECT peers FROM planned WHERE job=?", (job,)).fetchone()
+            row = connection.execute(
+                "SELECT peers FROM planned WHERE job=?1"
+                " OR job=(SELECT parent FROM stage WHERE job=?1)",
+                (job,),
+            ).fetchone()
             if row is None:
                 return None
             data = bytes(row[0])

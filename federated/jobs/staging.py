@@ -144,6 +144,7 @@ class Stages:
             )
         )  # fmt: skip
         level.stage = number
+        level.only = job.only  # what is combined are its rows, and a restart finds that by `stage`
         # In this order: a level that is known without its job is nothing, a job without its level
         # would be somebody's.
         await self._journal.keep_stage(ident, job.id, number)

@@ -95,6 +95,8 @@ def test_a_plan_that_no_longer_holds_is_refused(two: tuple[Home, Home], rows: st
     wait_until("it is back", lambda: _connected(boss))
     unknown = boss.run("job", "submit", "--plan", "00" * 16)
     assert unknown.returncode == 4
+    twice = boss.run("job", "run", "--plan", "00" * 16, "--handler", "echo@1")
+    assert twice.returncode == 2
     both = boss.run("rpc", "job.submit", json.dumps({"plan_id": "00", "spec": {"handler": "e@1", "rows": []}}))  # fmt: skip # noqa: E501
     assert both.returncode == 2
 

@@ -13,8 +13,9 @@ from federated.jobs.experience import Lesson, Outcome
 from federated.jobs.plan import make_job
 from federated.jobs.planner import PLANS_MAX
 from federated.jobs.planning import VALID_S, Forecast, Seer, examples, hints
-from federated.jobs.types import Column, JobId, JobSpec, PerRow
+from federated.jobs.types import ByHandler, Column, JobId, JobSpec, PerRow
 from p2p.identity import PeerId
+from tests.helpers.job_engines import COMBINE, both
 from tests.helpers.jobs_kit import play_office
 
 if TYPE_CHECKING:
@@ -126,6 +127,28 @@ def test_the_promise_outlives_a_kill(tmp_path: Path) -> None:
             await again.jobs.submit_plan(plan.id, agent="")
 
     play_office(scenario, tmp_path, seed=24)
+
+
+def test_levels_that_combine_a_planned_jobs_answers_keep_its_promise(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1, handlers=both())
+        worker = await office.desk(2, handlers=both())
+        wanted = JobSpec(
+            handler="echo@1", rows=[{"n": n / 7} for n in range(300)],
+            columns=[Column(name="n", type="float")], reduce=ByHandler(handler=COMBINE),
+        )  # fmt: skip
+        plan = await planned(boss, wanted)
+        ident = await boss.jobs.submit_plan(plan.id, agent="")
+        while not any(job.stage for job in boss.jobs.core.board.live_jobs()):
+            await boss.jobs.news()
+        levels = [job for job in boss.jobs.core.board.live_jobs() if job.stage]
+        assert [job.only for job in levels] == [{worker.id, boss.id}] * len(levels)
+        again = await office.restart(boss, handlers=both())
+        live = again.jobs.core.board.live_jobs()
+        assert ident in {job.id for job in live}
+        assert {job.only for job in live} == {frozenset({worker.id, boss.id})}
+
+    play_office(scenario, tmp_path, seed=31)
 
 
 def test_what_changed_is_named(tmp_path: Path) -> None:
