@@ -289,6 +289,8 @@ class Board:
             self.standing(job, cell.peer)[1]
             for cell in self.peers.values()
             if cell.peer != self.door.id
+            and not cell.draining
+            and cell.credit > 0
             and bytes(cell.peer) not in devices
             and self.usable(job, cell, wall_ms)
         }

@@ -72,6 +72,8 @@ NOBODY_S: Final = 3.0
 """How long nobody may offer a job's handler before its watchers are told. Guess: sessions take
 less."""
 
+QUEUE_S_MAX: Final = 60.0
+"""What a worker's word on its queue counts at most: it orders candidates, it ends no job."""
 REFUSED_S: Final = 0.2
 """Least time until a task that a stranger refused is offered again: one that refuses all is not to
 keep us busy."""
@@ -377,7 +379,7 @@ class Coordinator:
     def _load(self, cell: PeerCell, load: Load, now: float) -> None:
         cell.load = load
         blocks = (bytes.fromhex(one) for one in load.warm if BLOCK.fullmatch(one))
-        cell.view.told(now, load.queue_ms / 1000, blocks)
+        cell.view.told(now, min(QUEUE_S_MAX, load.queue_ms / 1000), blocks)
 
     def _reply(self, cell: PeerCell, item: Reply, now: float) -> None:
         for job, task, number in item.accepted:

@@ -138,8 +138,8 @@ class Settling:
 
     def _audited(self, job: Job, attempt: Attempt, result: TaskResult, wall_ms: int) -> None:
         task = attempt.task
-        if task.state is TaskState.DONE:
-            return
+        if task.state not in OPEN_TASKS:
+            return  # given up, or done: too late
         found, _ = self._read(job, attempt, result)
         task.state = step(TASK_TRANSITIONS, task.state, TaskInput.SETTLED)
         job.audits -= 1
@@ -289,6 +289,8 @@ class Settling:
 
     def gave_up(self, job: Job, task: TaskCell, reason: str, wall_ms: int) -> None:
         """A task's open rows get no answer; each keeps the reason it has, or this one."""
+        if task.state not in OPEN_TASKS:
+            return
         if reason != "deadline" and self._to_arbiter(job, task):
             return
         if task.audit:

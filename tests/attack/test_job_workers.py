@@ -30,7 +30,7 @@ from federated.jobs.items import (
     TaskResult,
     Usage,
 )
-from federated.jobs.types import Column, JobSpec, PerRow, Sum
+from federated.jobs.types import Column, JobSpec, Limits, PerRow, Sum
 from tests.helpers.job_rogues import ECHO, Seat, answer, echo, hello, rogue_worker
 from tests.helpers.jobs_kit import GROUP, play_office
 
@@ -93,7 +93,7 @@ def attacked(folder: Path, script: Script, **changes: object) -> dict[str, int]:
         assert rogue.sessions, "the rogue had its chance"
         await trio.sleep(20)  # what comes late is still to come
         counted.update(boss.jobs.core.board.counters, offers=len(rogue.offers))
-        await right(boss, await done(boss, a_job(ROWS[:3])), ROWS[:3])
+        await right(boss, await done(boss, a_job(ROWS[:3], **changes)), ROWS[:3])
 
     play_office(scenario, folder, seed=31)
     return counted
@@ -415,3 +415,28 @@ def test_one_wrong_pair_spoils_no_sum(tmp_path: Path) -> None:
         ]  # fmt: skip
 
     play_office(scenario, tmp_path, seed=34)
+
+
+@pytest.mark.parametrize("hedge", [True, False])
+def test_a_worker_that_beats_and_never_ends_has_its_tasks_taken(
+    tmp_path: Path, *, hedge: bool
+) -> None:
+    async def beats(seat: Seat, offer: Offer) -> None:
+        refs = [(offer.job, task.task, task.attempt) for task in offer.tasks]
+        while True:
+            await seat.send(Beat([(*ref, True, 0.5) for ref in refs], None))
+            await trio.sleep(3)
+
+    limits = Limits(wall_s=20)
+    assert attacked(tmp_path, beats, hedge=hedge, limits=limits, verify="none")["offers"]
+
+
+def test_a_worker_that_keeps_tasks_waiting_has_them_taken(tmp_path: Path) -> None:
+    async def queues(seat: Seat, offer: Offer) -> None:
+        refs = [(offer.job, task.task, task.attempt) for task in offer.tasks]
+        while True:
+            await seat.send(Beat([(*ref, False, 0.0) for ref in refs], None))
+            await trio.sleep(3)
+
+    limits = Limits(wall_s=2)
+    assert attacked(tmp_path, queues, hedge=False, limits=limits, verify="none")["offers"]
