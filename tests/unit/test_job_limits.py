@@ -21,6 +21,16 @@ NAMES = {
 }
 
 
+def test_each_attack_of_the_specification_has_its_test() -> None:
+    section = TEXT.split("## 17. Attacks")[1].split("\n## ")[0]
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_\w+)`", section)
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(named) == len(rows) - 1 > 40
+    for path, name in named:
+        source = (Path(__file__).parents[2] / path).read_text("utf-8")
+        assert re.search(rf"^(?:async )?def {name}\(", source, re.MULTILINE), f"{path}::{name}"
+
+
 def test_the_specification_names_the_limits_there_are() -> None:
     section = TEXT.split("## 9. Limits")[1].split("## 10.")[0]
     written = {
