@@ -1,6 +1,7 @@
 """Jobs: three real daemons on loopback, and the parts of the engine in simulations.
 
-    python -m benchmarks jobs [--quick] [--only noop|one|liars|fanout|routing|tables|experience]
+    python -m benchmarks jobs [--quick]
+        [--only noop|one|kills|liars|fanout|routing|tables|experience]
 
 Rates are of whole jobs, from the client's submit to the event that says done, rows kept in the
 journal on the way. The simulations run the product's judge on peers that lie or lose; how they are
@@ -15,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from benchmarks import job_kills
 from benchmarks.job_sims import experience, fanout, liars, replay, routing
 from benchmarks.memory.data import DataMissing
 from benchmarks.node import BlockingClient, DaemonUnderTest
@@ -43,6 +45,8 @@ def run(options: Options, report: Report) -> None:
     """Measure."""
     if options.wants("noop") or options.wants("one"):
         _daemons(options, report)
+    if options.wants("kills"):
+        job_kills.run(options, report)
     if options.wants("liars"):
         _liars(options, report)
     if options.wants("fanout"):

@@ -39,6 +39,10 @@ class DaemonUnderTest:
             "COVEY_P2P__PRESET": "test",
             **settings,
         }
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
         self.covey("up")
         self.pid = int(json.loads((self.home / "state" / "lock").read_text())["pid"])
 
