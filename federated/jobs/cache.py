@@ -52,6 +52,8 @@ CACHE_BYTES_MAX: Final = 512 * 2**20
 """Beyond so much the entries that were used longest ago go (tasks.md s.7)."""
 TRIM_TO: Final = 0.9
 """Share that is left after that, so that not each answer trims. Guess."""
+TOUCH_MS: Final = 3_600_000
+"""An entry that was used in the last hour is not marked as used again: a mark costs a write."""
 ENTRY_BYTES: Final = 160
 """What an entry takes besides its value: hash, times, indexes. Measured with `dbstat`."""
 
@@ -273,27 +275,29 @@ class ResultCache:
         self, hashes: Sequence[bytes], now_ms: int, wanted: Callable[[Entry], bool]
     ) -> Mapping[bytes, Entry]:
         """The wanted entries under these hashes that are not too old; they count as used now."""
+        stale: list[tuple[int, bytes]] = []
 
         def read(connection: apsw.Connection) -> dict[bytes, Entry]:
             found: dict[bytes, Entry] = {}
+            stale.clear()
             for hashed in dict.fromkeys(hashes):
                 row = connection.execute(
-                    "SELECT value, level, owners FROM cache WHERE hash=? AND expires_ms>?",
+                    "SELECT value, level, owners, used_ms FROM cache WHERE hash=? AND expires_ms>?",
                     (hashed, now_ms),
                 ).fetchone()
                 if row is not None:
                     entry = Entry(bytes(row[0]), int(row[1]), unpack_backing(bytes(row[2])))
                     if wanted(entry):
                         found[hashed] = entry
+                        if int(row[3]) < now_ms - TOUCH_MS:
+                            stale.append((now_ms, hashed))
             return found
 
         found = await self._db.read(read)
-        if found:
+        if stale:
 
             def touch(connection: apsw.Connection) -> None:
-                connection.executemany(
-                    "UPDATE cache SET used_ms=? WHERE hash=?", [(now_ms, one) for one in found]
-                )
+                connection.executemany("UPDATE cache SET used_ms=? WHERE hash=?", stale)
 
             await self._db.write(touch, full=False)
         return found

@@ -261,3 +261,23 @@ def test_off_outlives_a_restart(tmp_path: Path) -> None:
         assert job.cache_ms == NAMED_MS
 
     play_office(scenario, tmp_path, seed=8)
+
+
+def test_use_is_marked_once_an_hour(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        await office.desk(2)
+        _, job = await _done(boss, _spec(rows=2))
+        begun_ms, marks = boss.jobs._env.wall_ms(), []
+        for later_s in (0, 3000, 4000):
+            now_ms = begun_ms + 1000 * later_s
+            found = await boss.jobs.cache.look(
+                [row.hash for row in job.rows], now_ms, lambda _entry: True
+            )
+            assert len(found) == 2
+            rows = await boss.db.read(lambda c: c.execute("SELECT used_ms FROM cache").fetchall())
+            marks.append(rows)
+        assert marks[0] == marks[1]
+        assert marks[2] == [(now_ms,), (now_ms,)]
+
+    play_office(scenario, tmp_path, seed=9)
