@@ -169,3 +169,23 @@ def test_an_erased_memory_leaves_the_jobs_of_all_machines(
             boss.up()
         wait_until("all journals are clean", lambda: not _holding(boss, worker), 60)
         _erased(boss, jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_an_erasure_that_is_killed_takes_the_jobs_along_at_the_next_start(
+    two: tuple[Home, Home], tmp_path: Path
+) -> None:
+    boss, worker = two
+    noted = cast("list[dict[str, Json]]", worker.json("remember", SECRET))
+    ident = str(noted[0]["id"])
+    jobs = _quoted(boss, tmp_path)
+    wait_until("the memory is here, too", lambda: SECRET in boss.texts("heliotrope"))
+    boss.stop()
+    boss.up(COVEY_TEST_FAULT="erase.committed:1")
+    # The command starts the daemon again where it died, and asks once more.
+    boss.run("erase", ident, "--yes")
+    assert any(line.get("unclean") for line in boss.log() if line["event"] == "starting")
+    wait_until("the journal is clean", lambda: not _holding(boss), 60)
+    _erased(boss, jobs)
+    worker.ok("erase", ident, "--yes")

@@ -12,7 +12,11 @@ import trio
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.quoting import quotes
 from federated.jobs.types import ByHandler, JobSpec, PerRow, TopK
+from memory.erasure.erasing import Eraser, EraseWhat, Outlets
+from memory.records.erase import HERE, erase_all
+from tests.helpers.job_handlers import Threads
 from tests.helpers.jobs_kit import play_office
+from tests.helpers.memories import open_world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -281,6 +285,42 @@ def test_what_a_worker_keeps_for_others_goes(tmp_path: Path) -> None:
         assert left == [(1, b'[0,null,"erased"]')]
 
     play_office(scenario, tmp_path, seed=8)
+
+
+async def test_an_erasure_is_clean_once_the_jobs_are_also_of_what_was_never_here(
+    tmp_path: Path,
+) -> None:
+    asked: list[tuple[bytes, ...]] = []
+    clean, heard = trio.Event(), trio.Event()
+
+    async def quoted(records: Sequence[bytes]) -> bool:
+        await trio.lowlevel.checkpoint()
+        asked.append(tuple(records))
+        if RECORD in records:
+            heard.set()
+        return clean.is_set()
+
+    async def tell(_group: bytes) -> Sequence[bytes]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+    async with open_world(tmp_path) as world, trio.open_nursery() as nursery:
+        eraser = Eraser(
+            world.db, world.replica, world.clock, world.sealer.device, tmp_path, Threads(),
+            Outlets(tell, quoted=quoted),
+        )  # fmt: skip
+        await nursery.start(eraser.run)
+        ident = await world.say("the zirconium valve leaks")
+        report = await eraser.erase(world.person, EraseWhat(ids=(ident,)))
+        assert report.state == "partial"
+        assert asked[-1] == (bytes.fromhex(ident),)
+        clean.set()
+        assert await eraser.clean_up() == (True, 0)
+        # An erase record that comes before what it names, or at a machine that never gets it.
+        await world.replica.transact(lambda txn: erase_all(txn, RECORD, HERE, 0))
+        await heard.wait()
+        assert asked[-1] == (RECORD,)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
