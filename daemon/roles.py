@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.errors import RpcError
+from p2p.replication.groups import STATE_LEFT
 from p2p.replication.ops import Role
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Roles:
     def __init__(self, replication: Replication) -> None:
         self._replication = replication
         self._known: dict[str, Role | None] | None = None
+        self._out: frozenset[str] = frozenset()
+        """Groups that this device was taken out of, or left."""
         replication.subscribe(self._on_event)
 
     def _on_event(self, event: ReplicationEvent) -> None:
@@ -38,7 +41,9 @@ class Roles:
     def _roles(self) -> dict[str, Role | None]:
         if self._known is None:
             self._known = {}
-            for view in self._replication.groups():
+            views = self._replication.groups()
+            self._out = frozenset(view.name for view in views if view.state == STATE_LEFT)
+            for view in views:
                 self._known[view.name] = view.role
                 if view.home and view.role is not None:
                     self._known[""] = view.role
@@ -67,6 +72,13 @@ class Roles:
         if name not in roles:
             return
         role = roles[name]
+        if name in self._out:
+            raise RpcError(
+                "forbidden",
+                f"this device is out of {name}: it was taken out, or left",
+                remedy="A new ticket brings it back (`covey join`), or write to private/NAME.",
+                data={"reason": "not_a_member"},
+            )
         if role is None or role < Role.WRITE:
             may = "waits to be let in" if role is None else "may only read"
             raise RpcError(

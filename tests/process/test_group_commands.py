@@ -50,14 +50,20 @@ def test_a_machine_is_taken_out_with_a_word_said_first_and_comes_back(
     assert members(laptop)["desk"] == "write"
     assert desk.run("group", "remove", "team", "laptop", "--yes").returncode == 5
 
+    desk.ok("peers", "pause")
     laptop.ok("group", "remove", "team", "desk", "--yes")
     assert members(laptop) == {"laptop": "admin"}
     laptop.ok("remember", "plums are for others", "--scope", "team/main")
+    desk.ok("remember", "the desk did not know yet", "--scope", "team/main")
+    desk.ok("peers", "resume")
+    wait_until("the desk hears of it", lambda: "left" in desk.ok("group"))
     desk.run("sync", "now")
     assert desk.texts("plums") == []
     assert laptop.texts("desk wrote early") == ["the desk wrote this early"]
+    refused = desk.run("remember", "too late", "--scope", "team/main")
+    assert refused.returncode == 5
+    assert "this device is out of team" in refused.stderr
 
-    desk.ok("remember", "the desk did not know yet", "--scope", "team/main")
     desk.ok("join", ticket_of(laptop, "--group", "team"), "--yes")
     wait_until("all is there again", lambda: desk.texts("plums") != [])
     wait_until("what was cut comes too", lambda: laptop.texts("desk did not know") != [])

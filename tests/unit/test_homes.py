@@ -31,6 +31,7 @@ class View:
     name: str
     home: bool = False
     role: Role | None = Role.ADMIN
+    state: str = "member"
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,18 @@ def test_writes_need_the_role_and_the_answer_is_remembered_between_changes() -> 
     groups = Groups(
         View(b"1", "home", home=True, role=Role.WRITE),
         View(b"2", "team", role=Role.READ),
-        View(b"3", "club", role=None),
+        View(b"3", "club", role=None, state="pending"),
+        View(b"4", "past", role=None, state="left"),
     )
     roles = Roles(seam(groups))
     roles.check_write("anything")
     roles.check_write("home/anything")
     roles.check_write("nowhere/anything")
-    for scope, words in (("team/x", "only read"), ("club/x", "waits")):
+    for scope, words in (
+        ("team/x", "only read"),
+        ("club/x", "waits"),
+        ("past/x", "is out of past"),
+    ):
         with pytest.raises(RpcError, match=words) as refused:
             roles.check_write(scope)
         assert refused.value.name == "forbidden"
