@@ -440,3 +440,45 @@ def test_a_worker_that_keeps_tasks_waiting_has_them_taken(tmp_path: Path) -> Non
 
     limits = Limits(wall_s=2)
     assert attacked(tmp_path, queues, hedge=False, limits=limits, verify="none")["offers"]
+
+
+def test_what_others_were_asked_is_answered_by_nobody_else(tmp_path: Path) -> None:
+    """Not even with the numbers of their attempts, which it could not guess, in either job."""
+
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1, owner=owner(1))
+        await office.desk(2, owner=owner(2))
+        tried = 0
+
+        async def steals(seat: Seat, offer: Offer) -> None:
+            nonlocal tried
+            for job in boss.jobs.core.board.live_jobs():
+                stolen = [
+                    (attempt.task.index, attempt.number, attempt.ks[0])
+                    for attempt in job.live
+                    if attempt.peer != rogue.id
+                ]
+                for task, number, k in stolen:
+                    tried += 1
+                    lie = b'[[%d,{"n":-1}]]' % k
+                    result = TaskResult(
+                        task, number, "", 0, lie, False, digest(lie), Usage(), False
+                    )
+                    ref = (bytes(job.id), task, number)
+                    await seat.send(
+                        seat.signed(bytes(job.id), result),
+                        Reply([], [Refusal(ref, "policy", 0)]),
+                        Beat([(*ref, True, 1.0)], None),
+                    )
+            await seat.send(seat.echoed(offer))
+
+        rogue = await rogue_worker(office, 3, steals, owner=owner(3))
+        first = await boss.jobs.submit(a_job(verify="none"), agent="", group=GROUP)
+        second = await boss.jobs.submit(a_job(ROWS[:9], verify="none"), agent="", group=None)
+        for ident, rows in ((first, ROWS), (second, ROWS[:9])):
+            await boss.jobs.finished(ident)
+            await right(boss, ident, rows)
+        assert tried
+        assert boss.jobs.core.board.counters["results_unknown"] >= tried
+
+    play_office(scenario, tmp_path, seed=35)
