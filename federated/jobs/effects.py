@@ -58,8 +58,8 @@ EFFECT_ROWS: Final = 1
 RESTORED_S: Final = 10.0
 """Lease of what was out when we stopped: as of what is offered anew."""
 
-_SAYS_NOTHING: Final = frozenset({"not_returned", "bad_output", ""})
-"""Reasons that only mean that no answer came."""
+_SAYS_NOTHING: Final = frozenset({"not_returned", "bad_output", "bad_type", "bad_value", ""})
+"""Reasons that mean that no answer came, or none of use: the effect may well have happened."""
 
 
 # ---- the spec
@@ -144,7 +144,7 @@ def keeps(board: Board, job: Job, attempt: Attempt) -> bool:
 
 
 def plain_missing(job: Job, task: TaskCell) -> None:
-    """Rows that came back without an answer and without a word of their handler: nobody knows."""
+    """Rows that came back without an answer of use or a word of their handler: nobody knows."""
     for k in job.pending(task):
         if job.rows[k].reason in _SAYS_NOTHING:
             job.rows[k].reason = OUTCOME_UNKNOWN

@@ -12,7 +12,7 @@ import trio
 
 from federated.errors import HandlerError, PlanError
 from federated.jobs.handlers.base import HandlerInfo, TaskLimits
-from federated.jobs.types import JobSpec, PerRow
+from federated.jobs.types import Column, JobSpec, PerRow
 from tests.helpers.jobs_kit import play_office
 
 if TYPE_CHECKING:
@@ -103,6 +103,37 @@ def test_an_error_leaves_the_outcome_unknown_and_nothing_runs_again(
         assert sorted(pay.paid.values()) == [1] * 4
 
     play_office(scenario, tmp_path, seed=2)
+
+
+def test_an_answer_of_no_use_does_not_make_it_happen_again(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        pay = Pay()
+        await office.desk(2, handlers=[pay])
+        spec = msgspec.structs.replace(PAY, columns=[Column(name="paid", type="int")])
+        assert await ended(boss, spec) == ["outcome_unknown"] * 4
+        assert sorted(pay.paid.values()) == [1] * 4
+
+    play_office(scenario, tmp_path, seed=10)
+
+
+def test_filling_gaps_runs_no_effect_again_that_may_have_happened(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        pay = Pay(raises=True)
+        await office.desk(2, handlers=[pay])
+        ident = await boss.jobs.submit(PAY, agent="", group=None)
+        await boss.jobs.finished(ident)
+        again = msgspec.structs.replace(PAY, rows=[], gaps_of=ident.hex())
+        assert await ended(boss, again) == ["outcome_unknown"] * 4
+        assert len(pay.paid) == 4
+        pay.raises = False
+        named = msgspec.structs.replace(again, gap_rows=[1])
+        found = await ended(boss, named)
+        assert found == ["outcome_unknown", {"paid": True}, "outcome_unknown", "outcome_unknown"]
+        assert len(pay.paid) == 5, "whoever names a row wants it run"
+
+    play_office(scenario, tmp_path, seed=11)
 
 
 def test_a_handler_that_may_run_twice_is_asked_again(tmp_path: Path) -> None:
