@@ -127,7 +127,7 @@ def run_job(args: argparse.Namespace) -> int:
         case "drop-note":
             return drop_note(args, out.mapping(client.call("job.drop_note", {"note": args.note})))
         case "watch":
-            return _watch(client, args.id, json_lines=args.json)
+            return _watch(client, args.id, json_lines=args.json, quiet=args.quiet)
         case "result":
             return _result(client, args)
         case "list":
@@ -248,7 +248,8 @@ def _submit(client: Client, args: argparse.Namespace) -> int:
     else:
         out.say(out.text(answer.get("job_id")))
         short = out.text(answer.get("job_id"))[:8]
-        out.note(f"`covey job watch {short}` shows how far it is.")
+        if not args.quiet:
+            out.note(f"`covey job watch {short}` shows how far it is.")
     return 0
 
 
@@ -265,7 +266,7 @@ def _start(client: Client, args: argparse.Namespace) -> dict[str, Json]:
 
 def _run(client: Client, args: argparse.Namespace) -> int:
     ident = out.text(_start(client, args).get("job_id"))
-    code = _watch(client, ident, json_lines=False)
+    code = _watch(client, ident, json_lines=False, quiet=args.quiet)
     args.id, args.raw, args.gaps = ident, False, False
     return _result(client, args) or code
 
@@ -273,7 +274,7 @@ def _run(client: Client, args: argparse.Namespace) -> int:
 # ---- watching
 
 
-def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
+def _watch(client: Client, ident: str, *, json_lines: bool, quiet: bool) -> int:
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not json_lines
     since: Json = 0
     shown = ""
@@ -286,6 +287,8 @@ def _watch(client: Client, ident: str, *, json_lines: bool) -> int:
         for event in out.rows(answer.get("events")):
             if json_lines:
                 out.say(json.dumps(event, ensure_ascii=False))
+                continue
+            if quiet:
                 continue
             line = event_line(event)
             if event.get("name") == "progress":
@@ -332,7 +335,7 @@ def _result(client: Client, args: argparse.Namespace) -> int:
         # A file gets the cells as they are; a terminal gets nothing that it would obey.
         sys.stdout.write(out.clean(text) if sys.stdout.isatty() else text)
     gaps = int(out.number(pages[0].get("gaps")))
-    if gaps and not args.gaps:
+    if gaps and not args.gaps and not args.quiet:
         have = counted(gaps, "row has", "rows have")
         out.note(f"{have} no answer: `covey job result {args.id[:8]} --gaps`")
     unknown = sum(
