@@ -73,9 +73,10 @@ class PlayedDoor:
         self.classes: dict[PeerId, TrustClass] = {}
         self.owners: dict[PeerId, bytes] = {}
 
-    def trust(self, peer: PeerId, group: GroupId | None) -> TrustClass:  # noqa: ARG002
-        """What `join` said."""
-        return "own" if peer == OURS else self.classes.get(peer, "none")
+    def trust(self, peer: PeerId, group: GroupId | None) -> TrustClass:
+        """What `join` said; nobody but own devices is anything without a group."""
+        found = "own" if peer == OURS else self.classes.get(peer, "none")
+        return found if group is not None or found == "own" else "none"
 
     def owner(self, peer: PeerId, group: GroupId | None) -> bytes:  # noqa: ARG002
         """What `join` said."""

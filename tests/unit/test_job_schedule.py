@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.job_sims.fleet import HANDLER, Fleet, peer_id
 from federated.jobs.board import PeerCell
+from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.items import Cancelled, Load, Offered
 from federated.jobs.schedule import (
     BLOCKS_READ_MAX,
@@ -502,3 +503,20 @@ def test_a_refused_copy_of_a_task_that_waits_for_more_answers_queues_it_again() 
     fleet.answer(again, rows=b'[[1,{"n":1}]]')
     assert job.id in fleet.ended
     assert job.extra == 0
+
+
+def test_an_audit_that_was_given_up_may_still_bring_its_answer() -> None:
+    """Found by the machine of tests/property/test_job_machine.py."""
+    fleet = Fleet(seed=1)
+    fleet.core.board.own_handlers = {
+        HANDLER: HandlerInfo(id=HANDLER, kind="named", deterministic=True)
+    }
+    fleet.join("ours", slots=1, credit=1)
+    fleet.join("a", slots=1, credit=1, trust="stranger", owner=b"a" * 32)
+    job = fleet.submit(rows=2, group="everybody", verify="spot:1")
+    fleet.answer(fleet.offered("a")[0])
+    (audit,) = fleet.offered("ours")
+    fleet.pass_time(11.0, beating=["a"])
+    assert job.tasks[audit.offered.task].state is TaskState.FAILED, "nobody audits twice"
+    fleet.answer(audit)
+    assert [row.state for row in job.rows] == [RowState.OK, RowState.PENDING]
