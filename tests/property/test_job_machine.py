@@ -32,6 +32,7 @@ from typing_extensions import override
 import federated.migrations
 from benchmarks.job_sims.fleet import HANDLER, US, Fleet
 from federated.errors import UsageError
+from federated.jobs import hedging
 from federated.jobs.board import Board, PeerCell
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.hedging import Hedging
@@ -69,6 +70,10 @@ VERBS = (
     "give back", "credit", "cancel", "pause", "resume", "silence", "copy", "asked back",
     "quarantine", "reopened", "lost",
 )  # fmt: skip
+
+
+OFTEN = ("submit", "right", "late", "lost", "twice", "refuse", "copy", "quarantine", "silence")
+"""What even few stories hold."""
 
 
 class PlainDb:
@@ -516,20 +521,20 @@ def run_machine(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase
     )  # fmt: skip
 
 
-def rules_are_kept(examples: int, steps: int) -> None:
+def rules_are_kept(examples: int, steps: int, verbs: Sequence[str]) -> None:
     Coordination.seen.clear()
     run_machine(examples, steps)
-    assert not [verb for verb in VERBS if not Coordination.seen[verb]], Coordination.seen
+    assert not [verb for verb in verbs if not Coordination.seen[verb]], Coordination.seen
 
 
 def test_a_coordinator_keeps_its_rules() -> None:
-    rules_are_kept(60, 40)
+    rules_are_kept(60, 40, OFTEN)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_coordinator_keeps_its_rules_in_longer_stories() -> None:
-    rules_are_kept(300, 60)
+    rules_are_kept(150, 60, VERBS)
 
 
 # ---- controls: the same machine finds each of these
@@ -576,22 +581,21 @@ def believe_everybody(
 
 TAKE_BACK = Leasing._take_back
 KEEP_ROW = Board.keep_row
-BROKEN = [
-    (PeerCell, "room", property(give_more_than_credit)),
-    (Hedging, "_late", copy_again_and_again),
-    (Board, "usable", ask_whoever_is_there),
-    (Leasing, "lose", wait_for_ever),
-    (Leasing, "_take_back", forget_a_task),
-    (Board, "keep_row", keep_no_row),
-    (Settling, "_attempt_of", believe_everybody),
-]
+BROKEN: dict[str, list[tuple[object, str, object]]] = {
+    "credit": [(PeerCell, "room", property(give_more_than_credit))],
+    "two attempts": [(Hedging, "_late", copy_again_and_again), (hedging, "EXTRA_SHARE", 9.0)],
+    "quarantine": [(Board, "usable", ask_whoever_is_there)],
+    "leases": [(Leasing, "lose", wait_for_ever)],
+    "lost task": [(Leasing, "_take_back", forget_a_task)],
+    "journal": [(Board, "keep_row", keep_no_row)],
+    "foreign result": [(Settling, "_attempt_of", believe_everybody)],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "name", "broken"), BROKEN, ids=[one[1] for one in BROKEN])
-def test_control_a_broken_rule_is_found(
-    monkeypatch: pytest.MonkeyPatch, place: type, name: str, broken: object
-) -> None:
-    monkeypatch.setattr(place, name, broken)
+@pytest.mark.parametrize("rule", BROKEN)
+def test_control_a_broken_rule_is_found(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    for place, name, broken in BROKEN[rule]:
+        monkeypatch.setattr(place, name, broken)
     with pytest.raises((AssertionError, UsageError, ExceptionGroup)):
         run_machine(120, 50, [Phase.generate])
