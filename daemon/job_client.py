@@ -31,11 +31,12 @@ from daemon.client import CallFailed, LocalClient
 from daemon.methods.job import Events, Explained, JobRow, ResultPage
 from daemon.methods.job_control import Stopped
 from daemon.methods.job_lookup import JobState
+from daemon.methods.job_plan import JobPlan
 from daemon.methods.job_submit import HandlerRow, Submitted
 from daemon.paths import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -77,6 +78,22 @@ def _submit(spec: JobSpec, key: str | None) -> _Ask[Submitted]:
     if key is not None:
         params["idempotency_key"] = key
     return _Ask("job.submit", Submitted, params, twice=key is not None)
+
+
+def _plan(spec: JobSpec) -> _Ask[JobPlan]:
+    return _Ask("job.plan", JobPlan, {"spec": msgspec.to_builtins(spec)})
+
+
+def _planned(plan_id: str, key: str | None) -> _Ask[Submitted]:
+    params: dict[str, object] = {"plan_id": plan_id}
+    if key is not None:
+        params["idempotency_key"] = key
+    return _Ask("job.submit", Submitted, params, twice=key is not None)
+
+
+def _retry(ident: str, columns: Sequence[str], rows: Sequence[int]) -> _Ask[Submitted]:
+    params: dict[str, object] = {"id": ident, "columns": list(columns), "rows": list(rows)}
+    return _Ask("job.retry_gaps", Submitted, params, twice=False)
 
 
 def _of(what: str, shape: type[T], ident: str, *, twice: bool = True) -> _Ask[T]:
@@ -171,6 +188,30 @@ class Jobs:
             CallFailed: it cannot be run as it stands; `remedy` and `data["reason"]` say more.
         """
         return (await self._do(_submit(spec, key))).job_id
+
+    async def plan(self, spec: JobSpec) -> JobPlan:
+        """What would become of a job: who would see its rows, how long it takes. Runs nothing."""
+        return await self._do(_plan(spec))
+
+    async def submit_plan(self, plan_id: str, *, key: str | None = None) -> str:
+        """Begin exactly what a plan showed; its id.
+
+        Raises:
+            CallFailed: conflict, `data["reason"]` is `plan_changed`: it would be another job now.
+        """
+        return (await self._do(_planned(plan_id, key))).job_id
+
+    async def retry_gaps(
+        self, ident: str, *, columns: Sequence[str] = (), rows: Sequence[int] = ()
+    ) -> str:
+        """Begin a job that asks a finished one's rows without a sound answer again; its id.
+
+        Args:
+            ident: the finished job; the new one has the answers that were there, too.
+            columns: ask also for rows whose answer lacks one of these.
+            rows: ask for these alone, by index.
+        """
+        return (await self._do(_retry(ident, columns, rows))).job_id
 
     async def status(self, ident: str) -> JobState:
         """How far a job is."""
@@ -357,6 +398,20 @@ class BlockingJobs:
     def submit(self, spec: JobSpec, *, key: str | None = None) -> str:
         """Begin a job; see `Jobs.submit`."""
         return self._do(_submit(spec, key)).job_id
+
+    def plan(self, spec: JobSpec) -> JobPlan:
+        """What would become of a job: who would see its rows, how long it takes. Runs nothing."""
+        return self._do(_plan(spec))
+
+    def submit_plan(self, plan_id: str, *, key: str | None = None) -> str:
+        """Begin exactly what a plan showed; see `Jobs.submit_plan`."""
+        return self._do(_planned(plan_id, key)).job_id
+
+    def retry_gaps(
+        self, ident: str, *, columns: Sequence[str] = (), rows: Sequence[int] = ()
+    ) -> str:
+        """Begin a job that fills a finished one's gaps; see `Jobs.retry_gaps`."""
+        return self._do(_retry(ident, columns, rows)).job_id
 
     def status(self, ident: str) -> JobState:
         """How far a job is."""

@@ -81,18 +81,9 @@ def search(desk, attic, known: Path) -> None:
 
         known.write_text(json.dumps(COUNTRIES))
         print("Turku is in the list now; the gaps again")
-        again = jobs.submit(
-            JobSpec(
-                handler="facts@1",
-                rows=[row.source for row in gaps],
-                columns=SCHEMA,
-                key_columns=["id"],
-                reduce=Table(),
-                title="companies we visited: the gaps",
-            )
-        )
+        again = jobs.retry_gaps(job)
         follow(jobs, again)
-        table = [*jobs.reduced(job), *jobs.reduced(again)]
+        table = list(jobs.reduced(again))
     print(f"{len(table)} companies; the oldest:")
     for row in sorted(table, key=lambda row: (row["founded"], row["id"]))[:3]:
         print(f"  {row['founded']}  {row['name']}, {row['city']} ({row['country']})")

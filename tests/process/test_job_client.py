@@ -96,6 +96,28 @@ async def test_a_program_in_trio_gets_the_same(home: Home) -> None:
             await jobs.status(ident)
 
 
+def test_a_plan_is_run_and_gaps_are_asked_again(home: Home) -> None:
+    with BlockingJobs.open(socket_of(home)) as jobs:
+        plan = jobs.plan(words())
+        assert (plan.handler, plan.rows, plan.group) == ("wordcount@1", 3, "own")
+        ident = jobs.submit_plan(plan.plan_id, key="planned")
+        assert jobs.submit_plan(plan.plan_id, key="planned") == ident
+        assert jobs.wait(ident).by_state["missing"] == 1
+        again = jobs.retry_gaps(ident)
+        state = jobs.wait(again)
+        assert (again != ident, state.rows, state.by_state["ok"]) == (True, 3, 2)
+        assert jobs.wait(jobs.retry_gaps(ident, rows=[2])).rows == 3
+
+
+async def test_in_trio_a_plan_is_run_and_gaps_are_asked_again(home: Home) -> None:
+    async with Jobs(socket_of(home)) as jobs:
+        plan = await jobs.plan(words())
+        ident = await jobs.submit_plan(plan.plan_id)
+        await jobs.wait(ident)
+        again = await jobs.retry_gaps(ident)
+        assert (await jobs.wait(again)).by_state["ok"] == 2
+
+
 def test_more_rows_than_a_page_has_come_all(home: Home) -> None:
     with BlockingJobs.open(socket_of(home)) as jobs:
         numbers = [{"n": n} for n in range(PAGE + 5)]

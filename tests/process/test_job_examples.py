@@ -58,7 +58,7 @@ def test_a_table_is_filled_from_500_documents_though_a_machine_dies() -> None:
     assert "attic is killed" in said
     assert "done: 375 rows of 500" in said
     assert "125 gaps: {'unknown_city': 125}" in said
-    assert "done: 125 rows of 125, by machine {'cellar': 125}" in said
+    assert "done: 500 rows of 500" in said
     assert "500 companies" in said
 
 
