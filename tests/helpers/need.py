@@ -117,7 +117,9 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         " allowed",
         optional_in_ci=True,
     ),
-    "landlock": Requirement(_landlock, "run a kernel with Landlock (since 5.13), switched on"),
+    "landlock": Requirement(
+        _landlock, "run a kernel with Landlock (since 5.13), switched on", optional_in_ci=True
+    ),
     "dask": Requirement(_dask, "install the extra: `pip install covey[dask]`", optional_in_ci=True),
     "npm": Requirement(
         functools.partial(_command, "npm"),
