@@ -27,6 +27,7 @@ PROMISES = {
 # What starts machines of its own is run by test_job_examples.py; the rest is what those share.
 ELSEWHERE = {
     "ask_peers.py",
+    "engines.py",
     "expr_map.py",
     "liars.py",
     "sentiment_llm.py",

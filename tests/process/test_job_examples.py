@@ -121,6 +121,15 @@ def test_a_function_that_comes_with_the_job_computes_rows_and_reads_no_file() ->
     assert "a function that opens a file: failed, exception, None" in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_every_engine_gives_the_same_bytes() -> None:
+    lines = run("engines.py").splitlines()
+    assert lines[0].startswith("local: done, 400 rows by ['desk'], ")
+    assert lines[1].startswith("peers: done, 400 rows by ")
+    assert lines[2:] == ["all the same: yes"]
+
+
 def test_without_the_extra_it_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pydantic_monty'] = None\n")
     done = subprocess.run(
