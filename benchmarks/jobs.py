@@ -1,7 +1,7 @@
 """Jobs: three real daemons on loopback, and the parts of the engine in simulations.
 
     python -m benchmarks jobs [--quick]
-        [--only noop|one|kills|liars|fanout|routing|tables|experience]
+        [--only noop|one|kills|cancel|liars|fanout|routing|tables|experience]
 
 Rates are of whole jobs, from the client's submit to the event that says done, rows kept in the
 journal on the way. The simulations run the product's judge on peers that lie or lose; how they are
@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import job_kills
+from benchmarks import job_cancel, job_kills
 from benchmarks.job_sims import experience, fanout, liars, replay, routing
 from benchmarks.memory.data import DataMissing
 from benchmarks.node import BlockingClient, DaemonUnderTest
@@ -47,6 +47,8 @@ def run(options: Options, report: Report) -> None:
         _daemons(options, report)
     if options.wants("kills"):
         job_kills.run(options, report)
+    if options.wants("cancel"):
+        job_cancel.run(options, report)
     if options.wants("liars"):
         _liars(options, report)
     if options.wants("fanout"):

@@ -19,7 +19,7 @@ from tests.helpers.effect_world import FAULTS, World
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SEEDS = range(3)
+SEEDS = range(1)
 SLOW_SEEDS = range(12)
 CONTROL_SEEDS = range(4)
 COORDINATORS = ("cut", "deaf", "kill boss", "power boss")
@@ -62,7 +62,7 @@ def single_faults(seeds: Sequence[int], rows: int) -> Counter[tuple[str, str]]:
 
 def test_a_fault_at_any_step_doubles_no_effect() -> None:
     ends = single_faults(SEEDS, rows=1)
-    assert sum(ends.values()) > 500
+    assert sum(ends.values()) > 200
     for fault in ("kill worker", "power worker", "raise"):
         assert ends[fault, "MISSING"], f"{fault} hit no effect that had begun"
         assert ends[fault, "OK"]

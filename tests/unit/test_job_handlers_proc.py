@@ -114,6 +114,17 @@ async def test_a_function_answers_row_by_row(make: Callable[..., FunctionHandler
     ]
 
 
+async def test_a_program_goes_behind_what_this_machine_does_itself(
+    make: Callable[..., FunctionHandler], kind: SandboxKind
+) -> None:
+    ((_, found, _),) = await make("pid").run(make_batch({"x": 1}), make_ctx())
+    assert found is not None
+    pid = found["pid"]
+    assert isinstance(pid, int)
+    if kind != "bubblewrap":  # in there it has another number
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.nice(0) + 10)
+
+
 async def test_a_function_is_told_all_of_a_task(make: Callable[..., FunctionHandler]) -> None:
     batch = Batch(
         rows=[
