@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from daemon.cli import out
+from daemon.cli.job_words import counted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ def _time(plan: dict[str, Json]) -> str:
     seconds = plan.get("seconds")
     if not isinstance(seconds, int | float):
         return UNKNOWN
-    shown = f"{seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
-    return f"about {shown}, from {_count(plan.get('learned_jobs'))} finished jobs"
+    shown = f"about {seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
+    jobs = counted(_count(plan.get("learned_jobs")), "finished job", "finished jobs")
+    return f"{shown}, from {jobs}"
 
 
 def _cached(plan: dict[str, Json]) -> str:

@@ -180,8 +180,7 @@ class Drawing:
         elif not self._mesh.members(group):
             raise PlanError(
                 "no_eligible_peer",
-                "no other machine is in that group: `covey invite` lets one join, and"
-                " `engine: local` computes here",
+                "no other machine is there to compute it, or to see its rows",
                 path="group",
             )
 

@@ -95,7 +95,7 @@ def test_a_job_nobody_can_do_says_so(tmp_path: Path) -> None:
     async def scenario(office: Office) -> None:
         boss = await office.desk(1)
         spec = JobSpec(handler="echo@1", rows=[{"n": 1}])
-        with pytest.raises(PlanError, match="no other machine") as alone:
+        with pytest.raises(PlanError, match="no other machine is there") as alone:
             await boss.jobs.submit(spec, agent="", group=None)
         assert alone.value.reason == "no_eligible_peer"
         spec = JobSpec(handler="nothing@1", rows=[{"n": 1}], engine="local")
