@@ -196,6 +196,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
             friend_s_per_h=config.jobs.friend_work_s_per_h,
             stranger_s_per_h=config.jobs.stranger_work_s_per_h,
         ),
+        blobs=blobs,
     )
     boot_id = env.rng.randbytes(8).hex()
     registry = Registry.of(all_methods())

@@ -12,6 +12,7 @@ from daemon.cli.client import CliError
 from daemon.cli.job_after import VERBS as AFTER
 from daemon.cli.job_after import configure_after, run_after
 from daemon.cli.job_plans import drop_note, show_plan
+from daemon.cli.job_rows import rows_of
 from daemon.cli.job_tables import FORMATS, show_rows, write_rows
 from daemon.cli.job_words import WHY, cached_of, counted, event_line, tenths_of, unknown_words
 from daemon.cli.memory import connect
@@ -91,7 +92,11 @@ def configure_job(parser: argparse.ArgumentParser) -> None:
 def _spec_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("file", nargs="?", help="the job as JSON; - is standard input")
     sub.add_argument("--handler", metavar="NAME@VERSION", help="what computes the rows")
-    sub.add_argument("--rows", metavar="FILE", help="JSON Lines, one row a line; - standard input")
+    rows = sub.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--rows", metavar="FILE", help="JSON Lines, or .csv with a header; - standard input"
+    )
+    rows.add_argument("--rows-of", metavar="JOB", help="the result rows of a job that is over")
     sub.add_argument(
         "--reduce",
         metavar="KIND",
@@ -123,7 +128,9 @@ def run_job(args: argparse.Namespace) -> int:
         case "run":
             return _run(client, args)
         case "plan":
-            return show_plan(args, out.mapping(client.call("job.plan", {"spec": _spec(args)})))
+            return show_plan(
+                args, out.mapping(client.call("job.plan", {"spec": _spec(client, args)}))
+            )
         case "drop-note":
             return drop_note(args, out.mapping(client.call("job.drop_note", {"note": args.note})))
         case "watch":
@@ -158,7 +165,7 @@ def _read(path: str) -> str:
         raise CliError(f"{path}: {error.strerror}", 2, name="invalid_params") from None
 
 
-def _spec(args: argparse.Namespace) -> dict[str, Json]:
+def _spec(client: Client, args: argparse.Namespace) -> dict[str, Json]:
     spec: dict[str, Json] = {}
     try:
         if args.file:
@@ -167,8 +174,9 @@ def _spec(args: argparse.Namespace) -> dict[str, Json]:
                 raise CliError(f"{args.file}: a job is a JSON object", 2, name="invalid_params")
             spec = loaded
         if args.rows:
-            lines = _read(args.rows).splitlines()
-            spec["rows"] = _rows_of(args.rows, lines)
+            spec["rows"] = rows_of(client, args.rows)
+        elif args.rows_of:
+            spec["rows"] = {"job": args.rows_of}
     except ValueError as error:
         raise CliError(f"{args.file}: not JSON: {error}", 2, name="invalid_params") from None
     for name in ("handler", "template", "engine", "verify", "group", "title", "effect"):
@@ -191,25 +199,6 @@ def _spec(args: argparse.Namespace) -> dict[str, Json]:
             remedy="`covey job run --help` shows examples; `covey job handlers` what there is.",
         )  # fmt: skip
     return spec
-
-
-def _rows_of(path: str, lines: list[str]) -> list[Json]:
-    """Rows of a JSON Lines file.
-
-    Raises:
-        CliError: names the line that is none.
-    """
-    found: list[Json] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise CliError(
-                f"{path}, line {number}: not JSON: {error}", 2, name="invalid_params"
-            ) from None
-    return found
 
 
 REDUCTIONS = ("collect", "table", "count", "sum", "topk", "group", "handler")
@@ -254,11 +243,11 @@ def _submit(client: Client, args: argparse.Namespace) -> int:
 
 
 def _start(client: Client, args: argparse.Namespace) -> dict[str, Json]:
-    if args.plan and (args.file or args.handler or args.rows):
+    if args.plan and (args.file or args.handler or args.rows or args.rows_of):
         raise CliError(
             "a plan has its job: give --plan or a job, not both", 2, name="invalid_params"
         )
-    params: dict[str, Json] = {"plan_id": args.plan} if args.plan else {"spec": _spec(args)}
+    params: dict[str, Json] = {"plan_id": args.plan} if args.plan else {"spec": _spec(client, args)}
     if args.key:
         params["idempotency_key"] = args.key
     return out.mapping(client.call("job.submit", params))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 import msgspec
@@ -22,6 +23,8 @@ from daemon.rpc.registry import Call, Tool, method
 from federated.jobs.types import Collect
 
 RESULT_LIMIT_MAX: Final = 1_000
+PAGE_BYTES_MAX: Final = 4 * 2**20
+"""Of a page's rows in canonical form: an answer has 8 MiB, whatever the limit asked for."""
 EVENTS_MAX: Final = 500
 TOOL_ROWS_MAX: Final = 50
 """Rows of one answer to a model."""
@@ -248,7 +251,14 @@ async def result(call: Call, p: ResultParams) -> ResultPage:
         next=None,
     )
     if isinstance(found.spec.reduce, Collect) or p.raw:
+        if p.offset + p.limit < found.rows:
+            page.next = p.offset + p.limit
+        size = 0
         for row in await journal.rows(found.id, p.offset, p.limit):
+            size += len(row.source) + len(row.value or b"")
+            if size > PAGE_BYTES_MAX and page.rows:
+                page.next = row.k
+                break
             page.rows.append(
                 JobRow(
                     k=row.k,
@@ -259,13 +269,14 @@ async def result(call: Call, p: ResultParams) -> ResultPage:
                     source=msgspec.json.decode(row.source),
                 )
             )
-        if p.offset + p.limit < found.rows:
-            page.next = p.offset + p.limit
     else:
         values = await journal.reduced(found.id, p.offset, p.limit + 1)
-        page.reduced = [msgspec.json.decode(value) for value in values[: p.limit]]
-        if len(values) > p.limit:
-            page.next = p.offset + p.limit
+        sizes = itertools.accumulate(map(len, values))
+        fit = max(1, sum(size <= PAGE_BYTES_MAX for size in sizes))
+        kept = values[: min(p.limit, fit)]
+        page.reduced = [msgspec.json.decode(value) for value in kept]
+        if len(values) > len(kept):
+            page.next = p.offset + len(kept)
     return page
 
 

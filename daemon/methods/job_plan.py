@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from daemon.methods.job_lookup import group_id, group_name, with_parent
-from daemon.methods.job_submit import JobTool, check_allowed, peer_names, spec_of
+from daemon.methods.job_submit import JobTool, check_allowed, peer_names, referred, spec_of
 from daemon.methods.peers import device_names, shown_name
 from daemon.rpc.registry import Call, Tool, method
 from federated.jobs.engines.seam import engine_id
@@ -196,7 +196,7 @@ def _plan_params(tool: msgspec.Struct) -> PlanParams:
 async def plan(call: Call, p: PlanParams) -> JobPlan:
     """Show what would become of a job; runs nothing and shows no row to anybody."""
     services = call.services
-    spec = await with_parent(call, p.spec)
+    spec = await referred(call, await with_parent(call, p.spec))
     check_allowed(call, spec)
     named = await peer_names(services, spec)
     planned = await services.jobs.plan(

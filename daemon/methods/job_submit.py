@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from daemon.errors import RpcError
-from daemon.methods.job_lookup import group_id, with_parent
+from daemon.methods.job_lookup import find_job, group_id, with_parent
 from daemon.methods.peers import device_names, find_peer, shown_name
 from daemon.rpc.registry import Call, Tool, method
 from federated.jobs.plan import PIN
@@ -163,9 +163,13 @@ async def peer_names(services: Services, spec: JobSpec) -> dict[str, PeerId]:
     Raises:
         RpcError: not_found or conflict, naming the cell.
     """
-    if isinstance(spec.rows, RowsRef):
-        return {}
     found: dict[str, PeerId] = {}
+    if isinstance(spec.rows, RowsRef):
+        for ident, known in (await device_names(services)).items():
+            found[known] = found[ident.hex()] = PeerId(ident)
+        for ours in ("self", services.config.node.name, bytes(services.device).hex()):
+            found[ours] = services.device
+        return found
     for row in spec.rows:
         name = row.get(PIN)
         if isinstance(name, str) and name not in found:
@@ -195,6 +199,24 @@ async def handlers(call: Call, p: HandlersParams) -> list[HandlerRow]:
     ]
 
 
+async def referred(call: Call, spec: JobSpec) -> JobSpec:
+    """A spec whose rows the caller may read, where they stand elsewhere.
+
+    Raises:
+        RpcError: not_found for a job of another agent's; forbidden for blobs without their scope.
+    """
+    if not isinstance(spec.rows, RowsRef):
+        return spec
+    if spec.rows.blob is not None and not call.principal.allows("share"):
+        raise RpcError(
+            "forbidden", "this agent may not read blobs", remedy="Give it a token with share."
+        )
+    if spec.rows.job is not None and spec.rows.blob is None:
+        found = await find_job(call, spec.rows.job)
+        return msgspec.structs.replace(spec, rows=RowsRef(job=found.id.hex()))
+    return spec
+
+
 @method(
     "job.submit",
     scope="jobs",
@@ -222,7 +244,7 @@ async def submit(call: Call, p: SubmitParams) -> Submitted:
         spec = jobs.planner.find(ident_of_plan, call.principal.agent).spec
     if spec is None:
         raise RpcError("invalid_params", "give a spec, or the plan_id of one")
-    spec = await with_parent(call, spec)
+    spec = await referred(call, await with_parent(call, spec))
     check_allowed(call, spec)
     named = await peer_names(services, spec)
     if ident_of_plan:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-import trio
 
 from federated.errors import PlanError
 from federated.jobs.cache import needed, served
@@ -24,7 +23,7 @@ from federated.jobs.handlers.names import full_id
 from federated.jobs.limits import ROWS_MAX
 from federated.jobs.plan import check_spec, make_job
 from federated.jobs.state import JOB_FINAL, RowState
-from federated.jobs.types import ByHandler, JobId, RowsRef
+from federated.jobs.types import ByHandler, JobId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,8 +32,9 @@ if TYPE_CHECKING:
     from federated.jobs.coordinator import Coordinator
     from federated.jobs.engines.door import Engines
     from federated.jobs.journal import Journal
+    from federated.jobs.rowsource import RowSource
     from federated.jobs.state import Job
-    from federated.jobs.types import JobSpec, Row
+    from federated.jobs.types import JobSpec
     from federated.jobs.worker import Offers
     from federated.seams import GroupId, Mesh
     from p2p.env import Env, Offload
@@ -52,12 +52,14 @@ class Drawing:
         cache: their answers.
         handlers: of this node.
         engines: that a job may name.
+        source: where rows are read that stand elsewhere.
         core: the coordinator's machine, while it runs.
     """
 
     def __init__(
         self, mesh: Mesh, env: Env, offload: Offload, journal: Journal, cache: ResultCache,
-        handlers: Offers, engines: Engines, *, core: Callable[[], Coordinator],
+        handlers: Offers, engines: Engines, source: RowSource, *,
+        core: Callable[[], Coordinator],
     ) -> None:  # fmt: skip
         self._mesh = mesh
         self._env = env
@@ -66,6 +68,7 @@ class Drawing:
         self._cache = cache
         self._handlers = handlers
         self._engines = engines
+        self._source = source
         self._core = core
 
     async def __call__(
@@ -78,7 +81,9 @@ class Drawing:
         self._check_reach(spec, group)
         check_declared(spec, self._core().board.own_handlers.get(spec.handler))
         parent = await self._parent_of(spec, agent)
-        rows = await self._rows_of(spec) if parent is None else parent.sources
+        rows = parent.sources if parent is not None else None
+        if rows is None:
+            rows = await self._source.rows(spec, agent=agent, group=group)
         ident = JobId(self._env.rng.randbytes(16))
         nonce = self._env.rng.randbytes(16)
         now, wall_ms = self._env.now(), self._env.wall_ms()
@@ -183,12 +188,6 @@ class Drawing:
                 "no other machine is there to compute it, or to see its rows",
                 path="group",
             )
-
-    async def _rows_of(self, spec: JobSpec) -> list[Row]:
-        await trio.lowlevel.checkpoint()
-        if isinstance(spec.rows, RowsRef):
-            raise PlanError("bad_spec", "rows of jobs and blobs are not read yet", path="rows")
-        return spec.rows
 
 
 def handlers_of(spec: JobSpec) -> list[tuple[str, str]]:

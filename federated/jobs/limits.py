@@ -7,6 +7,7 @@ from typing import Final
 # tasks.md s.13: what one job may be.
 ROWS_MAX: Final = 100_000
 ROW_BYTES_MAX: Final = 65_536
+ROWS_BLOB_BYTES_MAX: Final = 64 * 2**20
 TEMPLATE_BYTES_MAX: Final = 65_536
 COLUMNS_MAX: Final = 256
 OUTPUT_BYTES_MAX: Final = 2**20

@@ -35,6 +35,7 @@ from federated.jobs.lessons import Lessons
 from federated.jobs.plan import spec_hash
 from federated.jobs.planner import Planner
 from federated.jobs.reduce import reduce_rows
+from federated.jobs.rowsource import RowSource
 from federated.jobs.sessions import Hooks, Sessions
 from federated.jobs.staging import Stages, Superseded
 from federated.jobs.state import RowState
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from federated.jobs.types import JobSpec
     from federated.jobs.worker import Offers
     from federated.seams import Db, GroupId, Mesh
+    from p2p.blobs.service import Blobs
     from p2p.env import Env, Offload
     from p2p.identity import PeerId
 
@@ -76,11 +78,13 @@ class Jobs:
         slots: tasks at once here.
         engines: how to make each engine that a job may name, by its address.
         quota: work that others may have of this machine.
+        blobs: where rows may stand; None: nowhere.
     """
 
     def __init__(
         self, mesh: Mesh, db: Db, env: Env, offload: Offload, handlers: Offers, *, slots: int,
         engines: Mapping[str, Callable[[], Engine]] | None = None, quota: WorkQuota | None = None,
+        blobs: Blobs | None = None,
     ) -> None:  # fmt: skip
         self._mesh = mesh
         self._env = env
@@ -106,7 +110,7 @@ class Jobs:
         )  # fmt: skip
         self.draw = Drawing(
             mesh, env, offload, self.journal, self.cache, handlers, self.engines,
-            core=lambda: self.core,
+            RowSource(self.journal, blobs, offload), core=lambda: self.core,
         )  # fmt: skip
         self.planner = Planner(
             mesh, env, self.lessons, core=lambda: self.core, draw=self.draw,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from federated.jobs.handlers.base import Handler, PureHandler
     from federated.jobs.types import JobId
     from federated.seams import GroupId, TrustClass
+    from p2p.blobs.service import Blobs
     from p2p.identity import PeerId
     from p2p.net.seam import Fabric
     from p2p.rpc import Rpc
@@ -96,6 +97,7 @@ class Desk:
     db: Db
     door: FakeDoor
     scope: trio.CancelScope
+    blobs: Blobs
 
     @property
     def id(self) -> PeerId:
@@ -173,7 +175,12 @@ class Office:
         known = Handlers(
             [(handler, ANYBODY) for handler in offered.values()], named=lambda _name: None
         )
-        jobs = Jobs(door, db, env, InlineOffload(), known, slots=slots, engines=engines)
+        folder = self.folder / f"blobs{number}"
+        blobs = member.node.keep_blobs(folder, env, InlineOffload())
+        blobs.set_readers(lambda _group, peer: peer not in self.nobodies)
+        jobs = Jobs(
+            door, db, env, InlineOffload(), known, slots=slots, engines=engines, blobs=blobs
+        )
         scope = trio.CancelScope()
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -184,7 +191,7 @@ class Office:
                     task_status.started()
 
         await self.kit.nursery.start(run)
-        return Desk(member, jobs, db, door, scope)
+        return Desk(member, jobs, db, door, scope, blobs)
 
 
 def play_office(

@@ -11,6 +11,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "specs" / "jobs.md").read_text("utf
 NAMES = {
     "rows a job": limits.ROWS_MAX,
     "bytes a row": limits.ROW_BYTES_MAX,
+    "bytes of a blob of rows": limits.ROWS_BLOB_BYTES_MAX,
     "bytes of a template": limits.TEMPLATE_BYTES_MAX,
     "columns": limits.COLUMNS_MAX,
     "bytes of a task's answer": limits.RESULT_BYTES_MAX,

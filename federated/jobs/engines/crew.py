@@ -175,11 +175,10 @@ class _Session:
         self._outbox: deque[tuple[bytes, TaskResult]] = deque()
         self._say = trio.Event()
         self._lease_s = 10.0
+        self._greeted = False
 
     async def run(self) -> None:
         """Serve until the coordinator ends the session or the engine is gone."""
-        self._post(Hello(API, 0, self._offered(), None))
-        self._post(Credit(self._credit()))
         async with trio.open_nursery() as nursery:
             for task in (self._write, self._beat, self._hand_over, self._take_back, self._look):
                 nursery.start_soon(task)
@@ -229,9 +228,13 @@ class _Session:
         for job in [job for job in self._jobs if job not in live]:
             del self._jobs[job]
             self._stop([task for ref, task in self._tasks.items() if ref[0] == job])
-        held = [(*ref, "running" if task.call is not None else "queued")
-                for ref, task in self._tasks.items()]  # fmt: skip
-        self._post(Holding(held))  # type: ignore[arg-type]
+        if not self._greeted:
+            # An engine's session begins with nothing. Said before the hello, so that no task is
+            # offered before the coordinator knows.
+            self._greeted = True
+            self._post(Holding([]))
+            self._post(Hello(API, 0, self._offered(), None))
+            self._post(Credit(self._credit()))
 
     def _offer(self, item: Offer) -> None:
         self._lease_s = min(60.0, max(1.0, item.lease_ms / 1000))
