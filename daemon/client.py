@@ -71,8 +71,13 @@ class LocalClient:
             OSError: nobody listens.
             CallFailed: it refused us.
         """
-        client = cls(await trio.open_unix_socket(path))
-        await client.call("rpc.hello", {"client": "python", "api": [1, 0], **hello})
+        stream = await trio.open_unix_socket(path)
+        client = cls(stream)
+        try:
+            await client.call("rpc.hello", {"client": "python", "api": [1, 0], **hello})
+        except BaseException:
+            stream.socket.close()
+            raise
         return client
 
     async def call(self, method: str, params: Mapping[str, Json] | None = None) -> Json:

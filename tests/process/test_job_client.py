@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from daemon.client import CallFailed
+from daemon.client import CallFailed, LocalClient
 from daemon.job_client import PAGE, BlockingJobs, Jobs
 from daemon.methods.job_lookup import JobState
 from federated.jobs.types import JobSpec, Limits, PerRow, TopK
@@ -193,6 +195,31 @@ async def test_in_trio_too(home: Home) -> None:
         assert states(seen)[-1] == "done"
         assert watch.last_seq == seen[-1].seq
         assert seen == [event async for event in jobs.watch(ident)]
+
+
+def open_files() -> set[str]:
+    return {path.name for path in Path("/dev/fd").iterdir()}
+
+
+async def test_a_daemon_that_hangs_up_at_the_greeting_leaves_no_socket_open(
+    tmp_path: Path,
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+
+        async def hang_up() -> None:
+            peer, _ = await trio.to_thread.run_sync(listening.accept)
+            peer.close()
+
+        before = open_files()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang_up)
+            with pytest.raises(EOFError) as failed:
+                await LocalClient.connect(str(tmp_path / "s"))
+        # Its traceback still holds the client, so that nothing but a close closes the socket.
+        assert failed.tb is not None
+        assert open_files() == before
 
 
 async def test_a_change_is_not_repeated_when_the_daemon_dies(home: Home) -> None:
