@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import apsw
 import msgspec
@@ -68,8 +68,9 @@ CREDIT = 3
 VERBS = (
     "submit", "come", "go", "right", "wrong", "part", "error", "late", "twice", "refuse", "beat",
     "give back", "credit", "cancel", "pause", "resume", "silence", "copy", "asked back",
-    "quarantine", "reopened", "lost",
+    "quarantine", "lost",
 )  # fmt: skip
+"""Reopening is rarer than so many stories can promise; where it comes, the rules are kept."""
 
 
 OFTEN = ("submit", "right", "late", "lost", "twice", "refuse", "copy", "quarantine", "silence")
@@ -592,10 +593,15 @@ BROKEN: dict[str, list[tuple[object, str, object]]] = {
 }
 
 
+STORIES: Final = 2_500
+"""Until the fault is found: the dearest needs 250 in the mean, the others ten."""
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("rule", BROKEN)
 def test_control_a_broken_rule_is_found(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     for place, name, broken in BROKEN[rule]:
         monkeypatch.setattr(place, name, broken)
     with pytest.raises((AssertionError, UsageError, ExceptionGroup)):
-        run_machine(120, 50, [Phase.generate])
+        run_machine(STORIES, 50, [Phase.generate])
