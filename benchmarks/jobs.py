@@ -1,7 +1,7 @@
 """Jobs: three real daemons on loopback, and the parts of the engine in simulations.
 
     python -m benchmarks jobs [--quick]
-        [--only noop|one|kills|cancel|liars|fanout|routing|tables|experience]
+        [--only noop|one|expr|kills|cancel|liars|fanout|routing|tables|experience]
 
 Rates are of whole jobs, from the client's submit to the event that says done, rows kept in the
 journal on the way. The simulations run the product's judge on peers that lie or lose; how they are
@@ -16,8 +16,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from benchmarks import job_cancel, job_kills
-from benchmarks.job_sims import experience, fanout, liars, replay, routing
+from benchmarks.job_sims import experience, expr_rate, fanout, liars, replay, routing
 from benchmarks.memory.data import DataMissing
 from benchmarks.node import BlockingClient, DaemonUnderTest
 from benchmarks.processes import cpu_s
@@ -45,6 +47,8 @@ def run(options: Options, report: Report) -> None:
     """Measure."""
     if options.wants("noop") or options.wants("one"):
         _daemons(options, report)
+    if options.wants("expr"):
+        _expr(options, report)
     if options.wants("kills"):
         job_kills.run(options, report)
     if options.wants("cancel"):
@@ -104,10 +108,43 @@ def _noop(options: Options, report: Report, boss: DaemonUnderTest, client: Block
 
 
 def _one(report: Report, client: BlockingClient) -> None:
-    took_ms = [_one_job(client, 1) * 1000 for _ in range(SINGLES)]
-    name = "a job of one task, submit to done, both durable"
-    report.value(f"{name}, p50", percentile(took_ms, 0.5), unit="ms", yardstick="Ray 1.9 (a task)")
-    report.value(f"{name}, p99", percentile(took_ms, 0.99), unit="ms")
+    """What a task adds to a job: jobs of one row and of none take turns."""
+    empty_ms, single_ms = [], []
+    for _ in range(SINGLES):
+        empty_ms.append(_one_job(client, 0) * 1000)
+        single_ms.append(_one_job(client, 1) * 1000)
+    frame = percentile(empty_ms, 0.5)
+    for share, name, most in ((0.5, "p50", 2.0), (0.99, "p99", 10.0)):
+        report.value(
+            f"one task, beyond the p50 of a job without rows, {name}",
+            percentile(single_ms, share) - frame,
+            unit="ms",
+            target=Target("<=", most),
+            yardstick="Ray p50 1.9, Dask 11.7, not in this run",
+        )
+        report.value(
+            f"a job of one task, submit to done, both durable, {name}",
+            percentile(single_ms, share),
+            unit="ms",
+        )
+
+
+def _expr(options: Options, report: Report) -> None:
+    rounds, sessions = (3, 1600) if options.quick else (7, 3200)
+    try:
+        found = trio.run(expr_rate.rates, rounds, sessions)
+    except ImportError:
+        report.missing("fresh expr sessions", "the extra `expr` is not installed")
+        return
+    for name in ("1 row a task", "32 rows a task"):
+        report.value(
+            f"fresh expr sessions on a node, {name}",
+            statistics.median(found[name]),
+            unit="/s",
+            target=Target(">=", 1500),
+            yardstick="bare Monty in this run, sessions/s",
+            yardstick_value=statistics.median(found["bare"]),
+        )
 
 
 def _one_job(client: BlockingClient, count: int) -> float:

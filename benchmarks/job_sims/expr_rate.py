@@ -81,8 +81,12 @@ async def ours_per_s(handler: Expr, sessions: int, rows: int) -> float:
     return sessions / (time.perf_counter() - began)
 
 
-async def measure(rounds: int, sessions: int) -> None:
-    """Print the table."""
+async def rates(rounds: int, sessions: int) -> dict[str, list[float]]:
+    """Sessions a second of each contestant in each round; the rounds alternate.
+
+    Raises:
+        ImportError: the extra `expr` is not installed.
+    """
     from pydantic_monty import Monty
 
     handler = Expr(slots=SLOTS)
@@ -99,13 +103,23 @@ async def measure(rounds: int, sessions: int) -> None:
                     rows = int(name.split(maxsplit=1)[0])
                     found[name].append(await ours_per_s(handler, sessions, rows))
     await handler.aclose()
+    return found
+
+
+def beside_bare(found: dict[str, list[float]], name: str) -> float:
+    """Median of the rounds' ratios to bare Monty."""
+    return statistics.median(
+        ours / bare for ours, bare in zip(found[name], found["bare"], strict=True)
+    )
+
+
+async def measure(rounds: int, sessions: int) -> None:
+    """Print the table."""
+    found = await rates(rounds, sessions)
     print(f"load {os.getloadavg()[0]:.1f}, {rounds} rounds of {sessions} sessions, {SLOTS} workers")
-    for name, rates in found.items():
-        ratio = statistics.median(
-            ours / bare for ours, bare in zip(rates, found["bare"], strict=True)
-        )
-        print(f"{name:15} {statistics.median(rates):7.0f}/s ({min(rates):.0f} to {max(rates):.0f})"
-              f"  {ratio:.2f} of bare")  # fmt: skip
+    for name, of_it in found.items():
+        print(f"{name:15} {statistics.median(of_it):7.0f}/s ({min(of_it):.0f} to {max(of_it):.0f})"
+              f"  {beside_bare(found, name):.2f} of bare")  # fmt: skip
 
 
 def main() -> None:

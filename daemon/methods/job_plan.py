@@ -186,8 +186,8 @@ def _plan_params(tool: msgspec.Struct) -> PlanParams:
         name="job_plan",
         read_only=True,
         summary=(
-            "Show what job_submit would do with a job: which machines see the rows, how they are"
-            " cut, what it may take. Runs nothing; the plan_id can be submitted for an hour."
+            "Show what job_submit would do: which machines see the rows, what it may take."
+            " Runs nothing; its plan_id can be submitted for an hour."
         ),
         arguments=JobTool,
         adapt=_plan_params,

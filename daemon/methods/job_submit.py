@@ -40,13 +40,13 @@ class JobTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     """A job as an agent writes it.
 
     Attributes:
-        handler: what computes the rows, such as wordcount@1 or memory.search@1.
-        rows: the input; a row may name its machine in `@peer`.
-        columns: names of the cells each answer must have; none: anything.
-        template: text with {{column}}, filled with each row at the worker.
-        reduce: what becomes of the answers.
-        top: for topk: how many.
-        group: who may see the rows; own is the user's machines.
+        handler: such as wordcount@1 or memory.search@1.
+        rows: the input; `@peer` in a row names its machine.
+        columns: cells each answer must have.
+        template: text with {{column}}.
+        reduce: of the answers.
+        top: for topk.
+        group: who may see the rows.
         params: for the handler.
     """
 
@@ -64,17 +64,16 @@ class SubmitTool(JobTool, kw_only=True, frozen=True, forbid_unknown_fields=True)
     """A job as an agent asks for it: handler and rows, or a plan.
 
     Attributes:
-        handler: what computes the rows, such as wordcount@1 or memory.search@1.
-        rows: the input; a row may name its machine in `@peer`.
-        columns: names of the cells each answer must have; none: anything.
-        template: text with {{column}}, filled with each row at the worker.
-        reduce: what becomes of the answers.
-        top: for topk: how many.
-        group: who may see the rows; own is the user's machines.
+        handler: such as wordcount@1 or memory.search@1.
+        rows: the input; `@peer` in a row names its machine.
+        columns: cells each answer must have.
+        template: text with {{column}}, filled row by row.
+        reduce: of the answers.
+        top: for topk.
+        group: who may see the rows.
         params: for the handler.
-        plan_id: of job_plan: runs that plan; the rest is left out then.
-        gaps_of: id of a finished job: computes only its rows without a sound answer, the result has
-            all of them; the rest is left out then.
+        plan_id: of job_plan, instead of the rest.
+        gaps_of: a finished job whose gaps are computed, instead of the rest.
     """
 
     plan_id: str | None = None
@@ -226,7 +225,7 @@ async def referred(call: Call, spec: JobSpec) -> JobSpec:
         open_world=True,
         summary=(
             "Hand the rows of a table to the user's other machines, each computed by a named"
-            " handler. Answers a job id at once; job_status and job_result say what came of it."
+            " handler. Answers a job id at once; job_status and job_result follow it."
         ),
         arguments=SubmitTool,
         adapt=_submit_params,

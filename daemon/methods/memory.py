@@ -42,14 +42,14 @@ class RememberOne(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
         title: a few words to find it by.
         tags: words to filter by.
         scope: where it belongs; default the project you work on.
-        kind: note, decision, preference, policy, lesson, event or claim.
+        kind: what it is.
         speaker: who said it, when it is quoted.
         thread: name of the conversation or document it is part of.
         source: where it was taken from.
-        claim: the statement as subject, attribute and value, so that a later value replaces it.
+        claim: subject, attribute, value: a later value replaces it.
         supersedes: ids of older notes of yours that this one replaces.
         derived_from: ids of memories this was concluded from.
-        idempotency_key: the same key and text are stored once, however often they are sent.
+        idempotency_key: the same key and text are stored once.
     """
 
     text: str
@@ -102,10 +102,10 @@ class RecallTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
         limit: how many hits, at most 100.
         scope: one scope or several; default all you may read.
         tags: only notes with all of them.
-        since: ISO 8601 date; only notes from then on.
+        since: ISO 8601 date.
         author: agent or device name; only notes of that author.
         trust_min: leave out what is trusted less, 0 to 1.
-        quarantined: also show what is quarantined or barely trusted, marked as such.
+        quarantined: also what is quarantined or barely trusted.
         detail: text, or index for titles only.
     """
 

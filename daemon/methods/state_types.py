@@ -191,7 +191,7 @@ class ReadTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 
     Attributes:
         path: its name, such as todo/items.
-        type: lww, mv, set, counter or map; default what is there.
+        type: default what is there.
         group: whose; home is the user's own machines.
     """
 
@@ -205,8 +205,8 @@ class ChangeTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
 
     Attributes:
         path: its name, such as todo/items.
-        op: set, delete, add, remove (a set's element) or incr (a counter, by value).
-        type: lww, mv, set, counter or map; default what is there, or what op asks for.
+        op: add and remove a set's element; incr a counter, by value.
+        type: default what is there, or what op asks for.
         value: any JSON.
         group: whose; home is the user's own machines.
     """

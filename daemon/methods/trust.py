@@ -56,7 +56,7 @@ class FeedbackParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
 
     Attributes:
         id: its id, or a unique prefix of at least 8 digits.
-        outcome: useful, wrong, stale (was true once) or harmful.
+        outcome: stale: it was true once.
         note: why, for the history.
         evidence: SHA-256 in hex of a test run or document that shows it.
     """
@@ -72,7 +72,7 @@ class FeedbackTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
 
     Attributes:
         id: the memory's id.
-        outcome: useful, wrong, stale (was true once) or harmful.
+        outcome: stale: it was true once.
         note: why, in a sentence.
     """
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from federated.errors import PlanError
 from federated.jobs.canon import encode_normal
 from federated.jobs.columns import PAIRS
-from federated.jobs.limits import REDUCE_BYTES_MAX
+from federated.jobs.limits import INT_MAX, REDUCE_BYTES_MAX
 from federated.jobs.types import ByHandler, Collect, Count, GroupBy, Sum, Table, TopK
 
 if TYPE_CHECKING:
@@ -129,12 +129,19 @@ def _numbers(rows: Iterable[Row]) -> dict[str, list[int | float]]:
 
 
 def _total(numbers: Sequence[int | float]) -> int | float:
-    if all(type(number) is int for number in numbers):
-        return sum(numbers)
+    """A sum that hangs on the values alone, not on whether somebody wrote 2 or 2.0."""
+    whole = [int(number) for number in numbers if _is_whole(number)]
+    if len(whole) == len(numbers):
+        return sum(whole)
     try:
         return math.fsum(numbers)
     except OverflowError:
         raise PlanError("bad_value", "the sum is beyond what a number can say") from None
+
+
+def _is_whole(number: float) -> bool:
+    """Whether the canonical form writes it as a whole number."""
+    return type(number) is int or (number.is_integer() and abs(number) <= INT_MAX)
 
 
 def _sums(rows: Iterable[Row]) -> dict[str, int | float]:

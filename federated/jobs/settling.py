@@ -49,10 +49,13 @@ if TYPE_CHECKING:
     from federated.jobs.state import Attempt, Job, TaskCell
     from federated.jobs.types import Row
     from federated.seams import TrustClass
+    from p2p.identity import PeerId
 
 REASON_CHARACTERS_MAX: Final = 64
 LOOK_AGAIN_MAX: Final = 256
 NOT_RETURNED: Final = "not_returned"
+PEER_GONE: Final = "peer_gone"
+"""The row was for one device, which was away when the time was over."""
 _WORD_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "_-")
 OPEN_TASKS: Final = frozenset({
     TaskState.QUEUED, TaskState.LEASED, TaskState.RUNNING, TaskState.VERIFYING,
@@ -344,9 +347,17 @@ class Settling:
             if task.open:
                 why = effects.reason_at_the_end(job, task, reason)
                 for k in job.pending(task):
-                    self._judging.move_row(job, task, job.rows[k], RowState.MISSING, why)
+                    row = job.rows[k]
+                    gone = why == "deadline" and row.pin is not None and self._is_gone(row.pin)
+                    word = PEER_GONE if gone else why
+                    self._judging.move_row(job, task, row, RowState.MISSING, word)
                 if task.state is not TaskState.DONE:
                     task.state = step(TASK_TRANSITIONS, task.state, state)
+
+    def _is_gone(self, peer: PeerId) -> bool:
+        """Whether a row's own device is away."""
+        cell = self._board.peers.get(peer)
+        return cell is None or cell.down
 
 
 def plain_reason(text: object) -> str:

@@ -154,3 +154,22 @@ def test_a_dying_peer_loses_no_row(tmp_path: Path) -> None:
         assert await boss.table(ident) == rows
 
     play_office(scenario, tmp_path, seed=7)
+
+
+def test_a_row_for_a_machine_that_stays_away_says_so(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        near, away = await office.desk(2), await office.desk(3)
+        away.scope.cancel()
+        away.member.scope.cancel()
+        names = {"near": near.id, "away": away.id}
+        rows: list[dict[str, object]] = [{"@peer": name, "n": 1} for name in ("near", "away")]
+        spec = JobSpec(handler="echo@1", rows=rows, batch=PerRow(), deadline_s=30)
+        ident = await boss.jobs.submit(spec, agent="", group=None, find_peer=names.get)
+        await boss.jobs.finished(ident)
+        told = await boss.table(ident)
+        assert isinstance(told[0], dict)
+        assert told[0]["n"] == 1
+        assert told[1] == "peer_gone"
+
+    play_office(scenario, tmp_path, seed=11)
