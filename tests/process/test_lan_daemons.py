@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LAN = {"COVEY_P2P_LAN__DISCOVERY": "true", "COVEY_P2P_LAN__ANNOUNCE": "true"}
+MOVES = {"COVEY_P2P__DRAW_PORT": "false"}
+"""Another port at every start: what a machine in another network's address is like."""
 
 
 def heard(home: Home) -> bool:
@@ -49,8 +51,8 @@ def test_a_ticket_without_an_address_is_enough_in_one_network(tmp_path: Path) ->
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Home, Home]]:
     laptop, desk = Home(tmp_path / "a", "laptop"), Home(tmp_path / "b", "desk")
-    laptop.up()
-    desk.up()
+    laptop.up(**MOVES)
+    desk.up(**MOVES)
     made = laptop.json("invite")
     assert isinstance(made, dict)
     desk.ok("join", str(made["ticket"]), "--yes")
@@ -66,11 +68,11 @@ def connected(home: Home) -> bool:
 
 
 def restart(*homes: Home, **env: str) -> None:
-    """Each comes back at another port: the preset for tests keeps none."""
+    """Each comes back at another port."""
     for home in homes:
         home.ok("down")
     for home in homes:
-        home.up(**env)
+        home.up(**MOVES, **env)
 
 
 @pytest.mark.slow
