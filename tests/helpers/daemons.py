@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from daemon.json_types import Json
 
@@ -135,6 +136,29 @@ class Home:
         hits = found["hits"]
         assert isinstance(hits, list)
         return [str(cast("dict[str, Json]", hit)["text"]) for hit in hits]
+
+
+@contextmanager
+def joined_homes(folder: Path, *names: str) -> Iterator[tuple[Home, ...]]:
+    """Running daemons that the first one invited and is connected with; stopped at the end."""
+    homes = tuple(Home(folder / name, name) for name in names)
+    try:
+        for home in homes:
+            home.up()
+        for home in homes[1:]:
+            ticket = cast("dict[str, Json]", homes[0].json("invite"))["ticket"]
+            home.ok("join", str(ticket), "--yes")
+        wait_until("all are connected", lambda: connected_peers(homes[0]) == len(homes) - 1)
+        yield homes
+    finally:
+        for home in homes:
+            home.stop()
+
+
+def connected_peers(home: Home) -> int:
+    """How many others a daemon is connected with."""
+    peers = cast("list[dict[str, Json]]", home.json("rpc", "peers.list", "{}"))
+    return sum(1 for peer in peers if peer.get("connected") or peer.get("path"))
 
 
 def alive(pid: int) -> bool:

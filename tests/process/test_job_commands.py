@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.helpers.daemons import Home, wait_until
+from tests.helpers.daemons import Home, joined_homes, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,23 +17,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Home, Home]]:
-    folder = tmp_path_factory.mktemp("jb")
-    homes = (Home(folder / "a", "boss"), Home(folder / "b", "left"), Home(folder / "c", "right"))
-    for home in homes:
-        home.up()
-    for home in homes[1:]:
-        ticket = cast("dict[str, Json]", homes[0].json("invite"))["ticket"]
-        home.ok("join", str(ticket), "--yes")
-    wait_until("both are connected", lambda: _connected(homes[0]) == 2)
-    yield homes
-    for home in homes:
-        home.stop()
-
-
-def _connected(home: Home) -> int:
-    peers = cast("list[dict[str, Json]]", home.json("rpc", "peers.list", "{}"))
-    return sum(1 for peer in peers if peer.get("connected") or peer.get("path"))
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ...]]:
+    with joined_homes(tmp_path_factory.mktemp("jb"), "boss", "left", "right") as homes:
+        yield homes
 
 
 ROWS = 6000
@@ -63,7 +49,7 @@ def submit(home: Home, folder: Path, count: int, *more: str) -> str:
     return str(cast("dict[str, Json]", answer)["job_id"])
 
 
-def test_a_table_comes_back_in_every_format(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+def test_a_table_comes_back_in_every_format(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"name": "=1+1", "n": 1}\n{"name": "a|b", "n": 2}\n')
@@ -77,7 +63,7 @@ def test_a_table_comes_back_in_every_format(three: tuple[Home, Home, Home], tmp_
     assert "computed by an own device" in told
 
 
-def test_errors_say_what_to_do(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+def test_errors_say_what_to_do(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     rows = rows_file(tmp_path, 2)
     missing = boss.run("job", "status", "ffffffff")
@@ -91,9 +77,7 @@ def test_errors_say_what_to_do(three: tuple[Home, Home, Home], tmp_path: Path) -
     assert "covey job handlers" in nothing.stderr
 
 
-def test_a_slip_in_an_option_or_a_file_is_named(
-    three: tuple[Home, Home, Home], tmp_path: Path
-) -> None:
+def test_a_slip_in_an_option_or_a_file_is_named(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     rows = rows_file(tmp_path, 20)
     bad = tmp_path / "bad.jsonl"
@@ -116,7 +100,7 @@ def test_a_slip_in_an_option_or_a_file_is_named(
 
 @pytest.mark.parametrize(("size", "tasks"), [(1, 20), (8, 3)])
 def test_a_batch_has_as_many_rows_as_asked_for(
-    three: tuple[Home, Home, Home], tmp_path: Path, size: int, tasks: int
+    three: tuple[Home, ...], tmp_path: Path, size: int, tasks: int
 ) -> None:
     boss = three[0]
     spec = tmp_path / "job.json"
@@ -131,9 +115,7 @@ def test_a_batch_has_as_many_rows_as_asked_for(
     assert status["executions"] == tasks
 
 
-def test_a_job_is_paused_resumed_and_cancelled(
-    three: tuple[Home, Home, Home], tmp_path: Path
-) -> None:
+def test_a_job_is_paused_resumed_and_cancelled(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     job = submit(boss, tmp_path, 5, "--key", "once")
     assert submit(boss, tmp_path, 5, "--key", "once") == job
@@ -152,7 +134,7 @@ def test_a_job_is_paused_resumed_and_cancelled(
     assert boss.run("job", "status", other).returncode == 4
 
 
-def test_an_agent_sees_its_own_jobs_alone(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+def test_an_agent_sees_its_own_jobs_alone(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     job = submit(boss, tmp_path, 2)
     as_agent = {"CLAUDECODE": "1"}
@@ -178,7 +160,7 @@ def knows(home: Home, *others: Home) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_kills_on_both_sides_lose_no_row(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+def test_kills_on_both_sides_lose_no_row(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss, left, right = three
     wait_until("boss has on disk where the others are", lambda: knows(boss, left, right), 60)
     job = submit(boss, tmp_path, ROWS, "--batch", "1")
@@ -193,9 +175,7 @@ def test_kills_on_both_sides_lose_no_row(three: tuple[Home, Home, Home], tmp_pat
     assert [json.loads(line)["n"] for line in lines] == list(range(ROWS))
 
 
-def test_who_watches_sees_the_end_every_time(
-    three: tuple[Home, Home, Home], tmp_path: Path
-) -> None:
+def test_who_watches_sees_the_end_every_time(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     for _ in range(12):
         job = submit(boss, tmp_path, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from federated.jobs.canon import canonical
-from tests.helpers.daemons import Home, wait_until
+from tests.helpers.daemons import Home, joined_homes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,23 +23,9 @@ CELL = 10_000
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Home, Home]]:
-    folder = tmp_path_factory.mktemp("jr")
-    homes = (Home(folder / "a", "boss"), Home(folder / "b", "left"), Home(folder / "c", "right"))
-    for home in homes:
-        home.up()
-    for home in homes[1:]:
-        ticket = cast("dict[str, Json]", homes[0].json("invite"))["ticket"]
-        home.ok("join", str(ticket), "--yes")
-    wait_until("both are connected", lambda: _connected(homes[0]) == 2)
-    yield homes
-    for home in homes:
-        home.stop()
-
-
-def _connected(home: Home) -> int:
-    peers = cast("list[dict[str, Json]]", home.json("rpc", "peers.list", "{}"))
-    return sum(1 for peer in peers if peer.get("connected") or peer.get("path"))
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ...]]:
+    with joined_homes(tmp_path_factory.mktemp("jr"), "boss", "left", "right") as homes:
+        yield homes
 
 
 def _run(home: Home, *arguments: str) -> list[dict[str, Json]]:
@@ -52,9 +38,7 @@ def _hash(row: dict[str, object]) -> str:
 
 
 @pytest.mark.slow
-def test_twenty_megabytes_of_rows_are_computed(
-    three: tuple[Home, Home, Home], tmp_path: Path
-) -> None:
+def test_twenty_megabytes_of_rows_are_computed(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     path = tmp_path / "rows.jsonl"
     rows: list[dict[str, object]] = [
@@ -69,7 +53,7 @@ def test_twenty_megabytes_of_rows_are_computed(
     assert set(peers) == {"left", "right"}, "both worked"
 
 
-def test_a_table_and_the_results_of_a_job(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
+def test_a_table_and_the_results_of_a_job(three: tuple[Home, ...], tmp_path: Path) -> None:
     boss = three[0]
     path = tmp_path / "rows.csv"
     path.write_text('\ufefftext,note\n"the cat, the dog",a\n"two\nlines","b ""c"""\n', "utf-8")
@@ -95,7 +79,7 @@ def test_a_table_and_the_results_of_a_job(three: tuple[Home, Home, Home], tmp_pa
     ],
 )
 def test_a_file_that_is_no_table_is_told_by_its_line(
-    three: tuple[Home, Home, Home], tmp_path: Path, name: str, text: str, message: str
+    three: tuple[Home, ...], tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     path = tmp_path / name
     path.write_text(text)
