@@ -11,10 +11,6 @@ from pathlib import Path
 from benchmarks import NAMES
 from benchmarks.report import Options, Report
 
-LATER = {
-    "rounds": "rounds are not part of this version: nothing to measure yet",
-}
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark; 0 when every row with a verdict holds, 1 when one does not."""
@@ -31,9 +27,6 @@ def main(argv: list[str] | None = None) -> int:
         "--data", type=Path, default=Path("../shared/data"), help="folder with the evaluation data"
     )
     args = parser.parse_args(argv)
-    if args.name in LATER:
-        print(LATER[args.name], file=sys.stderr)
-        return 0
     report = Report(as_json=args.json)
     options = Options(quick=args.quick, data=args.data, only=args.only)
     print(f"load before: {os.getloadavg()[0]:.1f}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Federated aggregation (later)."""
+"""Federated aggregation: rounds between peers, without a server."""

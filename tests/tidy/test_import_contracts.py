@@ -44,6 +44,14 @@ CONTROLS = {
         ("federated/jobs/state.py", "import time"),
         ("federated/jobs/coordinator.py", "import apsw"),
     ],
+    "rooms of rounds": [
+        ("federated/rounds/numeric/__init__.py", "import federated.rounds.privacy"),
+        ("federated/rounds/training/__init__.py", "import federated.rounds.protocol"),
+    ],
+    "pure rounds": [
+        ("federated/rounds/protocol/__init__.py", "import trio"),
+        ("federated/rounds/privacy/__init__.py", "import secrets"),
+    ],
     "rooms of memory": [
         ("memory/storage/sql.py", "import memory.trust.rules"),
         ("memory/trust/rules.py", "import memory.records.table"),
@@ -104,7 +112,7 @@ def test_every_pure_module_is_under_the_contract_that_keeps_it_pure() -> None:
     covered = {
         module
         for contract in settings["tool"]["importlinter"]["contracts"]
-        if contract["name"].startswith(("sans-io", "pure memory", "pure jobs"))
+        if contract["name"].startswith(("sans-io", "pure memory", "pure jobs", "pure rounds"))
         for module in contract["source_modules"]
     }
     # Named pure by docs/decisions/0003-determinism.md; the later ones join when they are written.

@@ -1,0 +1,25 @@
+"""Rounds: kernels, rules, protocols and hand-over beside the named peers.
+
+    python -m benchmarks rounds [--quick] [--only PART]
+
+Every part is a module of `benchmarks.round_parts` with `run(options, report)`; its docstring says
+how it measures. Settings are those of docs/specs/rounds.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from benchmarks.report import Options, Report
+
+PARTS: Final[tuple[str, ...]] = ()
+"""Modules of `benchmarks.round_parts`, in the order in which they run."""
+
+
+def run(options: Options, report: Report) -> None:
+    """Measure."""
+    for part in PARTS:
+        if options.wants(part):
+            importlib.import_module(f"benchmarks.round_parts.{part}").run(options, report)

@@ -1,0 +1,1 @@
+"""Shared memory between trainers and the daemon."""

@@ -1,0 +1,1 @@
+"""Masks, secret sharing and local noise."""

@@ -1,0 +1,1 @@
+"""The round machine, without a clock or a socket."""

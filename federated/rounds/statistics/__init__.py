@@ -1,0 +1,1 @@
+"""Answers about data that stays where it is."""
