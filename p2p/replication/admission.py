@@ -35,6 +35,7 @@ from p2p.replication.groups import (
     trim_waiting,
 )
 from p2p.replication.hlc import ms_of, too_far_ahead
+from p2p.replication.liveness import unjudged_rows
 from p2p.replication.ops import Kind, Role
 from p2p.replication.quarantine import make_room, quarantine_of
 from p2p.replication.quota import over_headers
@@ -137,6 +138,8 @@ class _Round:
     """Authors and citations found good in this pass, with the highest clock cited."""
     places: dict[tuple[LogKey, int], _Neighbour] = field(default_factory=dict)
     ready: list[Record] = field(default_factory=list)
+    control: list[Record] = field(default_factory=list)
+    """Control records taken, in the set and beside it."""
     local: list[LocalRow] = field(default_factory=list)
 
 
@@ -387,7 +390,7 @@ class Admission:
         self, group: Group, item: _Item, record: Record, run: _Round, outcome: _Outcome
     ) -> None:
         """Let the authority have it and mark it for the store."""
-        if self._authorise(group, item, record, outcome):
+        if self._authorise(group, item, record, run, outcome):
             log = (record.group, record.author, record.incarnation, record.lane)
             run.places[log, record.seq] = _neighbour_of(record)
             run.ready.append(record)
@@ -396,12 +399,14 @@ class Admission:
         self, group: Group, item: _Item, record: Record, run: _Round, outcome: _Outcome
     ) -> None:
         """A void operation of a forked log that others cite: kept outside the set, served by id."""
-        if self._authorise(group, item, record, outcome):
+        if self._authorise(group, item, record, run, outcome):
             wire = encode_wire(item.wire)
             run.local.append(("hold", (record.id, group.id, HOLD_FORK, 0, wire)))
             outcome.held += 1
 
-    def _authorise(self, group: Group, item: _Item, record: Record, outcome: _Outcome) -> bool:
+    def _authorise(
+        self, group: Group, item: _Item, record: Record, run: _Round, outcome: _Outcome
+    ) -> bool:
         if record.lane == LANE_DATA:
             return True
         try:
@@ -413,6 +418,7 @@ class Admission:
         except AuthError:
             self._refuse(group, item.peer, "proof", item.id, item.header, outcome)
             return False
+        run.control.append(record)
         return True
 
     # --- clock --------------------------------------------------------------------------------
@@ -521,7 +527,8 @@ class Admission:
             return
         batch = self._dressed(group, run.ready)
         self.on_opened(group, batch)
-        verdicts = await self._store.admit(group.id, batch, run.local)
+        local = [*run.local, *unjudged_rows(group, run.control)]
+        verdicts = await self._store.admit(group.id, batch, local)
         for record, verdict in zip(batch, verdicts, strict=True):
             if verdict.outcome in {"stored", "body", "erased"}:
                 outcome.stored += 1

@@ -59,6 +59,9 @@ HOLD_HIDDEN: Final = "hidden"
 HOLD_AGAIN: Final = "again"
 """A data log of ours of which what follows is to be signed anew; `due_ms` is the next place."""
 
+HOLD_JUDGE: Final = "judge"
+"""Stored with operations whose effect on other records is not on disk yet; no record."""
+
 SECRET_EXCHANGE: Final = "x25519"  # noqa: S105 - a purpose, not a secret
 SECRET_OWNER: Final = "owner"  # noqa: S105 - a purpose
 
@@ -173,6 +176,8 @@ class Group:
     again: bool = True
     """Whether something of ours may still have to be signed anew."""
     void_ops: frozenset[bytes] = frozenset()
+    unjudged: bool = False
+    """Whether operations are stored whose effect on other records may not be."""
     incarnations: list[int] = field(default_factory=lambda: [1, 1])
     """In force for control and data."""
     control_confirmed: bool = False

@@ -9,7 +9,7 @@ Callers hold the group's turn. Source: docs/specs/sync.md s.7; docs/specs/author
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from p2p.replication.again import MAX_SEQ, Again
 from p2p.replication.epoch import next_epoch
@@ -18,6 +18,7 @@ from p2p.replication.events import GroupError
 from p2p.replication.groups import STATE_MEMBER, STATE_PENDING, Group, load_authority
 from p2p.replication.hlc import next_incarnation
 from p2p.replication.invites import invites_to_close, make_close
+from p2p.replication.liveness import Liveness, unjudged_rows
 from p2p.replication.ops import (
     EraseAck,
     ForkProof,
@@ -29,7 +30,6 @@ from p2p.replication.ops import (
 from p2p.replication.owners import Owners
 from p2p.replication.record import (
     LANE_CONTROL,
-    STATE_VOID,
     Record,
     decode_header_untrusted,
 )
@@ -46,12 +46,6 @@ if TYPE_CHECKING:
     from p2p.replication.ops import Payload
     from p2p.replication.sealing import GroupSealer
     from p2p.replication.store import LocalRow, LogKey, RecordStore
-
-RESCAN_BYTES: Final = 256 * 1024
-"""Records read at once when liveness is judged anew."""
-
-_UNSETTLING: Final = frozenset({Kind.LIMIT, Kind.INVITE_CLOSE})
-"""Kinds that can take away what stood; data records are judged anew after one."""
 
 
 class Keeper:
@@ -87,11 +81,11 @@ class Keeper:
         self._env = env
         self._groups = groups
         self._emit = emit
-        self._checkpoint = checkpoint
         self.shares = Shares(signer.id, store, sealer, env, checkpoint)
         self._owners = Owners(signer, store, env, groups)
         self.again = Again(signer.id, store, self.shares.open_row)
         self.erasing = Erasing(signer.id, store, env, emit)
+        self._liveness = Liveness(store, self.erasing, checkpoint)
         self.members_changed: Callable[[Group], None] = lambda group: None  # noqa: ARG005 - a hook
 
     # --- turns --------------------------------------------------------------------------------
@@ -131,6 +125,7 @@ class Keeper:
         await self.erasing.settle_all(group, sorted(group.erasures))
         await self._tell_members(group)
         await self._tell_owners(group)
+        await self._liveness.judged(group)
 
     # --- own control records ------------------------------------------------------------------
 
@@ -163,7 +158,7 @@ class Keeper:
                 seq, prev, hlc = state.max_seq, last.id, header.hlc
         drafts = [ControlDraft(kind, encode_payload(payload)) for kind, payload in payloads]
         records = self._sealer.seal_batch(group.id, drafts, seq + 1, prev, hlc)
-        await self._store.admit(group.id, records, local)
+        await self._store.admit(group.id, records, [*local, *unjudged_rows(group, records)])
         for record, (_, payload) in zip(records, payloads, strict=True):
             group.authority.add(record.id, record.head, payload)
         self.shares.use_own(group, records)
@@ -238,12 +233,13 @@ class Keeper:
                     )
             await self.shares.take(group, control)
             self._sealer.advance(group.id)
-            await self._judge_anew(group, control)
+            await self._liveness.judge_anew(group, control)
             await self.follow_limits(group)
             await self._tell_members(group)
             await self._tell_owners(group)
             await self.erasing.follow(group, control)
             control = await self._duties(group)
+        await self._liveness.judged(group)
 
     async def _apply_forks(self, group: Group, records: Sequence[Record]) -> None:
         """Void the logs that proofs among the records are about."""
@@ -365,51 +361,19 @@ class Keeper:
 
     # --- liveness -----------------------------------------------------------------------------
 
-    async def _judge_anew(self, group: Group, records: Sequence[Record]) -> None:
-        """Void what no longer counts and revive what counts again, if that can have changed."""
-        if not group.founded:
-            return
-        standing = group.standing
-        before, now = group.void_ops, standing.void_ops()
-        fresh = {record.id for record in records}
-        lost = any(member not in standing.members() for member in group.known_members)
-        unsettled = any(record.kind in _UNSETTLING for record in records)
-        group.void_ops = now
-        if lost or unsettled or (before - now) or (now - before - fresh):
-            # An erase record of ours may be cut off with what else we wrote: then it is said again.
-            group.unpublished_erasures = True
-            await self.rescan(group)
-        else:
-            void = [record.id for record in records if record.id in now]
-            if void:
-                await self._store.settle(group.id, void=void)
-
     async def rescan(self, group: Group) -> int:
         """Judge every record of the group against the standing; how many changed."""
-        standing = group.standing
-        changed = 0
-        for log in await self._store.logs(group.id):
-            first = 1
-            while first <= log.max_seq:
-                rows = await self._store.tail(log.key, first, log.max_seq, RESCAN_BYTES)
-                if not rows:
-                    break
-                void, revive = [], []
-                for row in rows:
-                    header = decode_header_untrusted(row.header)
-                    first = header.seq + 1
-                    live = standing.live(header, row.id)
-                    if live and row.state == STATE_VOID:
-                        if row.id not in group.hidden:
-                            revive.append(row.id)
-                    elif not live and row.state != STATE_VOID:
-                        void.append(row.id)
-                if void or revive:
-                    changed += await self._store.settle(group.id, void=void, revive=revive)
-                    named = [ident for ident in revive if ident in group.erasures]
-                    await self.erasing.settle(group, named)
-                await self._checkpoint()
-        return changed
+        return await self._liveness.rescan(group)
+
+    async def catch_up(self, group: Group) -> None:
+        """After a start: what a run that ended in the middle left undone."""
+        if not group.founded:
+            return
+        await self._note_own_state(group, dict(group.standing.members()))
+        if group.unjudged:
+            await self.rescan(group)
+            await self._tell_owners(group)
+            await self._liveness.judged(group)
 
     # --- members and owners -------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2p.replication.groups import (
+    HOLD_JUDGE,
     HOLD_REJECTED,
     SECRET_EXCHANGE,
     Group,
@@ -42,6 +43,7 @@ async def load_group(core: Core, group: Group) -> None:
     for _, columns in await core.store.local("hold", group.id):
         if columns[2] == HOLD_REJECTED and isinstance(columns[0], bytes):
             group.rejected.add(columns[0])
+        group.unjudged |= columns[2] == HOLD_JUDGE
     await _load_epochs(core, group)
     core.keeper.load_sealer(group)
     core.sealer.advance(group.id)

@@ -175,6 +175,8 @@ class Replication(JoinService, SyncService):
                 await core.keeper.settle_forks(group)
                 # Of a run that ended between an erase record and what it asks for.
                 await core.keeper.settle_erasures(group, sorted(group.erasures))
+        for group in core.groups.all():  # whose device is ours, all groups say together
+            await core.keeper.catch_up(group)
         self._loaded = True
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

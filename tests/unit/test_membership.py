@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from p2p.replication import liveness
 from p2p.replication.events import GroupError
+from p2p.replication.groups import HOLD_JUDGE
 from p2p.replication.messages import Have
 from p2p.replication.ops import Grant, Kind, Role, encode_payload
 from p2p.replication.push import PROTOCOL as PUSH
@@ -15,11 +17,14 @@ from p2p.replication.record import Envelope, Record
 from p2p.replication.sealing import ControlDraft, Place, sign_record
 from p2p.replication.state import Change
 from p2p.replication.talk import FramedTalk
-from tests.helpers.mesh import wait_until
+from tests.helpers.mesh import Mesh, wait_until
 from tests.unit.test_replication_service import nodes, pair_up, play, roles
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from p2p.replication.groups import Group
+    from p2p.replication.store import LocalRow
     from p2p.replication.supports import Op
     from tests.helpers.mesh import Peer
 
@@ -138,6 +143,68 @@ def test_what_a_removed_member_writes_afterwards_counts_nowhere() -> None:
             assert alice.texts(group) == ["kept"]
 
     play(scene)
+
+
+@pytest.mark.parametrize("cut", ["between", "in the middle"])
+def test_a_crash_after_a_removal_came_leaves_nothing_that_it_cuts_off(
+    cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at who wrote the removal, and not at who was told of it."""
+
+    async def scene() -> None:
+        mesh = Mesh(5)
+        alice, bob, carol = (mesh.peer(name) for name in ("alice", "bob", "carol"))
+        async with alice.running(), bob.running(), carol.running():
+            group = await three(alice, bob, carol)
+            for n in range(4):
+                await bob.write(group, f"bad {n}")
+            await agree(group, alice, bob, carol)
+        monkeypatch.setattr(liveness, "RESCAN_BYTES", 1)  # a record a transaction
+        async with alice.running():
+            die_while_voiding(alice, 0 if cut == "between" else 2)
+            with pytest.raises(OSError, match="power"):
+                await alice.replication.membership.remove(group, bob.id, 0)
+        assert alice.texts(group), "it died before it had voided all"
+        async with alice.running(), carol.running():
+            assert alice.texts(group) == []
+            dead = die_while_voiding(carol, 0 if cut == "between" else 2)
+            await wait_until(lambda: bool(dead))
+        assert carol.texts(group)
+        async with carol.running():
+            assert carol.texts(group) == []
+            assert not await held(carol, HOLD_JUDGE)
+
+    play(scene)
+
+
+def die_while_voiding(peer: Peer, after: int) -> list[object]:
+    """The disk takes so many more transactions that void, and nothing after; what failed."""
+    store = peer.store
+    failed: list[object] = []
+    settle, admit = store.settle, store.admit
+    left = after
+
+    async def dying(group: bytes, **what: Any) -> int:
+        nonlocal left
+        left -= bool(what.get("void"))
+        if left < 0:
+            failed.append(what)
+            raise OSError("no power")
+        return await settle(group, **what)
+
+    async def dead(*what: Any) -> Sequence[object]:
+        if failed:
+            raise OSError("no power")
+        return await admit(*what)
+
+    store.settle = dying  # type: ignore[method-assign]
+    store.admit = dead  # type: ignore[method-assign, assignment]
+    return failed
+
+
+async def held(peer: Peer, reason: str) -> list[LocalRow]:
+    """Rows of a reason that wait at a node."""
+    return [row for row in await peer.store.local("hold") if row[1][2] == reason]
 
 
 def test_a_removal_may_take_back_what_was_written_since_a_time() -> None:

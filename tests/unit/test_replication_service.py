@@ -288,6 +288,35 @@ def test_a_waiting_device_is_let_in_after_both_restarted() -> None:
     play(scene)
 
 
+def test_a_device_killed_as_it_was_let_in_knows_it_after_the_start() -> None:
+    async def scene() -> None:
+        mesh = Mesh(5)
+        alice, bob = mesh.peer("alice"), mesh.peer("bob")
+        async with alice.running():
+            group = (await alice.replication.create_group("team")).group
+            async with bob.running():
+                invite = await alice.replication.create_invite(group, confirm=True)
+                await bob.replication.join(invite.ticket)
+                (waiting,) = alice.replication.pending()
+                admit, failed = bob.store.admit, []
+
+                async def dying(to: bytes, batch: Any, local: Sequence[LocalRow] = ()) -> object:
+                    if failed or any(table == "grp" for table, _ in local):
+                        failed.append(local)
+                        raise OSError("no power")
+                    return await admit(to, batch, local)
+
+                bob.store.admit = dying  # type: ignore[method-assign, assignment]
+                await alice.replication.accept(waiting.join_id)
+                await wait_until(lambda: bool(failed))
+            async with bob.running():
+                assert bob.replication.groups()[0].state == "member"
+                await alice.write(group, "text")
+                await wait_until(lambda: bob.texts(group) == ["text"])
+
+    play(scene)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
