@@ -331,4 +331,10 @@ def binary() -> tuple[bytes, ...]:
 def text() -> tuple[bytes, ...]:
     """Inputs of text formats, in UTF-8."""
     rows = b'[[1,{"a":1}],[2,null,"timeout"]]'
-    return (*TEXTS, msgspec.json.encode(MANIFEST), rows, *_kept(_vector_bytes()[1]))
+    return (*TEXTS, msgspec.json.encode(MANIFEST), rows, *_tickets(), *_kept(_vector_bytes()[1]))
+
+
+def _tickets() -> list[bytes]:
+    """Good tickets: few among many texts, so a sample of the vectors may hold none."""
+    vectors = json.loads((ROOT / "tests" / "vectors" / "record_v1.json").read_text("utf-8"))
+    return [ticket["text"].encode() for ticket in vectors["tickets"]]

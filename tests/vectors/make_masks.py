@@ -151,8 +151,7 @@ def text():
         "plain": plain,
         "masked": {
             str(bits): [
-                [str(w) for w in masked(who, everyone, row, bits)]
-                for who, row in zip(everyone, plain, strict=True)
+                masked(who, everyone, row, bits) for who, row in zip(everyone, plain, strict=True)
             ]
             for bits in (32, 64)
         },
