@@ -110,6 +110,10 @@ def _dask() -> str | None:
     return None if found is not None else "no Dask for this interpreter"
 
 
+def _importable(name: str) -> str | None:
+    return None if importlib.util.find_spec(name) is not None else f"no {name}"
+
+
 REQUIREMENTS: Mapping[str, Requirement] = {
     "bubblewrap": Requirement(
         _bubblewrap,
@@ -121,6 +125,16 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         _landlock, "run a kernel with Landlock (since 5.13), switched on", optional_in_ci=True
     ),
     "dask": Requirement(_dask, "install the extra: `pip install covey[dask]`", optional_in_ci=True),
+    "scipy": Requirement(
+        functools.partial(_importable, "scipy"),
+        "install the extra: `pip install covey[fast]`",
+        optional_in_ci=True,
+    ),
+    "numba": Requirement(
+        functools.partial(_importable, "numba"),
+        "install the extra: `pip install covey[fast]`",
+        optional_in_ci=True,
+    ),
     "npm": Requirement(
         functools.partial(_command, "npm"),
         "install the system's npm package, for example `apt-get install npm`",
