@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from daemon.manifest import DATABASE, FORMAT, KEYS, FileEntry, Head
 from daemon.manifest import Manifest as BackupManifest
@@ -36,6 +37,8 @@ from federated.jobs.items import (
     encode_item,
     encode_results,
 )
+from federated.rounds.numeric.codec import CODECS
+from federated.rounds.numeric.codec import encode as encode_update
 from p2p.blobs.manifest import Manifest, encode_bitmap
 from p2p.dht.keys import peer_record_key, value_key
 from p2p.dht.messages import (
@@ -258,6 +261,7 @@ def _own_bytes() -> list[bytes]:
         *_neighbours_bytes(),
         *_circuit_bytes(),
         *_job_bytes(),
+        *_round_codec_bytes(),
         Manifest(300_000, bytes(64)).encode(),
         encode_bitmap(0xF00FF, 20),
         encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),
@@ -293,6 +297,16 @@ def _job_bytes() -> list[bytes]:
         Failed("decode", "no job item"),
     ]
     return [*(encode_item(item) for item in items), encode_results(results)]
+
+
+def _round_codec_bytes() -> list[bytes]:
+    """Encoded updates of one and of two blocks, each behind the byte that picks its codec."""
+    values = [np.resize(np.array([0.0, 1.5, -0.01, 3e-5], np.float32), n) for n in (256, 512)]
+    return [
+        bytes([place]) + encode_update(name, array)
+        for place, name in enumerate(CODECS)
+        for array in values
+    ]
 
 
 def _vector_bytes() -> tuple[list[bytes], list[bytes]]:

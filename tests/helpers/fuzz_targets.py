@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import msgspec
+import numpy as np
 
 from daemon.errors import RpcError
 from daemon.mcp.lines import BadLineError
+from federated.rounds.numeric.codec import BLOCK, CODECS, Codec, encoded_size
 from memory.errors import DecodeError as MemoryDecodeError
 from memory.errors import RefusedError
 from p2p.dht.messages import MessageReader
@@ -40,7 +42,7 @@ from tests.helpers.fuzz import Target
 from tests.helpers.fuzz_seeds import IDENTITY, Bag, Params
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ROUTER: Final = HttpUrl("10.77.1.1", 42557, "/rootDesc.xml")
@@ -98,6 +100,26 @@ def _last_argument_is_kind(fn: Untrusted, data: bytes) -> object:
     return fn(data[1:], data[0] if data else 0)
 
 
+def _round_codec(fn: Untrusted, data: bytes) -> object:
+    """The first byte picks the codec, the length how many values there can be: so most inputs get
+    past the check of the length, and every eighth codec byte announces one value too many."""
+    name: Codec = CODECS[data[0] % len(CODECS)] if data else "f32"
+    kind = data[0] if data else 0
+    body = data[1:]
+    block = 4 if name == "f32" else encoded_size(name, BLOCK)
+    count = len(body) // block * (1 if name == "f32" else BLOCK)
+    n = max(0, count - (kind >> 2) % BLOCK if name != "f32" else count) + (kind % 8 == 7)
+    return fn(name, body, n)
+
+
+def _round_codec_slices(fn: Untrusted, data: bytes) -> object:
+    def drained(name: object, body: object, n: object) -> object:
+        assert isinstance(n, int)
+        return list(cast("Iterable[None]", fn(name, body, np.empty(n, np.float32))))
+
+    return _round_codec(cast("Untrusted", drained), data)
+
+
 ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
     "p2p.blobs.manifest:decode_bitmap_untrusted": lambda fn, data: fn(data, 20),
     "p2p.identity:_decode_key_file_untrusted": lambda fn, data: fn(data, Path("key")),
@@ -118,6 +140,8 @@ ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
         data, PEER_RECORD_DOMAIN, PEER_RECORD_TYPE
     ),
     "p2p.wire.varint:decode_varint_untrusted": lambda fn, data: fn(data),
+    "federated.rounds.numeric.codec:decode_untrusted": _round_codec,
+    "federated.rounds.numeric.codec:decode_slices_untrusted": _round_codec_slices,
     "daemon.rpc.jsonrpc:decode_params_untrusted": lambda fn, data: fn(_Entry(), data),
     "daemon.mcp.lines:decode_line_untrusted": lambda fn, data: fn(data, line_bytes_max=1 << 20),
     "daemon.mcp.sdk:decode_message_untrusted": lambda fn, data: fn(data, 7),
