@@ -7,6 +7,7 @@ are fuzzed from the day they are written.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,7 @@ from federated.jobs.items import (
 )
 from federated.rounds.numeric.codec import CODECS
 from federated.rounds.numeric.codec import encode as encode_update
+from federated.rounds.pool.records import NO_SEGMENT, Dtype, Kind, Reason, Record
 from p2p.blobs.manifest import Manifest, encode_bitmap
 from p2p.dht.keys import peer_record_key, value_key
 from p2p.dht.messages import (
@@ -262,6 +264,7 @@ def _own_bytes() -> list[bytes]:
         *_circuit_bytes(),
         *_job_bytes(),
         *_round_codec_bytes(),
+        *_pool_bytes(),
         Manifest(300_000, bytes(64)).encode(),
         encode_bitmap(0xF00FF, 20),
         encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),
@@ -274,6 +277,22 @@ def _own_bytes() -> list[bytes]:
         encode_line("/multistream/1.0.0") + encode_line("/noise"),
         encode_line("/multistream/1.0.0") + encode_line("ls"),
     ]
+
+
+def _pool_bytes() -> list[bytes]:
+    """Records between trainers and the host pool."""
+    filled = Record(
+        kind=Kind.FILLED, dtype=Dtype.F32, segment=7, generation=9, nbytes=400, weight=2.5, round=11
+    )
+    records = [
+        Record(kind=Kind.LEND, dtype=Dtype.F32, nbytes=400, lane=3),
+        filled,
+        replace(filled, segment=NO_SEGMENT, generation=0, crc32=77),
+        replace(filled, kind=Kind.DONE, offset=128),
+        replace(filled, kind=Kind.RESULT, count=3),
+        Record(kind=Kind.NACK, reason=Reason.FULL, count=Kind.LEND),
+    ]
+    return [record.encode() for record in records]
 
 
 def _job_bytes() -> list[bytes]:

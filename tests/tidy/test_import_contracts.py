@@ -51,6 +51,7 @@ CONTROLS = {
     "pure rounds": [
         ("federated/rounds/protocol/__init__.py", "import trio"),
         ("federated/rounds/privacy/__init__.py", "import secrets"),
+        ("federated/rounds/pool/book.py", "import socket"),
     ],
     "rooms of memory": [
         ("memory/storage/sql.py", "import memory.trust.rules"),
