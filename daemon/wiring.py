@@ -47,6 +47,7 @@ from memory.embedding.service import Embeddings
 from memory.erasure.erasing import Eraser, Outlets
 from memory.erasure.forgetting import Forgetting
 from memory.errors import EmbedError, StoreError
+from memory.records.readdress import readdress
 from memory.records.replica import Replica
 from memory.review.desk import TrustDesk
 from memory.review.resolving import ConflictDesk
@@ -165,7 +166,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
             )
     node = Node(identity, config.p2p, env, [tcp], book_path=Path(paths.book))
     blobs = node.keep_blobs(state / "blobs", env, ThreadOffload(), config.blobs)
-    replication = Replication(node, replica, sealer, env, config.replication)
+    replication = Replication(node, replica, sealer, env, config.replication, readdress=readdress)
     blobs.set_readers(replication.may_read)
     behaviour = Behaviour(state / "behaviour.db", env)
     embeddings = _embeddings(config.memory, db, replica, env)

@@ -81,8 +81,8 @@ def erase_record(
         copies_only: of what was derived from it, only repetitions of its text go along.
 
     Returns:
-        Ids of own records that were derived from it and have to go with it; None for a control
-        record, which stays.
+        Ids of own records that were derived from it and have to go with it, and of those that say
+        the same under another id; None for a control record, which stays.
     """
     connection = txn.connection
     row = connection.execute(
@@ -106,6 +106,7 @@ def erase_record(
     derived = own_derived(connection, record_id)
     if copies_only:
         derived = _copies(connection, record_id, derived)
+    derived += signed_anew(connection, record_id)
     connection.execute(
         "UPDATE record SET state = 'stub' WHERE n = ? AND (state IN ('live', 'sealed') OR ?)",
         (n, bool(hidden)),  # hidden until an admin's erasure is carried out: void, and in the set
@@ -149,7 +150,7 @@ def erase_all(txn: Txn, record_id: bytes, by: bytes, hlc: int) -> list[bytes]:
     copies_only = by != HERE and _is_foreign(txn.connection, record_id)
     done: dict[bytes, None] = {}
     pending = [record_id]
-    # Ends: what is derived names its parents by hash, so there are no cycles.
+    # Ends: nothing is done twice.
     while pending:
         current = pending.pop()
         derived = None
@@ -197,6 +198,26 @@ def own_derived(connection: apsw.Connection, record_id: bytes) -> list[bytes]:
         " JOIN author a ON a.id = m.author WHERE p.parent_id = ? AND a.class = 'own'",
         (record_id,),
     )
+
+
+_ANEW: Final = """
+SELECT o.id FROM record r JOIN supersede s ON s.src = r.n JOIN record o ON o.id = s.dst
+JOIN log rl ON rl.n = r.log JOIN log ol ON ol.n = o.log
+WHERE r.id = ?1 AND r.kind = ?2 AND o.kind = ?2 AND ol.grp = rl.grp AND ol.author = rl.author
+UNION
+SELECT c.id FROM supersede s JOIN record c ON c.n = s.src JOIN record r ON r.id = s.dst
+JOIN log cl ON cl.n = c.log JOIN log rl ON rl.n = r.log
+WHERE s.dst = ?1 AND c.kind = ?2 AND r.kind = ?2 AND cl.grp = rl.grp AND cl.author = rl.author
+"""
+
+
+def signed_anew(connection: apsw.Connection, record_id: bytes) -> list[bytes]:
+    """Entries of the same author that say the same: its original, and what was signed of it anew.
+
+    A header names its original in `supersedes` (docs/specs/sync.md s.7). Another author's word does
+    not count: whoever erases its own must not reach others' by naming them.
+    """
+    return blobs(connection, _ANEW, (record_id, ENTRY_KIND))
 
 
 def _erase_entry(txn: Txn, n: int, record_id: bytes) -> None:

@@ -261,9 +261,12 @@ def _project_note(txn: Txn, entry: Entry, body: NoteBody) -> None:
     for parent in parents:
         connection.execute("INSERT INTO parent VALUES (?, ?)", (entry.n, parent))
     if body.idem is not None and entry.relation == "own":
-        # The oldest wins: a record of ours that comes back from a peer is no second answer.
+        # The oldest wins: a record of ours that comes back from a peer is no second answer. But one
+        # that counts nowhere is none: what it says was signed anew.
         connection.execute(
-            "INSERT OR IGNORE INTO idem VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO idem VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET content_hash = excluded.content_hash, memory = excluded.memory"
+            " WHERE (SELECT state FROM record WHERE n = idem.memory) = 'void'",
             (author, scope, body.idem, digest, entry.n),
         )
     txn.events.append(("stored", entry.id, scope))

@@ -59,6 +59,9 @@ HOLD_HIDDEN: Final = "hidden"
 HOLD_AGAIN: Final = "again"
 """A data log of ours of which what follows is to be signed anew; `due_ms` is the next place."""
 
+HOLD_CUT: Final = "cut"
+"""What the limits on us cut off was planned to be signed anew; no record, their hash."""
+
 HOLD_JUDGE: Final = "judge"
 """Stored with operations whose effect on other records is not on disk yet; no record."""
 
@@ -175,6 +178,8 @@ class Group:
     """Whether something of ours may have been erased here that no erase record tells the others."""
     again: bool = True
     """Whether something of ours may still have to be signed anew."""
+    cut_planned: bytes | None = None
+    """For which limits on us that was planned."""
     void_ops: frozenset[bytes] = frozenset()
     unjudged: bool = False
     """Whether operations are stored whose effect on other records may not be."""

@@ -18,7 +18,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from p2p.errors import AuthError, PeerError, ProtocolError, UsageError
-from p2p.replication.again import MAX_SEQ
 from p2p.replication.authority import Authority
 from p2p.replication.events import GroupError
 from p2p.replication.groups import (
@@ -51,10 +50,8 @@ from p2p.replication.messages import (
     Message,
     Records,
 )
-from p2p.replication.ops import REASON_TAKEN_BACK, Join, Kind, Role
+from p2p.replication.ops import Join, Kind, Role
 from p2p.replication.record import (
-    LANE_DATA,
-    STATE_VOID,
     Record,
     RecordWire,
     decode_header_untrusted,
@@ -151,8 +148,6 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
     except GroupError as refused:
         why = refused
     else:
-        if not fresh and group.role(core.me) is not None:
-            await _write_what_was_cut(core, group)
         return group
     if fresh:  # Otherwise an earlier join of ours may still be waiting for somebody's word.
         await _set_state(core, group, STATE_REFUSED)
@@ -279,32 +274,6 @@ async def _own_join(core: Core, group: Group, ticket: Ticket, invite_key: bytes)
         join = make_join(group.id, core.me, invite_id, ticket.seed, public)
         (record,) = await core.keeper.write_only(group, [(Kind.JOIN, join)])
         return record.wire()
-
-
-async def _write_what_was_cut(core: Core, group: Group) -> None:
-    """What we wrote before we heard of our removal counts nowhere: sign it anew, now we are back.
-
-    Only what the last removal did not know of: what one took away on purpose stays away, and what
-    was cut by an earlier one was signed anew then.
-    """
-    async with core.keeper.turn(group):
-        limits = group.standing.limits_on(core.me)
-        if not limits or limits[-1].reason == REASON_TAKEN_BACK:
-            return
-        kept = {(incarnation, lane): seq for incarnation, lane, seq in limits[-1].keep}
-        since = max((limit.next_incarnation for limit in limits[:-1]), default=0)
-        for log in await core.store.logs(group.id):
-            last = kept.get((log.key[2], log.key[3]))
-            if log.key[2] < since:
-                continue
-            if log.key[1] == core.me and log.key[3] == LANE_DATA and last:
-                row = await core.store.at(log.key, last + 1)
-                if row is not None and row.state == STATE_VOID:
-                    # What a fork voided is planned already.
-                    end = MAX_SEQ if log.fork_seq is None else log.fork_seq - 1
-                    if last < end:
-                        await core.keeper.again.plan(group, log.key, last + 1, end)
-        await core.keeper.again.go_on(group)
 
 
 async def _take_answer(core: Core, talk: Talk, group: Group) -> None:

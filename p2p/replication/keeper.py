@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from p2p.env import Env
     from p2p.identity import Signer, Verifier
+    from p2p.replication.again import Readdress
     from p2p.replication.events import Emit
     from p2p.replication.groups import Groups
     from p2p.replication.ops import Payload
@@ -60,6 +61,7 @@ class Keeper:
         groups: all groups.
         emit: events.
         checkpoint: lets other tasks run.
+        readdress: changes the ids that a body names.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Keeper:
         groups: Groups,
         emit: Emit,
         checkpoint: Callable[[], Awaitable[None]],
+        readdress: Readdress,
     ) -> None:
         self._me = signer.id
         self._store = store
@@ -83,7 +86,7 @@ class Keeper:
         self._emit = emit
         self.shares = Shares(signer.id, store, sealer, env, checkpoint)
         self._owners = Owners(signer, store, env, groups)
-        self.again = Again(signer.id, store, self.shares.open_row)
+        self.again = Again(signer.id, store, self.shares.open_row, readdress)
         self.erasing = Erasing(signer.id, store, env, emit)
         self._liveness = Liveness(store, self.erasing, checkpoint)
         self.members_changed: Callable[[Group], None] = lambda group: None  # noqa: ARG005 - a hook
@@ -199,6 +202,8 @@ class Keeper:
         used = [s.key[2] for s in await self._store.logs(group.id) if s.key[1] == self._me]
         if next_incarnation(max([*used, 0]), self._env.wall_ms()) >= needed:
             await self.renew(group)
+            # What was sealed in the old logs is on disk when this returns, to be judged.
+            await self._store.admit(group.id, [])
 
     def load_sealer(self, group: Group) -> None:
         """Tell the sealer the group's authority, incarnations and keys."""
@@ -233,13 +238,25 @@ class Keeper:
                     )
             await self.shares.take(group, control)
             self._sealer.advance(group.id)
-            await self._liveness.judge_anew(group, control)
+            # First, or what is written meanwhile in the log that a limit ends is judged by nobody.
             await self.follow_limits(group)
+            await self._liveness.judge_anew(group, control)
+            await self.again.plan_cut(group)
             await self._tell_members(group)
             await self._tell_owners(group)
             await self.erasing.follow(group, control)
             control = await self._duties(group)
+            await self._sign_again(group)
         await self._liveness.judged(group)
+
+    async def _sign_again(self, group: Group) -> None:
+        """Go on with that, if we have a key to write under; the next upkeep tries it else."""
+        if (
+            group.again
+            and group.id in self._groups
+            and self._sealer.current_epoch(group.id) is not None
+        ):
+            await self.again.go_on(group)
 
     async def _apply_forks(self, group: Group, records: Sequence[Record]) -> None:
         """Void the logs that proofs among the records are about."""
@@ -260,7 +277,6 @@ class Keeper:
             group.unpublished_erasures = True
             await self.renew(group)
             self._emit("own_log.restored", {"group": group.id, "why": "fork"})
-            await self.again.go_on(group)
 
     async def settle_forks(self, group: Group) -> None:
         """Tell the store of every fork that is proven: a crash may have come between."""
@@ -374,6 +390,7 @@ class Keeper:
             await self.rescan(group)
             await self._tell_owners(group)
             await self._liveness.judged(group)
+        await self.again.plan_cut(group)
 
     # --- members and owners -------------------------------------------------------------------
 
@@ -419,7 +436,7 @@ class Keeper:
     async def do_duties(self, group: Group) -> None:
         """Do what our position obliges us to now, and follow up on it."""
         await self.erasing.settle_all(group, [])  # admins' words whose time has come
-        await self.again.go_on(group)
+        await self._sign_again(group)
         await self.after(group, await self._duties(group))
         # These not in the turn that calls for them: at most one new key, many words in one record.
         if group.state == STATE_MEMBER and group.role(self._me) is not None:

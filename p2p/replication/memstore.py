@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from p2p.replication.groups import HOLD_HIDDEN
+from p2p.replication.ops import Kind
 from p2p.replication.record import (
     LANE_CONTROL,
     STATE_LIVE,
@@ -435,10 +436,22 @@ class MemStore:
             row.state = STATE_STUB
         self.disk.local.pop(("hold", (record_id,)), None)
         self._indexes.clear()
-        if row is not None:
-            self._strip(row)
-            self._turn(row)
-        return 1
+        if row is None:
+            return 1
+        self._strip(row)
+        self._turn(row)
+        return 1 + sum(self._erase(other) for other in self._signed_anew(row))
+
+    def _signed_anew(self, row: Row) -> list[bytes]:
+        """Entries of the same author that say the same: one names the other as its original."""
+        record = row.record
+        return [
+            other.id
+            for other in self.disk.rows.values()
+            if other.record.kind == record.kind == Kind.ENTRY
+            and (other.record.group, other.record.author) == (record.group, record.author)
+            and (row.id in other.record.supersedes or other.id in record.supersedes)
+        ]
 
     def _turn(self, row: Row) -> None:
         if row.record.kind == KIND_STATE:

@@ -17,6 +17,7 @@ from p2p.errors import TimedOut
 from p2p.identity import Identity, PeerId
 from p2p.identity import verify as verify_signature
 from p2p.replication.admission import Admission
+from p2p.replication.again import as_it_is
 from p2p.replication.authority import Authority
 from p2p.replication.cells import Cells
 from p2p.replication.core import Core
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from p2p.env import Env
     from p2p.identity import Verifier
     from p2p.node import Node
+    from p2p.replication.again import Readdress
     from p2p.replication.config import ReplicationConfig
     from p2p.replication.erasures import ErasureView
     from p2p.replication.events import ReplicationEvent
@@ -91,6 +93,8 @@ class Replication(JoinService, SyncService):
         env: clocks and random numbers.
         config: limits and intervals.
         verify: signature check.
+        readdress: gives a plain body of an entry other ids for the records it names: what is
+            signed anew has a new id.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Replication(JoinService, SyncService):
         config: ReplicationConfig,
         *,
         verify: Verifier = verify_signature,
+        readdress: Readdress = as_it_is,
     ) -> None:
         self._node = node
         self._events = Events()
@@ -128,6 +133,7 @@ class Replication(JoinService, SyncService):
             groups=groups,
             emit=self._events.emit,
             checkpoint=trio.lowlevel.checkpoint,
+            readdress=readdress,
         )
         self._core = Core(
             signer=signer,

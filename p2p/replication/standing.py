@@ -339,6 +339,17 @@ class Standing:
         ]
         return [payload for _, _, payload in sorted(found, key=lambda one: one[:2])]
 
+    def cut_off(self, header: Header) -> list[Limit]:
+        """The standing limits on its author that a record lies beyond."""
+        within = self.closure(header.auth) or 0
+        lane = lane_of(header.kind)
+        return [
+            payload
+            for lim in self._fold.holding(header.author).limits
+            if self._fold.beyond(lim, header, lane, within)
+            and isinstance(payload := self._book.ops[lim].payload, Limit)
+        ]
+
     def shown_to(self, member: bytes) -> list[bytes]:
         """Ids of the operations by which a device learns that it is out.
 

@@ -15,6 +15,7 @@ from p2p.identity import Identity
 from p2p.identity import verify as verify_signature
 from p2p.net.memory import MemNet
 from p2p.node import Node
+from p2p.replication.again import as_it_is
 from p2p.replication.config import ReplicationConfig
 from p2p.replication.memstore import MemDisk, MemStore
 from p2p.replication.sealing import GroupSealer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from p2p.identity import PeerId, Verifier
     from p2p.net.memory_fabric import MemFabric
+    from p2p.replication.again import Readdress
     from p2p.replication.events import ReplicationEvent
     from p2p.replication.store import RecordStore
 
@@ -56,6 +58,7 @@ class Peer:
     addr: str = ""
     book: dict[PeerId, list[str]] | None = None
     verify: Verifier = verify_signature
+    readdress: Readdress = as_it_is
 
     def new_fabric(self) -> MemFabric:
         """The fabric of this start, at the next free port."""
@@ -86,7 +89,13 @@ class Peer:
         self.store = self.new_store()
         store = self.store if make_store is None else make_store(self.sealer)
         self.replication = Replication(
-            self.node, store, self.sealer, self.env, self.config, verify=self.verify
+            self.node,
+            store,
+            self.sealer,
+            self.env,
+            self.config,
+            verify=self.verify,
+            readdress=self.readdress,
         )
         self.replication.subscribe(self.events.append)
 

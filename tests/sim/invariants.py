@@ -156,7 +156,7 @@ def acknowledged_records_survive(world: World) -> None:
     for peer in world.core():
         here = set(peer.texts(world.group))
         for ident, text in world.book.texts.items():
-            if ident in world.book.erasing or not world.book.must_survive(ident):
+            if ident in world.book.erasing or not world.must_survive(ident):
                 continue
             if text not in here and world.in_own_fork(ident):
                 world.sometimes("forked_by_image")

@@ -26,7 +26,7 @@ MUST_HAPPEN: Final = (
     *OPERATIONS,
     "cell_lww", "cell_mv", "cell_set", "cell_counter", "cell_map", "counter_exact", "erased",
     "joined", "join_waits", "accepted", "turned_away", "readmitted", "removed", "expelled", "left",
-    "promoted", "demoted", "rotated", "closed", "call_refused",
+    "promoted", "demoted", "rotated", "closed", "call_refused", "said_again",
     # Faults.
     *(f for f in FAULTS if f != "clock"), "clock_ahead", "clock_back",
     "crash_lost_write", "crash_lost_word", "full_disk_refused",

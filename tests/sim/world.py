@@ -187,6 +187,8 @@ class World:
             return False
         if len({peer.roots(self.group) for peer in core}) > 1:
             return False
+        if any(peer.group_of(self.group).again and self.may_write(peer) for peer in core):
+            return False  # it may still sign anew what it wrote before it heard of a limit
         return len({self.texts_of(peer) for peer in core}) == 1
 
     def texts_of(self, peer: SimPeer) -> tuple[str, ...]:
@@ -288,6 +290,31 @@ class World:
         if member == self.founder.id:
             return False
         return not self.book.must_be_member(member, self.founder.id)
+
+    def may_write(self, peer: SimPeer) -> bool:
+        """Whether a device may write, as the founder sees it."""
+        role = self.founder.group_of(self.group).role(peer.id)
+        return role is not None and role >= Role.WRITE
+
+    def must_survive(self, ident: bytes) -> bool:
+        """Whether an acknowledged record has to be everywhere in the end.
+
+        What a limit cut off is excused only where its author is not back, or does not hold it any
+        more, or fell with whoever let it in: else it has to say it again itself.
+        """
+        if self.book.must_survive(ident):
+            return True
+        author = next((p for p in self.honest if p.id == self.book.authors[ident]), None)
+        if author is None or not self.may_write(author) or ident not in author.disk.rows:
+            return False
+        vouchers = self.book.joined.get(author.id, (frozenset[bytes](), Role.READ))[0]
+        back = author.id not in self.book.restored and all(
+            one not in self.book.restored and self.book.must_be_member(one, self.founder.id)
+            for one in vouchers
+        )
+        if back:
+            self.sometimes("said_again")
+        return back
 
     def good_standing(self) -> set[bytes]:
         """Honest devices whose records nobody had the right to void."""
