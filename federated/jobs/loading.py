@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     import apsw
 
+ANSWER_DROPPED: Final = 2
+"""In column `overlapped`: the answer counts no more, for its owner lost a vote or was quarantined
+since. Its owner is not asked for the row again; the answer itself is not kept."""
 _SPEC: Final = msgspec.json.Decoder(JobSpec)
 
 
@@ -88,10 +91,14 @@ def _load_answers(connection: apsw.Connection, job: Job) -> None:
         "SELECT k, device, owner, attempt, overlapped, body FROM answer WHERE job=?", (job.id,)
     ):
         row = job.rows[k]
+        if row.state is not RowState.PENDING:
+            continue
+        row.barred.add(owner)
+        if overlapped == ANSWER_DROPPED:
+            row.doubted = True
+            continue
         value = msgspec.json.decode(body, type=dict[str, object])
-        if row.state is RowState.PENDING:
-            row.answers.append(Answer(owner, device, attempt, value, overlapped=bool(overlapped)))
-            row.barred.add(owner)
+        row.answers.append(Answer(owner, device, attempt, value, overlapped=bool(overlapped)))
 
 
 def _load_rows(connection: apsw.Connection, job: Job) -> None:

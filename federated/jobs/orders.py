@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from p2p.identity import PeerId
 
 Statement: TypeAlias = Literal[
-    "job_state", "row_state", "task_state", "attempt", "answer", "event", "peer_stat", "cache",
-    "cache_quote",
+    "job_state", "row_state", "task_state", "attempt", "answer", "answer_dropped", "event",
+    "peer_stat", "cache", "cache_quote",
 ]  # fmt: skip
 """Names of `journal`'s statements; each row of parameters replaces or adds one row."""
 
