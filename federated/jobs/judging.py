@@ -279,6 +279,8 @@ class Judging:
         job.tasks.append(task)
         job.queue.append(task)
         job.audits += 1
+        self._keep_answer(job, row, row.answers[0])
+        self._board.keep_audit(job, task, due=True)
 
     def audited(self, job: Job, attempt: Attempt, row: RowCell, value: Row, wall_ms: int) -> None:
         """An own device computed an accepted row again."""

@@ -26,7 +26,7 @@ SQL: Final[Mapping[str, str]] = {
     "row_state": (
         "UPDATE row SET state=?, level=?, reason=?, value=?, agreed=? WHERE job=? AND k=?"
     ),
-    "task_state": "UPDATE task SET stage=? WHERE job=? AND task=?",
+    "task": "INSERT OR REPLACE INTO task VALUES (?,?,?,?)",
     "attempt": "INSERT OR REPLACE INTO attempt VALUES (?,?,?,?,?,?,?,?,?)",
     "answer": "INSERT INTO answer VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
     "answer_dropped": "INSERT OR REPLACE INTO answer VALUES (?,?,?,?,?,?,?)",

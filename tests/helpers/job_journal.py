@@ -40,8 +40,10 @@ class PlainDb:
 
     async def write(self, fn: Callable[[apsw.Connection], T], *, full: bool = True) -> T:
         del full
+        found: list[T] = []
         with self.connection:
-            return fn(self.connection)
+            found.append(fn(self.connection))
+        return found[0]
 
 
 def at_once(coroutine: Coroutine[object, None, T]) -> T:

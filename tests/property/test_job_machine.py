@@ -455,6 +455,9 @@ class Coordination(RuleBasedStateMachine):
                     assert (row.value, row.agreed) == (other.value, other.agreed)
                 said = {(one.owner, one.device) for one in row.answers}
                 assert {(one.owner, one.device) for one in other.answers} <= said
+            assert read.audits == job.audits
+            if job.executions_max is not None:
+                assert read.executions == job.executions
 
     @override
     def teardown(self) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from benchmarks.job_sims.fleet import HANDLER
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.state import RowState
+from federated.jobs.types import Limits
 from tests.helpers.job_journal import KeptFleet
 
 if TYPE_CHECKING:
@@ -70,3 +71,59 @@ def test_a_liars_votes_stay_dropped_after_a_kill() -> None:
         assert not any(one.owner == liar for one in row.answers), "its vote is back"
         assert liar in row.barred
         assert row.doubted
+
+
+def test_what_ran_before_a_kill_counts_towards_the_limit_of_executions() -> None:
+    fleet = KeptFleet(seed=2)
+    fleet.join("a", credit=4)
+    fleet.core.board.peers[fleet.id_of("a")].window = 4
+    job = fleet.submit(rows=20, limits=Limits(executions=12))
+    all_answer(fleet, "a")
+    assert 5 <= job.executions < 12
+    assert fleet.read(job).executions == job.executions
+    fleet.refuse(fleet.offered("a")[0], why="quota", retry_ms=500)
+    assert fleet.read(job).executions == job.executions
+
+
+def test_no_offer_of_a_limited_job_leaves_before_it_is_counted_on_the_disk() -> None:
+    fleet = KeptFleet(seed=3)
+    fleet.join("a", credit=4)
+    counted: list[int] = []
+    jobs = fleet.core.board.jobs
+    fleet.on_offer = lambda task: counted.append(fleet.read(jobs[task.job]).executions)
+    fleet.submit(rows=3, limits=Limits(executions=3))
+    all_answer(fleet, "a")
+    assert counted
+    assert all(have >= at for at, have in enumerate(counted, 1))
+
+
+def test_executions_of_a_job_without_a_limit_are_counted_from_its_attempts() -> None:
+    fleet = KeptFleet(seed=4)
+    fleet.join("a", credit=2)
+    job = fleet.submit(rows=6)
+    ended = sum(all_answer(fleet, "a") for _ in range(2))
+    assert ended
+    assert fleet.read(job).executions == ended
+
+
+def test_an_audit_that_is_due_is_done_after_a_kill() -> None:
+    fleet = strangers("l", seed=5)
+    job = fleet.submit(rows=2, group="everybody", verify="spot:1")
+    while not job.audits:
+        all_answer(fleet, "l", lies=True)
+    assert job.rows[0].state is RowState.OK
+    read = fleet.read(job)
+    assert read.audits == job.audits
+    again = strangers("l", seed=6)
+    again.journal = fleet.journal
+    fresh = again.read(job)
+    again.core.resume_loaded(fresh)
+    again.tick(at=again.now + 0.2)
+    (audit, *_) = again.offered("ours")
+    again.answer(audit, rows=said(audit, lies=False))
+    banned = again.core.board.reputation.quarantines(again.wall_ms)
+    assert [one.owner for one in banned] == [b"l" * 32]
+    assert fresh.rows[0].value == {"n": 0}
+    assert fresh.rows[0].level == 3
+    left = again.read(job)
+    assert left.audits == fresh.audits, "what was audited is not audited again"
