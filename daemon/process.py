@@ -124,6 +124,7 @@ class Daemon:
             async with trio.open_nursery() as core:
                 self._start_core(core, unclean=unclean)
                 await core.start(parts.services.jobs.run)
+                await core.start(parts.services.rounds.run)
                 async with trio.open_nursery() as mesh, trio.open_nursery() as sessions:
                     async with trio.open_nursery() as doors:
                         await doors.start(self._listen, sessions)
@@ -155,6 +156,7 @@ class Daemon:
         parts.replication.cells.on_change(self._on_cell)
         parts.services.trust.subscribe(self._on_trust)
         parts.services.jobs.on_event(self._on_job)
+        parts.services.rounds.on_event(self._on_round)
         await ensure_groups(parts.replication, self._paths)
         await parts.memory.set_device_name(self._config.node.name)
 
@@ -449,6 +451,12 @@ class Daemon:
     def _on_job(self, job: JobId, seq: int, kind: str, body: bytes) -> None:
         data: dict[str, object] = {"job": job.hex(), "job_seq": seq, **msgspec.json.decode(body)}
         self.parts.services.events.publish(f"job.{kind}", data)
+
+    def _on_round(self, ident: str, kind: str, detail: str, peer: bytes | None) -> None:
+        data: dict[str, object] = {"round": ident, "detail": detail}
+        if peer is not None:
+            data["peer"] = peer.hex()
+        self.parts.services.events.publish(f"round.{kind.removeprefix('round.')}", data)
 
     def _on_memory(self, event: MemoryEvent) -> None:
         data: dict[str, object] = {"ids": list(event.ids), "scope": event.scope}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from daemon.scanner import TextScanner
     from daemon.uploads import Uploads
     from federated.jobs.service import Jobs
+    from federated.rounds.service import Rounds
     from memory.embedding.service import Embeddings
     from memory.erasure.erasing import Eraser
     from memory.erasure.forgetting import Forgetting
@@ -79,6 +80,7 @@ class Services:
         backups: copies of the state.
         uploads: blobs that clients are putting.
         jobs: work handed to peers and taken from them.
+        rounds: sums and models that members merge.
     """
 
     env: Env
@@ -109,3 +111,4 @@ class Services:
     backups: Backups
     uploads: Uploads
     jobs: Jobs
+    rounds: Rounds

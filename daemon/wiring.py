@@ -42,6 +42,7 @@ from federated.jobs.engines.dask import dask_engines
 from federated.jobs.handlers.registry import build_handlers, slots_of
 from federated.jobs.quota import WorkQuota
 from federated.jobs.service import Jobs
+from federated.rounds.service import Rounds
 from memory.embedding.embedder import load_embedder, require_embedder
 from memory.embedding.service import Embeddings
 from memory.erasure.erasing import Eraser, Outlets
@@ -244,6 +245,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         backups=Backups(paths, config.backup, env, ThreadOffload(), bytes(identity.id)),
         uploads=Uploads(blobs, env),
         jobs=jobs,
+        rounds=Rounds(door, jobs_db, env, ThreadOffload()),
     )
     dispatcher = Dispatcher(config.rpc, receipts, env.now)
     mcp = McpHost(

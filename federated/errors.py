@@ -44,6 +44,20 @@ class JobError(FederatedError):
         self.reason = reason
 
 
+class RoundError(FederatedError):
+    """A round that came to nothing, or may not begin.
+
+    Args:
+        reason: `nobody` (no other member asked the same), `plain_refused` (members of several
+            owners would see each other's data), `below_quorum`, `timeout`, `busy`, `too_few`.
+        message: what is wrong and what to do.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class HandlerError(FederatedError):
     """A handler could not do a task; the task's other side is told the reason alone.
 

@@ -142,6 +142,9 @@ ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
     "p2p.wire.varint:decode_varint_untrusted": lambda fn, data: fn(data),
     "federated.rounds.numeric.codec:decode_untrusted": _round_codec,
     "federated.rounds.numeric.codec:decode_slices_untrusted": _round_codec_slices,
+    "federated.rounds.workshop:decode_part_untrusted": lambda fn, data: fn(
+        "f64", data, len(data) // 8
+    ),
     "daemon.rpc.jsonrpc:decode_params_untrusted": lambda fn, data: fn(_Entry(), data),
     "daemon.mcp.lines:decode_line_untrusted": lambda fn, data: fn(data, line_bytes_max=1 << 20),
     "daemon.mcp.sdk:decode_message_untrusted": lambda fn, data: fn(data, 7),

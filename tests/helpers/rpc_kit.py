@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from daemon.scanner import TextScanner
     from daemon.uploads import Uploads
     from federated.jobs.service import Jobs
+    from federated.rounds.service import Rounds
     from memory.embedding.service import Embeddings
     from memory.erasure.erasing import Eraser
     from memory.erasure.forgetting import Forgetting
@@ -299,6 +300,7 @@ async def running_kit(
         backups=cast("Backups", None),
         uploads=cast("Uploads", None),
         jobs=cast("Jobs", None),
+        rounds=cast("Rounds", None),
     )
     dispatcher = Dispatcher(settings.rpc, Receipts(db, env.wall_ms), env.now)
     server = RpcServer(services, registry, dispatcher, mcp)

@@ -126,7 +126,6 @@ ENTRY_POINTS = {
     "federated.rounds.privacy.fixed": "rounds between owners call it",
     "federated.rounds.privacy.masks": "rounds between owners call it",
     "federated.rounds.privacy.shamir": "rounds between owners call it",
-    "federated.rounds.protocol": "a room that comes later",
     "federated.rounds.protocol.deadline": "a part of the round machine, which comes later",
     "federated.rounds.protocol.topology": "a part of the round machine, which comes later",
     "federated.rounds.statistics": "a room that comes later",

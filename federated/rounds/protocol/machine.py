@@ -1,0 +1,398 @@
+"""One round at one member: views by the clock, and who hears which message.
+
+    machine = Machine(setting, link)
+    machine.start(now); machine.submit(now, Update(weight)); machine.receive(now, peer, packet)
+    for order in machine.take(): ...        # in this order; a `Persist` is durable before the next
+
+The driver calls `on_time` at `next_time` and answers orders with `event`. Everything may be lost,
+repeated or reordered on the way. The machine ends by `Decided`; `Ended` says that an attempt came
+to nothing, and the next view begins by itself.
+Source: docs/specs/rounds.md s.4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from federated.rounds.protocol.checks import TICK_S, belongs, check_state
+from federated.rounds.protocol.leader import Leader
+from federated.rounds.protocol.member import Link, Member, Update
+from federated.rounds.protocol.orders import (
+    Ended,
+    GramMade,
+    Merged,
+    PartArrived,
+    PartFailed,
+    Prepared,
+    ResultArrived,
+    ResultFailed,
+    Send,
+    Tell,
+)
+from federated.rounds.protocol.policy import moves_on
+from federated.rounds.protocol.wire import (
+    NUMBER_OF,
+    SIGNED,
+    Abort,
+    Applied,
+    Apply,
+    Close,
+    Commit,
+    Commits,
+    Confirm,
+    Evidence,
+    Gram,
+    Have,
+    Join,
+    Move,
+    Moved,
+    Packet,
+    Plan,
+    Propose,
+    Result,
+    Results,
+    Signed,
+    Tick,
+    ViewState,
+    Weights,
+    decode_untrusted,
+    open_signed,
+    sign,
+    unsigned,
+)
+from p2p.errors import DecodeError
+
+if TYPE_CHECKING:
+    from federated.rounds.protocol.checks import Setting
+    from federated.rounds.protocol.orders import Event, Order, Vote
+    from federated.rounds.protocol.wire import AnyMessage
+
+DOUBLINGS_MAX: Final = 5
+"""Of a member's patience with silent coordinators."""
+
+
+class Machine:
+    """One round.
+
+    Args:
+        setting: the round's.
+        link: how we are reached.
+        promised: view promised before a restart; -1: this is the first start.
+        vote: the vote before a restart.
+        decided: the decision before a restart: others are told, nothing else happens.
+    """
+
+    def __init__(
+        self, setting: Setting, link: Link | None = None, *, promised: int = -1,
+        vote: Vote | None = None, decided: Apply | None = None,
+    ) -> None:  # fmt: skip
+        self._setting = setting
+        self._out: list[Order] = []
+        self._local: list[Packet] = []
+        self.member = Member(setting, link or Link(), self._give, promised=promised, vote=vote)
+        self.leader: Leader | None = None
+        if decided is not None:
+            self.member.recall(decided)
+        self._restarted = promised >= 0
+        self._heard = 0.0
+        self._says_at: float | None = None
+        self._enter_at: float | None = None
+        self._views: dict[bytes, int] = {}
+        self.evidence: dict[bytes, Evidence] = {}
+
+    # ---- driver's side
+
+    def start(self, now: float) -> None:
+        """Begin; after a restart in the next view, as what was said in this one is forgotten."""
+        self._heard = now
+        if self.member.done:
+            return
+        if self._restarted and self._decides:
+            self._enter(now, self.member.view + 1)
+        elif self._setting.coordinator(0) == self._setting.me:
+            self._enter(now, 0)
+        self._loop(now)
+
+    def submit(self, now: float, update: Update) -> None:
+        """Our update is there, in the driver's workshop."""
+        self.member.submit(update)
+        self._loop(now)
+
+    def receive(self, now: float, sender: bytes, packet: Packet) -> None:
+        """A message came.
+
+        Raises:
+            DecodeError: it breaks the rules; nothing changed.
+        """
+        self._receive(now, sender, packet)
+        self._loop(now)
+
+    def event(self, now: float, event: Event) -> None:
+        """An order was carried out."""
+        reducing = self.member.reducing
+        made = self.member.made
+        match event:
+            case Prepared():
+                self.member.prepared(event)
+            case ResultArrived():
+                self.member.result_arrived(event)
+            case ResultFailed():
+                pass  # the coordinator asks again, with the holders of that time
+            case PartArrived() | PartFailed() | GramMade() | Merged():
+                if reducing is not None and made is not None and event.plan_hash == made.hash:
+                    self._to_reducing(event)
+        self._loop(now)
+
+    def _to_reducing(self, event: PartArrived | PartFailed | GramMade | Merged) -> None:
+        reducing = self.member.reducing
+        assert reducing is not None
+        match event:
+            case PartArrived():
+                reducing.arrived(event)
+            case PartFailed():
+                reducing.failed(event)
+            case GramMade():
+                reducing.gram_made(event)
+            case Merged():
+                reducing.merged(event)
+
+    def on_time(self, now: float) -> None:
+        """Do what the clock asks for."""
+        if self.member.done:
+            if self.leader is not None:
+                self.leader.on_time(now)
+            self._loop(now)
+            return
+        if self._enter_at is not None and now >= self._enter_at:
+            self._enter_at = None
+            self._lose_patience(now)
+        elif self._enter_at is None and now >= self._heard + self._patience:
+            self._lose_patience(now)
+        if self._says_at is not None and now >= self._says_at:
+            self._says_at = now + TICK_S
+            self._say_view()
+        if self.leader is not None:
+            self.leader.on_time(now)
+        self._loop(now)
+
+    def next_time(self) -> float:
+        """When `on_time` wants to be called."""
+        times = []
+        if not self.member.done:
+            waits = self._heard + self._patience
+            times.append(waits if self._enter_at is None else self._enter_at)
+        if self._says_at is not None and not self.member.done:
+            times.append(self._says_at)
+        if self.leader is not None and not self.leader.over:
+            times.append(self.leader.next_time())
+        return min(times, default=float("inf"))
+
+    def take(self) -> list[Order]:
+        """What is to be done since the last call."""
+        out, self._out = self._out, []
+        return out
+
+    # ---- views
+
+    @property
+    def _decides(self) -> bool:
+        """Whether we are of the circle; who is not follows views and begins none."""
+        return self._setting.me in self._setting.circle
+
+    def _lose_patience(self, now: float) -> None:
+        self._heard = now
+        if not self._decides:
+            self._say_view()  # who has decided meanwhile says so
+            return
+        self._give(Tell("view.changed", f"the coordinator of view {self.member.view} is silent"))
+        self._enter(now, max(0, self.member.view) + 1)
+
+    @property
+    def _patience(self) -> float:
+        doublings = min(max(self.member.view, 0), DOUBLINGS_MAX)
+        return float(self._setting.patience_s * 2**doublings)
+
+    def _enter(self, now: float, view: int) -> None:
+        setting = self._setting
+        self.member.enter(view)
+        self._heard = now
+        self._enter_at = None
+        self._says_at = None
+        self.leader = None
+        if setting.coordinator(view) == setting.me:
+            self.leader = Leader(setting, view, self._give)
+            self.leader.begin(now)
+        if view > 0:
+            self._says_at = now + TICK_S
+            self._say_view()
+
+    def _say_view(self) -> None:
+        """Tell the circle which view we are in: its coordinator begins with a quorum of these."""
+        setting = self._setting
+        vote = self.member.vote
+        state = ViewState(
+            setting.federation, setting.number, max(0, self.member.view), bytes(32),
+            vote.view if vote else -1, vote.root if vote else bytes(32),
+        )  # fmt: skip
+        moved = Moved(
+            setting.federation, setting.number, max(0, self.member.view), bytes(32),
+            sign(setting.signer, setting.me, state), vote.plan if vote else None,
+            vote.results if vote else None,
+        )  # fmt: skip
+        for peer in setting.circle:
+            self._give(Send(peer, unsigned(moved)))
+
+    def _others_moved(self, now: float, sender: bytes, view: int) -> None:
+        """Follow when so many are further that the view we are in cannot end."""
+        self._views[sender] = max(view, self._views.get(sender, -1))
+        needed = moves_on(len(self._setting.circle), self._setting.policy.quorum)
+        views = sorted(self._views.values(), reverse=True)
+        if len(views) >= needed and views[needed - 1] > self.member.view:
+            self._enter(now, views[needed - 1])
+
+    # ---- messages
+
+    def _give(self, order: Order) -> None:
+        if isinstance(order, Send) and order.to == self._setting.me:
+            self._local.append(order.packet)
+            return
+        if isinstance(order, Ended):
+            self._enter_at = self._ended_at + self._setting.backoff_s
+        self._out.append(order)
+
+    _ended_at = 0.0
+
+    def _loop(self, now: float) -> None:
+        """Hear what we said to ourselves."""
+        while self._local:
+            self._receive(now, self._setting.me, self._local.pop(0))
+
+    def _receive(self, now: float, sender: bytes, packet: Packet) -> None:
+        message = decode_untrusted(packet.body)
+        belongs(self._setting, message)
+        kind = type(message)
+        signed = Signed(sender, NUMBER_OF[kind], packet.body, packet.signature)
+        if kind in SIGNED and kind is not Commit:
+            open_signed(signed, self._setting.signer)
+        if self.member.done and not isinstance(message, Apply | Applied):
+            self._remind(sender, message)
+            return
+        self._ended_at = now
+        if self._leads(sender, message):
+            self._heard = now
+        if isinstance(message, Moved):
+            self._moved(now, sender, message)
+        elif not self._to_leader(now, sender, signed, message):
+            self._to_member(now, sender, signed, message)
+
+    def _leads(self, sender: bytes, message: AnyMessage) -> bool:
+        """Whether our view's coordinator says that something goes on.
+
+        That it waits for others, as we do, is no progress.
+        """
+        if isinstance(message, Moved) or message.view != self.member.view:
+            return False
+        return sender == self._setting.coordinator(self.member.view)
+
+    def _remind(self, sender: bytes, message: AnyMessage) -> None:
+        """Who still works on a decided round gets the decision."""
+        if sender != self._setting.me and not isinstance(message, Tick | Confirm):
+            assert self.member.decided is not None
+            self._give(Send(sender, unsigned(self.member.decided)))
+
+    def _moved(self, now: float, sender: bytes, message: Moved) -> None:
+        if sender not in self._setting.circle:
+            return
+        if message.state.signer != sender:
+            raise DecodeError("another member's view state")
+        check_state(self._setting, message.state, message.view)
+        self._others_moved(now, sender, message.view)
+        if self.leader is not None and message.view == self.member.view:
+            self.leader.moved(now, message)
+
+    def _to_leader(self, now: float, sender: bytes, signed: Signed, message: AnyMessage) -> bool:
+        """Give it to the coordinator in us, if it is for it; whether it was."""
+        leader = self.leader
+        match message:
+            case Join() | Have() | Gram() | Result() | Confirm() | Applied():
+                pass
+            case Commit():
+                if leader is not None and message.view == self.member.view:
+                    leader.commit(now, signed)
+                self.member.commit(signed)
+                return True
+            case _:
+                return False
+        if leader is None or (
+            message.view != self.member.view and not isinstance(message, Applied)
+        ):
+            return True
+        match message:
+            case Join():
+                leader.join(now, signed)
+            case Have():
+                leader.have(now, sender, message)
+            case Gram():
+                leader.gram(now, sender, message)
+            case Result():
+                leader.result(now, signed)
+            case Confirm():
+                leader.confirm(now, signed)
+            case Applied():
+                leader.applied(sender, message)
+        return True
+
+    def _to_member(self, now: float, sender: bytes, signed: Signed, message: AnyMessage) -> None:
+        member = self.member
+        match message:
+            case Propose():
+                self._proposed(now, sender, message)
+            case Plan():
+                member.plan(sender, signed)
+            case Move():
+                member.move(sender, signed)
+            case Commits():
+                member.commits(message)
+            case Close():
+                member.close(sender, signed)
+            case Weights():
+                member.weights(sender, signed)
+            case Results():
+                member.results(sender, signed)
+            case Apply():
+                member.apply(sender, message)
+            case Abort():
+                member.abort(sender, message)
+            case Evidence():
+                self._evidence(message)
+            case _:
+                pass  # a tick: hearing it was all
+
+    def _proposed(self, now: float, sender: bytes, message: Propose) -> None:
+        before = self.member.view
+        self.member.propose(sender, message)
+        if self.member.view > before:
+            self._heard = now
+            self._enter_at = None
+            self._says_at = None
+            self.leader = None
+        elif message.view == self.member.view:
+            self._says_at = None
+
+    def _evidence(self, message: Evidence) -> None:
+        """Believe two contradicting signatures, if they are that."""
+        first = open_signed(message.first, self._setting.signer)
+        second = open_signed(message.second, self._setting.signer)
+        if message.first.signer != message.second.signer or type(first) is not type(second):
+            raise DecodeError("evidence that shows nothing")
+        same = (first.federation, first.round, first.view) == (
+            second.federation, second.round, second.view,
+        )  # fmt: skip
+        once = isinstance(first, Plan | Close | Results | Weights | Commit)
+        belongs(self._setting, first)
+        if not same or not once or message.first.body == message.second.body:
+            raise DecodeError("evidence that shows nothing")
+        signer = message.first.signer
+        if signer not in self.evidence:
+            self.evidence[signer] = message
+            self._give(Tell("evidence", "signed two contradicting messages", signer))

@@ -1,0 +1,101 @@
+"""From the parts' products to one coefficient a row and a word about every member.
+
+Source: docs/specs/rounds.md s.6.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+import numpy as np
+
+from federated.rounds.numeric import gram as products
+from federated.rounds.numeric import rules
+from p2p.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from federated.rounds.numeric.engines import F64
+    from federated.rounds.protocol.checks import Setting
+    from federated.rounds.protocol.wire import Commit
+
+REASONS: Final = {
+    "not_finite": "a norm that is no number",
+    "norm_not_committed": "another norm than it committed to",
+    "norm": "a norm over three times the clip",
+}
+
+
+class Verdict(NamedTuple):
+    """What the coordinator signs."""
+
+    coefficients: tuple[float, ...]
+    rejected: dict[bytes, str]
+    clip: float
+    """C of the next round."""
+
+
+def read_gram(values: bytes, rows: int, *, diagonal: bool) -> F64:
+    """A reducer's products.
+
+    Returns:
+        float64[rows, rows], or float64[rows] if diagonal.
+
+    Raises:
+        DecodeError: of another length.
+    """
+    wanted = rows if diagonal else rows * (rows + 1) // 2
+    if len(values) != 8 * wanted:
+        raise DecodeError(f"products of {len(values)} bytes where {8 * wanted} belong")
+    flat = np.frombuffer(values, "<f8")
+    return flat.copy() if diagonal else products.from_lower_triangle(flat, rows)
+
+
+def add_up(order: tuple[bytes, ...]) -> Verdict:
+    """The verdict of `sum`: every row once."""
+    return Verdict((0.0, *[1.0] * len(order)), {}, 0.0)
+
+
+def judge(
+    setting: Setting, order: Sequence[bytes], commits: Mapping[bytes, Commit],
+    parts: Sequence[F64], seed: bytes,
+) -> Verdict:  # fmt: skip
+    """Coefficients by the plan's rule.
+
+    Args:
+        setting: the round's.
+        order: the included, as rows 1..K.
+        commits: theirs.
+        parts: each part's products, all of one shape.
+        seed: the plan's hash.
+    """
+    rule = cast("rules.Rule", setting.rule)
+    total = np.sum(parts, axis=0)
+    squares = total[1:] if total.ndim == 1 else np.diagonal(total)[1:]
+    clip = setting.clip or setting.policy.clip
+    committed = [commits[peer].norm for peer in order]
+    found = rules.coefficients(
+        rule,
+        total,
+        [commits[peer].weight for peer in order],
+        owners=[setting.owners.get(peer, peer) for peer in order],
+        clip=clip,
+        committed=committed,
+        seed=seed,
+        weight_cap=setting.policy.weight_cap,
+    )
+    checks = rules.check_norms(squares, clip, committed)
+    rejected = {
+        peer: REASONS.get(check.reason, check.reason)
+        for peer, check in zip(order, checks, strict=True)
+        if check.factor == 0
+    }
+    kept = np.array([check.factor > 0 for check in checks])
+    return Verdict(tuple(found.tolist()), rejected, _next_clip(clip, squares[kept]))
+
+
+def _next_clip(clip: float | None, squares: F64) -> float:
+    if clip is None:
+        return rules.median_norm(squares)
+    return rules.adapted_clip(clip, rules.share_within(squares, clip)) if len(squares) else clip

@@ -1,0 +1,255 @@
+"""Running one round's machine: its clock, its orders, what is fetched and computed for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from federated.errors import UsageError
+from federated.rounds.post import Wanted
+from federated.rounds.protocol.orders import (
+    Decided,
+    Ended,
+    FetchPart,
+    FetchResult,
+    MakeGram,
+    Merge,
+    PartArrived,
+    PartFailed,
+    Persist,
+    Prepare,
+    ResultArrived,
+    ResultFailed,
+    Send,
+    ServePart,
+    Tell,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federated.rounds.post import Post
+    from federated.rounds.protocol.checks import Setting
+    from federated.rounds.protocol.machine import Machine
+    from federated.rounds.protocol.member import Update
+    from federated.rounds.protocol.orders import Event, Order
+    from federated.rounds.protocol.wire import Packet
+    from federated.rounds.workshop import Vector, Workshop
+    from p2p.env import Env, Offload
+
+log = logging.getLogger("covey.rounds")
+
+FETCHES_MAX: Final = 8
+"""Transfers at once: more share one line."""
+
+
+class Keeper(Protocol):
+    """Where promises and votes are kept."""
+
+    async def persist(self, promised: Persist, workshop: Workshop) -> None:
+        """Keep it, with the merged parts of a vote; returns when a power cut cannot lose it."""
+        ...
+
+
+class NoKeeper:
+    """For rounds that die with their process: who comes back takes no part in them any more."""
+
+    async def persist(self, promised: Persist, workshop: Workshop) -> None:
+        """Nothing."""
+
+
+class Outcome:
+    """How a round went here."""
+
+    def __init__(self) -> None:
+        self.decided: Decided | None = None
+        self.ended: list[str] = []
+        self.finished = trio.Event()
+        self.failure: Exception | None = None
+
+
+class RoundSeat:
+    """One round under way at this member.
+
+    Args:
+        setting: the round's.
+        machine: its machine.
+        workshop: its arrays.
+        post: messages and bytes.
+        env: clocks.
+        offload: where arrays are worked on.
+        keeper: of promises and votes.
+        tell: hears what a person may want to see.
+    """
+
+    def __init__(
+        self, setting: Setting, machine: Machine, workshop: Workshop, post: Post, env: Env,
+        offload: Offload, keeper: Keeper, tell: Callable[[Tell], None],
+    ) -> None:  # fmt: skip
+        self._setting = setting
+        self.machine = machine
+        self.workshop = workshop
+        self._post = post
+        self._env = env
+        self._offload = offload
+        self._keeper = keeper
+        self._tell = tell
+        self._wake = trio.Event()
+        self._serving: dict[tuple[bytes, int], bytes] = {}
+        self._fetching: set[bytes] = set()
+        self._slots = trio.CapacityLimiter(FETCHES_MAX)
+        self._audience = {*setting.circle, *setting.newcomers}
+        self.outcome = Outcome()
+
+    # ---- from outside
+
+    def receive(self, sender: bytes, packet: Packet) -> None:
+        """A packet came.
+
+        Raises:
+            DecodeError: it breaks the rules.
+        """
+        if sender not in self._audience:
+            return
+        try:
+            self.machine.receive(self._env.now(), sender, packet)
+        finally:
+            self._wake.set()
+
+    def submit(self, update: Update, vector: Vector) -> None:
+        """Our update."""
+        self.workshop.vector = vector
+        self.machine.submit(self._env.now(), update)
+        self._wake.set()
+
+    def serve(self, caller: bytes, wanted: Wanted) -> bytes | None:
+        """Bytes for a member: a part for who merges it, a merged part for all of the round."""
+        if wanted.merged:
+            return self.workshop.merged_part(wanted.sha256) if caller in self._audience else None
+        if self._serving.get((wanted.plan, wanted.part)) != caller:
+            return None
+        return self.workshop.own_part(wanted.plan, wanted.part)
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Take part until cancelled; `outcome.finished` is set at a result or a fault."""
+        self._post.seat(self._setting.federation, self)
+        try:
+            async with trio.open_nursery() as nursery:
+                self.machine.start(self._env.now())
+                while True:
+                    await self._carry_out(nursery)
+                    await self._wait()
+        finally:
+            self._post.unseat(self._setting.federation)
+
+    async def _wait(self) -> None:
+        pause = self.machine.next_time() - self._env.now()
+        if pause > 0:
+            with trio.move_on_after(pause):
+                await self._wake.wait()
+        self._wake = trio.Event()
+        if self.machine.next_time() <= self._env.now():
+            self.machine.on_time(self._env.now())
+
+    async def _carry_out(self, nursery: trio.Nursery) -> None:
+        while orders := self.machine.take():
+            for order in orders:
+                await self._order(nursery, order)
+
+    async def _order(self, nursery: trio.Nursery, order: Order) -> None:
+        match order:
+            case Send():
+                self._post.send(order.to, self._setting.federation, order.packet)
+            case Persist():
+                await self._keeper.persist(order, self.workshop)
+            case Prepare():
+                self.workshop.see(order.plan_hash, order.plan)
+                nursery.start_soon(self._prepare, order)
+            case ServePart():
+                self._serving[order.plan_hash, order.part] = order.reducer
+                if self.machine.member.made is not None:
+                    self.workshop.see(order.plan_hash, self.machine.member.made.plan)
+            case FetchPart():
+                nursery.start_soon(self._fetch_part, order)
+            case MakeGram():
+                nursery.start_soon(self._compute, lambda: self.workshop.gram(order))
+            case Merge():
+                nursery.start_soon(self._compute, lambda: self.workshop.merge(order))
+            case FetchResult():
+                nursery.start_soon(self._fetch_result, order)
+            case Decided():
+                self.outcome.decided = order
+                self.outcome.finished.set()
+            case Ended():
+                self.outcome.ended.append(order.reason)
+                self._tell(Tell("round.aborted", order.reason))
+            case Tell():
+                self._tell(order)
+
+    def _happened(self, event: Event) -> None:
+        self.machine.event(self._env.now(), event)
+        self._wake.set()
+
+    # ---- work
+
+    async def _compute(self, fn: Callable[[], Event]) -> None:
+        self._happened(await self._offload.run(fn))
+
+    async def _prepare(self, order: Prepare) -> None:
+        try:
+            await self._compute(lambda: self.workshop.prepare(order.plan_hash, order.plan))
+        except UsageError as error:
+            self.outcome.failure = error
+            self.outcome.finished.set()
+
+    async def _fetch_part(self, order: FetchPart) -> None:
+        nbytes = self.workshop.part_bytes(order.plan_hash, order.part)
+        if order.sender == self._setting.me:
+            data = self.workshop.own_part(order.plan_hash, order.part)
+        else:
+            wanted = Wanted(
+                self._setting.federation, order.plan_hash, order.part, False, order.sha256, 0
+            )
+            async with self._slots:
+                data = await self._post.fetch(order.sender, wanted, nbytes)
+        if data is None:
+            self._happened(PartFailed(order.plan_hash, order.part, order.sender))
+            return
+        unfit = await self._offload.run(
+            lambda: self.workshop.accept(order.plan_hash, order.part, order.sender, data)
+        )
+        self._happened(PartArrived(order.plan_hash, order.part, order.sender, unfit))
+
+    async def _fetch_result(self, order: FetchResult) -> None:
+        if order.sha256 in self._fetching:
+            return
+        if self.workshop.merged_part(order.sha256) is not None:
+            self._happened(ResultArrived(order.part, order.sha256))
+            return
+        self._fetching.add(order.sha256)
+        try:
+            data = await self._from_any(order)
+        finally:
+            self._fetching.discard(order.sha256)
+        if data is None:
+            self._happened(ResultFailed(order.part, order.sha256))
+            return
+        self.workshop.keep_merged(order.sha256, data)
+        self._happened(ResultArrived(order.part, order.sha256))
+
+    async def _from_any(self, order: FetchResult) -> bytes | None:
+        wanted = Wanted(
+            self._setting.federation, order.plan_hash, order.part, True, order.sha256, 0
+        )
+        for holder in order.holders:
+            if holder == self._setting.me:
+                continue
+            async with self._slots:
+                data = await self._post.fetch(holder, wanted, order.nbytes)
+            if data is not None:
+                return data
+        return None
