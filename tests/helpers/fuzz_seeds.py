@@ -41,6 +41,9 @@ from federated.jobs.items import (
 from federated.rounds.numeric.codec import CODECS
 from federated.rounds.numeric.codec import encode as encode_update
 from federated.rounds.pool.records import NO_SEGMENT, Dtype, Kind, Reason, Record
+from federated.rounds.privacy import boxes
+from federated.rounds.privacy import messages as masked
+from federated.rounds.privacy.shamir import SHARE_BYTES
 from p2p.blobs.manifest import Manifest, encode_bitmap
 from p2p.dht.keys import peer_record_key, value_key
 from p2p.dht.messages import (
@@ -265,6 +268,7 @@ def _own_bytes() -> list[bytes]:
         *_job_bytes(),
         *_round_codec_bytes(),
         *_pool_bytes(),
+        *_masked_bytes(),
         Manifest(300_000, bytes(64)).encode(),
         encode_bitmap(0xF00FF, 20),
         encode([1, 15001, [[key, 1700, [["/ip4/192.0.2.7/tcp/15001", 0]], b"", 0]]]),
@@ -325,6 +329,19 @@ def _round_codec_bytes() -> list[bytes]:
         bytes([place]) + encode_update(name, array)
         for place, name in enumerate(CODECS)
         for array in values
+    ]
+
+
+def _masked_bytes() -> list[bytes]:
+    """Messages of a masked sum of four members."""
+    plan, everybody, three = bytes(32), b"\x0f" + bytes(7), b"\x07" + bytes(7)
+    sealed = (b"", *(bytes([n]) * boxes.BOX_BYTES for n in range(3)))
+    shares = (b"", *(bytes([n]) * SHARE_BYTES for n in range(3)))
+    return [
+        masked.encode(masked.Shares(plan, sealed)),
+        masked.encode(masked.MaskSet(plan, everybody, sealed)),
+        masked.encode(masked.Agree(plan, everybody, three)),
+        masked.encode(masked.Reveal(plan, everybody, three, shares)),
     ]
 
 
