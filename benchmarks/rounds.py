@@ -9,6 +9,7 @@ how it measures. Settings are those of docs/specs/rounds.md.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ PARTS: Final[tuple[str, ...]] = ("topology", "deadlines", "outer")
 
 
 def run(options: Options, report: Report) -> None:
-    """Measure."""
+    """Measure, with one thread of linear algebra: on small matrices more of them only wait."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is first imported
     for part in PARTS:
         if options.wants(part):
             importlib.import_module(f"benchmarks.round_parts.{part}").run(options, report)
