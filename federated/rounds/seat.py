@@ -161,6 +161,7 @@ class RoundSeat:
                 await self._order(nursery, order)
 
     async def _order(self, nursery: trio.Nursery, order: Order) -> None:
+        self._env.fault(f"round.{type(order).__name__.lower()}")
         match order:
             case Send():
                 self._post.send(order.to, self._setting.federation, order.packet)

@@ -64,7 +64,8 @@ class Ask:
     Args:
         group: whose members are asked; None: our own machines.
         kind: `mean`, `histogram`, ...
-        question: canonical bytes of all that must be equal for two calls to meet.
+        question: 32 bytes of all that must be equal for two calls to meet.
+        name: what it is about, for people.
         expected: members to wait for; 0: until nobody new comes.
         wait_s: how long to wait for them.
         timeout_s: how long the round itself may take.
@@ -74,6 +75,7 @@ class Ask:
     group: GroupId | None
     kind: str
     question: bytes
+    name: str = ""
     expected: int = 0
     wait_s: float = 60.0
     timeout_s: float = 60.0
@@ -263,7 +265,7 @@ class Rounds:
             id=ident,
             group=(ask.group or b"").hex(),
             kind=ask.kind,
-            name="",
+            name=ask.name,
             number=setting.number,
             began_ms=self._env.wall_ms() - int(seconds * 1000),
             seconds=round(seconds, 3),

@@ -129,7 +129,6 @@ ENTRY_POINTS = {
     "federated.rounds.privacy.secagg": "rounds between owners call it",
     "federated.rounds.protocol.deadline": "a part of the round machine, which comes later",
     "federated.rounds.protocol.topology": "a part of the round machine, which comes later",
-    "federated.rounds.statistics": "a room that comes later",
     "federated.rounds.training": "a room that comes later",
     "federated.rounds.training.late": "a trainer's late updates, whose driver comes later",
     "federated.rounds.training.local": "rounds in one process: trials, examples, benchmarks",
