@@ -13,6 +13,7 @@ import msgspec
 
 from federated.jobs.cache import kept_ms, put_params
 from federated.jobs.effects import suits
+from federated.jobs.loading import AUDIT, AUDITED, pack_ks
 from federated.jobs.orders import TAINTED_EVENTS, Caught, Orders
 from federated.jobs.quoting import quotes
 from federated.jobs.reputation import Reputation
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.handlers.base import HandlerInfo
     from federated.jobs.items import Load, Offered
-    from federated.jobs.state import Attempt, Job, RowCell
+    from federated.jobs.state import Attempt, Job, RowCell, TaskCell
     from federated.jobs.types import JobSpec
     from federated.seams import GroupId, TrustClass
     from p2p.identity import PeerId
@@ -189,6 +190,22 @@ class Board:
             (job.phase, job.reason, job.finished_ms, job.executions, job.executions_max, job.id),
         )
         self.orders.full = self.orders.full or full
+
+    def uncount(self, job: Job) -> None:
+        """An attempt was refused or given back before it began: it was no execution."""
+        job.executions -= 1
+        if job.executions_max is not None:
+            self.keep_job(job)
+
+    def keep_audit(self, job: Job, task: TaskCell, *, due: bool) -> None:
+        """Record that a task computes an accepted row again, or that it has."""
+        stage = AUDIT if due else AUDITED
+        self.orders.write("task", (job.id, task.index, pack_ks(task.ks), stage))
+
+    def end_audit(self, job: Job, task: TaskCell) -> None:
+        """An audit is over, with or without an answer."""
+        job.audits -= 1
+        self.keep_audit(job, task, due=False)
 
     def keep_row(self, job: Job, row: RowCell) -> None:
         """Record what became of a row."""

@@ -12,6 +12,7 @@ what concerns a job or a session as a whole. Source: docs/specs/jobs.md s.3 to 5
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -55,6 +56,7 @@ from federated.jobs.state import (
 )
 from federated.jobs.types import JobId
 from p2p.errors import DecodeError
+from p2p.identity import PeerId
 
 if TYPE_CHECKING:
     import random
@@ -65,7 +67,6 @@ if TYPE_CHECKING:
     from federated.jobs.leasing import PrefixOf
     from federated.jobs.orders import Orders
     from federated.jobs.state import Job, TaskCell
-    from p2p.identity import PeerId
 
 NOBODY: Final = "no_eligible_peer"
 NOBODY_S: Final = 3.0
@@ -137,6 +138,12 @@ class Coordinator:
     def resume_loaded(self, job: Job) -> None:
         """Go on with a job of an earlier run, built from the journal."""
         self._board.jobs[job.id] = job
+        for row in job.rows:
+            # Whose devices they are is nothing the journal could know.
+            row.answers = [
+                replace(one, own=self._board.standing(job, PeerId(one.device))[0] == "own")
+                for one in row.answers
+            ]
         job.cache_ms = self._board.cache_ms(job.spec)
         if job.phase is JobPhase.REDUCING:
             self._board.orders.reduces.append(job.id)
@@ -444,7 +451,8 @@ class Coordinator:
         task.live += 1
         job.live[attempt] = None
         cell.outstanding[attempt] = None
-        job.executions += 1
+        if job.executions_max is None:
+            job.executions += 1  # a job with a limit counted it, on the disk, before it was offered
         task.state = step(TASK_TRANSITIONS, task.state, TaskInput.OFFERED)
         attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.ACCEPT)
         attempt.slots = max(1, max((one.slots for one in cell.handlers.values()), default=1))

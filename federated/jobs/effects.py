@@ -163,11 +163,11 @@ def reason_at_the_end(job: Job, task: TaskCell, reason: str) -> str:
 
 
 class Outlet:
-    """Where offers of effects go instead of to the peer: into the journal first.
+    """Where offers go that must be in the journal before they leave.
 
     Args:
         board: the machine's memory.
-        job: a job with effects.
+        job: a job with effects, or with a limit of executions.
         session: the session they may leave in.
     """
 
@@ -177,20 +177,26 @@ class Outlet:
         self._session = session
 
     def send(self, peer: PeerId, item: Item) -> None:
-        """Keep the attempts of an offer; anything else leaves at once."""
-        orders = self._board.orders
+        """Keep the attempts of an offer, or their number; anything else leaves at once."""
+        board, job = self._board, self._job
         if not isinstance(item, Offer):
-            orders.send(peer, item)
+            board.orders.send(peer, item)
             return
-        for offered in item.tasks:
-            keep_attempt(orders, self._job, self._job.tasks[offered.task].attempts[offered.attempt])
-        orders.full = True
-        orders.offers.append((peer, self._session, item))
+        if once(job):
+            for offered in item.tasks:
+                attempt = job.tasks[offered.task].attempts[offered.attempt]
+                keep_attempt(board.orders, job, attempt)
+            board.orders.full = True
+        else:
+            board.keep_job(job)
+        board.orders.offers.append((peer, self._session, item))
 
 
 def outlet(board: Board, job: Job, cell: PeerCell) -> Orders | Outlet:
     """Where to send the offers of a job."""
-    return Outlet(board, job, cell.session) if once(job) else board.orders
+    if once(job) or job.executions_max is not None:
+        return Outlet(board, job, cell.session)
+    return board.orders
 
 
 def keep_attempt(orders: Orders, job: Job, attempt: Attempt, reason: str = "") -> None:

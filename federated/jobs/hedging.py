@@ -207,7 +207,7 @@ class Hedging:
             if effects.once(job):
                 effects.keep_attempt(self._board.orders, job, attempt, "never_started")
             del attempt.task.attempts[number]
-            job.executions -= 1
+            self._board.uncount(job)
             self._board.count("attempts_given_back")
             self._leasing.give_back(job, attempt.task)
 

@@ -17,6 +17,7 @@ from federated.jobs.cache import CACHED
 from federated.jobs.canon import encode_normal
 from federated.jobs.columns import equal_cells
 from federated.jobs.effects import once
+from federated.jobs.loading import ANSWER_DROPPED
 from federated.jobs.state import (
     KEPT,
     TASK_TRANSITIONS,
@@ -220,11 +221,10 @@ class Judging:
             for row in job.rows:
                 if row.base is not None and reopen({0: row.base.backing}, owners):
                     row.base = row.partial = None
+                    if row.state is RowState.PENDING:
+                        self._board.keep_row(job, row)
                 if row.state is RowState.PENDING and row.answers:
-                    kept = [one for one in row.answers if one.owner not in owners]
-                    # What was drawn for the giver of the first answer is nothing for another's.
-                    row.doubted = row.doubted or len(kept) < len(row.answers)
-                    row.answers = kept
+                    self._drop_answers(job, row, owners)
             for k in opened:
                 self._open_again(job, job.rows[k], owners, wall_ms)
 
@@ -232,7 +232,7 @@ class Judging:
         """A row is pending again, without the answers of some owners."""
         if row.state is not RowState.OK or once(job):
             return
-        row.answers = [answer for answer in row.answers if answer.owner not in without]
+        self._drop_answers(job, row, without)
         row.barred |= without
         row.doubted = True
         row.value, row.backing, row.agreed, row.level = None, frozenset(), (), 0
@@ -253,6 +253,21 @@ class Judging:
             task.state = step(TASK_TRANSITIONS, task.state, TaskInput.REOPENED)
             job.queue.append(task)
 
+    def _drop_answers(self, job: Job, row: RowCell, owners: frozenset[bytes]) -> None:
+        """A row's answers of some owners count no more, nor do they after a restart."""
+        kept = []
+        for one in row.answers:
+            if one.owner not in owners:
+                kept.append(one)
+                continue
+            self._board.orders.write(
+                "answer_dropped",
+                (job.id, row.k, one.device, one.owner, one.attempt, ANSWER_DROPPED, b""),
+            )
+        # What was drawn for the giver of the first answer is nothing for another's.
+        row.doubted = row.doubted or len(kept) < len(row.answers)
+        row.answers = kept
+
     # ---- audits
 
     def _audit(self, job: Job, row: RowCell, wall_ms: int) -> None:
@@ -264,6 +279,8 @@ class Judging:
         job.tasks.append(task)
         job.queue.append(task)
         job.audits += 1
+        self._keep_answer(job, row, row.answers[0])
+        self._board.keep_audit(job, task, due=True)
 
     def audited(self, job: Job, attempt: Attempt, row: RowCell, value: Row, wall_ms: int) -> None:
         """An own device computed an accepted row again."""

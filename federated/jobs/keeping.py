@@ -26,9 +26,10 @@ SQL: Final[Mapping[str, str]] = {
     "row_state": (
         "UPDATE row SET state=?, level=?, reason=?, value=?, agreed=? WHERE job=? AND k=?"
     ),
-    "task_state": "UPDATE task SET stage=? WHERE job=? AND task=?",
+    "task": "INSERT OR REPLACE INTO task VALUES (?,?,?,?)",
     "attempt": "INSERT OR REPLACE INTO attempt VALUES (?,?,?,?,?,?,?,?,?)",
     "answer": "INSERT INTO answer VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+    "answer_dropped": "INSERT OR REPLACE INTO answer VALUES (?,?,?,?,?,?,?)",
     "event": "INSERT OR REPLACE INTO event VALUES (?,?,?,?,?)",
     "peer_stat": "INSERT OR REPLACE INTO peer_stat VALUES (?,?,?,?)",
     "cache": PUT,
@@ -96,10 +97,13 @@ def keep(
         for statement, rows in orders.writes.items():
             merged.setdefault(statement, []).extend(rows)
     cached = _keep_cache(connection, entries)
+    dropped = merged.pop("answer_dropped", [])
     cache_quotes = merged.pop("cache_quote", [])
     keep_cache_quotes(connection, cache_quotes)
     for statement, rows in merged.items():
         connection.executemany(SQL[statement], rows)
+    # After all answers of the batch, whichever order came first: one that is dropped stays so.
+    connection.executemany(SQL["answer_dropped"], dropped)
     events: list[tuple[int, bytes, int, str, bytes]] = []
     for orders in batch:
         for caught in orders.caught:

@@ -335,7 +335,7 @@ class Leasing:
             return
         attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.REFUSE)
         self.release(job, attempt)
-        job.executions -= 1
+        self._board.uncount(job)
         task = attempt.task
         if why == "busy":
             self._too_fast(peer)

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
     import apsw
 
+ANSWER_DROPPED: Final = 2
+"""In column `overlapped`: the answer counts no more, for its owner lost a vote or was quarantined
+since. Its owner is not asked for the row again; the answer itself is not kept."""
+AUDIT: Final = -1
+"""In column `stage` of a task: it computes an accepted row again."""
+AUDITED: Final = -2
+"""Likewise: it has, or never will."""
 _SPEC: Final = msgspec.json.Decoder(JobSpec)
 
 
@@ -65,12 +72,21 @@ def load_job(connection: apsw.Connection, head: Sequence[object], now: float, wa
     )  # fmt: skip
     job.phase, job.reason = JobPhase(kept.phase), kept.reason
     job.executions, job.executions_max = kept.executions, kept.executions_max
+    job.executions = max(job.executions, _attempts_that_ended(connection, job))
     _load_rows(connection, job)
-    _load_answers(connection, job)
     _load_tasks(connection, job, now)
+    _load_answers(connection, job)
     if spec.effect == "once":
         _load_offered(connection, job, now)
     return job
+
+
+def _attempts_that_ended(connection: apsw.Connection, job: Job) -> int:
+    """How many executions table `attempt` tells of."""
+    (count,) = connection.execute(
+        "SELECT count(*) FROM attempt WHERE job=? AND state<>?", (job.id, AttemptState.REFUSED)
+    ).fetchone() or (0,)
+    return int(count)
 
 
 def _load_offered(connection: apsw.Connection, job: Job, now: float) -> None:
@@ -83,15 +99,20 @@ def _load_offered(connection: apsw.Connection, job: Job, now: float) -> None:
 
 
 def _load_answers(connection: apsw.Connection, job: Job) -> None:
-    """Votes of rows that are still open: they need not be asked for again."""
+    """Votes of rows that are still open, or to be audited: they need not be asked for again."""
+    audited = {k for task in job.queue if task.audit for k in task.ks}
     for k, device, owner, attempt, overlapped, body in connection.execute(
         "SELECT k, device, owner, attempt, overlapped, body FROM answer WHERE job=?", (job.id,)
     ):
         row = job.rows[k]
+        if row.state is not RowState.PENDING and k not in audited:
+            continue
+        row.barred.add(owner)
+        if overlapped == ANSWER_DROPPED:
+            row.doubted = True
+            continue
         value = msgspec.json.decode(body, type=dict[str, object])
-        if row.state is RowState.PENDING:
-            row.answers.append(Answer(owner, device, attempt, value, overlapped=bool(overlapped)))
-            row.barred.add(owner)
+        row.answers.append(Answer(owner, device, attempt, value, overlapped=bool(overlapped)))
 
 
 def _load_rows(connection: apsw.Connection, job: Job) -> None:
@@ -117,15 +138,20 @@ def _load_rows(connection: apsw.Connection, job: Job) -> None:
 
 
 def _load_tasks(connection: apsw.Connection, job: Job, now: float) -> None:
-    for number, ks in connection.execute(
-        "SELECT task, ks FROM task WHERE job=? ORDER BY task", (job.id,)
+    for number, ks, stage in connection.execute(
+        "SELECT task, ks, stage FROM task WHERE job=? ORDER BY task", (job.id,)
     ):
         indices = tuple(unpack_ks(bytes(ks)))
         size = sum(len(job.rows[k].source) for k in indices)
         task = TaskCell(int(number), indices, size, now)
-        task.open = sum(1 for k in indices if job.rows[k].state is RowState.PENDING)
+        task.audit = stage in {AUDIT, AUDITED}
+        if not task.audit:
+            task.open = sum(1 for k in indices if job.rows[k].state is RowState.PENDING)
+        else:
+            task.open = 0
+            job.audits += stage == AUDIT
         job.tasks.append(task)
-        if task.open:
+        if task.open or stage == AUDIT:
             job.queue.append(task)
         else:
             task.state = TaskState.DONE

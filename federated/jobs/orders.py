@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from p2p.identity import PeerId
 
 Statement: TypeAlias = Literal[
-    "job_state", "row_state", "task_state", "attempt", "answer", "event", "peer_stat", "cache",
-    "cache_quote",
+    "job_state", "row_state", "task", "attempt", "answer", "answer_dropped", "event",
+    "peer_stat", "cache", "cache_quote",
 ]  # fmt: skip
 """Names of `journal`'s statements; each row of parameters replaces or adds one row."""
 
@@ -69,8 +69,8 @@ class Orders:
         reduces: jobs whose rows are all settled: reduce them.
         ended: jobs that became final.
         caught: quarantines: what is kept of earlier jobs changes with them.
-        offers: (peer, session, offer) of effects: once the writes are committed, the machine is
-            asked which of them may leave.
+        offers: (peer, session, offer) of effects and counted executions: once the writes are
+            committed, the machine is asked which of them may leave.
         forgets: erased records: what quotes them is overwritten after all that was ordered before.
     """
 

@@ -145,7 +145,7 @@ class Settling:
             return  # given up, or done: too late
         found, _ = self._read(job, attempt, result)
         task.state = step(TASK_TRANSITIONS, task.state, TaskInput.SETTLED)
-        job.audits -= 1
+        self._board.end_audit(job, task)
         for k, value in found.items():
             self._judging.audited(job, attempt, job.rows[k], value, wall_ms)
         self.check_done(job)
@@ -297,7 +297,7 @@ class Settling:
         if reason != "deadline" and self._to_arbiter(job, task):
             return
         if task.audit:
-            job.audits -= 1
+            self._board.end_audit(job, task)
         for k in job.pending(task):
             row = job.rows[k]
             why = row.reason or reason

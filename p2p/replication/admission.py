@@ -108,6 +108,8 @@ class _Outcome:
     duplicate: int = 0
     refused: int = 0
     held: int = 0
+    looked_at: int = 0
+    """Records that are not here and cost more than a look-up, whatever became of them."""
     missing: dict[bytes, None] = field(default_factory=dict)
     suspects: list[Suspect] = field(default_factory=list)
     close: str = ""
@@ -217,8 +219,8 @@ class Admission:
             return False
         if not group.synced_once and group.role(peer) is not None:
             return False  # a first sync brings what years have written
-        brought = outcome.stored + outcome.held + outcome.refused
-        return not self._quota.spend(peer, brought, self._env.now())
+        # Not what was stored alone: a signature costs as much when its record is good for nothing.
+        return not self._quota.spend(peer, outcome.looked_at, self._env.now())
 
     def _satisfied(self, group: Group) -> list[tuple[RecordWire, bytes | None]]:
         """Waiting records whose citations are all here now."""
@@ -264,6 +266,7 @@ class Admission:
         outcome: _Outcome,
     ) -> None:
         outcome.refused += 1
+        outcome.looked_at += header is None
         data = {"group": group.id, "peer": peer, "reason": reason, "id": ident}
         if header is not None:
             data["author"] = header.author
@@ -307,6 +310,10 @@ class Admission:
     # --- one record ---------------------------------------------------------------------------
 
     async def _judge(self, group: Group, item: _Item, run: _Round, outcome: _Outcome) -> None:
+        outcome.looked_at += 1
+        if self._ended(group, item.header):
+            outcome.duplicate += 1  # not even verified
+            return
         record = self._verified(group, item, outcome)
         if record is None:
             return
@@ -320,6 +327,17 @@ class Admission:
             self._take(group, item, record, run, outcome)
         elif is_authority(record.kind) and self._cited(group, item.id):
             self._take_beside(group, item, record, run, outcome)
+
+    @staticmethod
+    def _ended(group: Group, header: Header) -> bool:
+        """Whether a record lies where a fork has ended its log, for ever.
+
+        An operation there may be asked for all the same, if others cite it.
+        """
+        if is_authority(header.kind):
+            return False
+        fork = group.authority.fork_seq(header.author, header.incarnation, lane_of(header.kind))
+        return fork is not None and header.seq >= fork
 
     def _cites_well(self, group: Group, item: _Item, run: _Round, outcome: _Outcome) -> bool:
         """Whether what a record cites is here, older than it, and names its author.

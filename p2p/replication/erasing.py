@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from p2p.replication.again import MAX_SEQ
 from p2p.replication.erasures import confirm, unconfirmed
 from p2p.replication.groups import HOLD_HIDDEN, HOLD_WINDOW
 from p2p.replication.ops import ERASE_MAX, Erase, Kind
@@ -31,6 +32,7 @@ from p2p.replication.record import (
     is_authority,
     lane_of,
 )
+from p2p.replication.shares import payload_of, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,9 @@ WINDOW_MS: Final = 24 * 3_600_000
 
 CONFIRMED_AT_A_TIME: Final = 256
 """Erase records looked at for confirming at one upkeep."""
+
+WALK_BYTES: Final = 64 * 1024
+"""Of an author's control log read at one upkeep to look for erase records beyond its share."""
 
 _SHOWN: Final = frozenset({STATE_LIVE, STATE_SEALED})
 """States of what can be hidden: what is void for another reason is in no set."""
@@ -193,6 +198,45 @@ class Erasing:
             await self._store.settle(group.id, void=gone)
         if saved:
             self._emit("erasure.undone", {"group": group.id, "records": len(saved)})
+
+    async def walk(self, group: Group) -> int:
+        """Carry out a piece of what authors want erased beyond their share of the index.
+
+        Their own records only, and a piece of each author's log at a call; how many lost their
+        content.
+        """
+        done = 0
+        logs = sorted(log.key for log in await self._store.logs(group.id) if log.key[3] == 0)
+        for author, place in sorted(group.erase_index.left_out.items()):
+            own = [key for key in logs if key[1] == author]
+            here = next((key for key in own if (key[2], MAX_SEQ) > place), None)
+            if here is None:
+                group.erase_index.left_out[author] = (0, 0)
+                continue
+            first = place[1] + 1 if here[2] == place[0] else 1
+            rows = await self._store.tail(here, first, MAX_SEQ, WALK_BYTES)
+            group.erase_index.left_out[author] = (here[2], MAX_SEQ)
+            for row in rows:
+                record = record_of(row)
+                group.erase_index.left_out[author] = (here[2], record.seq)
+                if record.kind == Kind.ERASE and record.id not in group.erase_records:
+                    done += await self._carry_out(group, record)
+        if done:
+            self._emit("erasure.progress", {"group": group.id, "records": done})
+        return done
+
+    async def _carry_out(self, group: Group, record: Record) -> int:
+        payload = payload_of(record)
+        if not isinstance(payload, Erase) or not group.standing.live(record.head, record.id):
+            return 0
+        rows = await self._store.fetch(payload.ids, bodies=False)
+        headers = [(row.id, decode_header_untrusted(row.header)) for row in rows]
+        named = [
+            (ident, record.id, record.hlc)
+            for ident, header in headers
+            if header.author == record.author and header.group == group.id
+        ]
+        return await self._store.settle(group.id, erase=named) if named else 0
 
     # --- our own words --------------------------------------------------------------------------
 

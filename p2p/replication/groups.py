@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from p2p.replication.authority import Authority
+from p2p.replication.erase_index import EraseIndex
 from p2p.replication.hlc import clock_was_wrong, next_incarnation
-from p2p.replication.ops import Erase, EraseAck, Role, decode_payload_untrusted
+from p2p.replication.ops import Role, decode_payload_untrusted
 from p2p.replication.record import (
     LANE_CONTROL,
     LANE_DATA,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from p2p.identity import Verifier
     from p2p.replication.config import ReplicationConfig
+    from p2p.replication.erase_index import EraseRecord, EraseWord, Erasure
     from p2p.replication.ops import Payload
     from p2p.replication.record import Header
     from p2p.replication.standing import Standing
@@ -102,37 +104,6 @@ class Held:
     size: int
 
 
-@dataclass(frozen=True)
-class Erasure:
-    """An erase record, as far as it says who wants a body gone."""
-
-    id: bytes
-    head: Header
-
-
-@dataclass(frozen=True)
-class EraseRecord:
-    """An erase record with what it names."""
-
-    head: Header
-    targets: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class EraseWord:
-    """A member's record that says it has carried out an erase record."""
-
-    id: bytes
-    head: Header
-    bodies: int
-    partial: bool
-
-    @property
-    def member(self) -> bytes:
-        """Whose word it is."""
-        return self.head.author
-
-
 @dataclass
 class Group:
     """One group as this device knows it."""
@@ -158,10 +129,8 @@ class Group:
     evidence: dict[LogKey, Evidence] = field(default_factory=dict)
     known_members: dict[bytes, Role] = field(default_factory=dict)
     """As last told to subscribers."""
-    erasures: dict[bytes, list[Erasure]] = field(default_factory=dict)
-    """Id of a data record, here or not yet -> the erase records that name it."""
-    erase_records: dict[bytes, EraseRecord] = field(default_factory=dict)
-    """Erase records by their id, whether they count or not."""
+    erase_index: EraseIndex = field(default_factory=EraseIndex)
+    """What erase records name, and the words on them."""
     windows: dict[bytes, int] = field(default_factory=dict)
     """Id of an admin's erase record -> Unix ms at which it is carried out here; 0: it was."""
     hidden: set[bytes] = field(default_factory=set)
@@ -170,8 +139,6 @@ class Group:
     """What these were last judged by."""
     confirmed_up_to: int = 0
     """Where upkeep goes on looking for erase records to confirm."""
-    confirmations: dict[bytes, dict[bytes, EraseWord]] = field(default_factory=dict)
-    """Id of an erase record -> member -> its newest word on it."""
     quarantine: dict[bytes, Held] | None = None
     """What is dated too far ahead and waits, by id; None: not read from the store yet."""
     unpublished_erasures: bool = True
@@ -214,18 +181,20 @@ class Group:
             self.headers_of[author] = self.headers_of.get(author, 0) + count
             self.headers += count
 
-    def note_erasure(self, ident: bytes, head: Header, payload: Payload | None) -> None:
-        """Remember what an erase record names, or who confirmed one; other payloads are neither."""
-        if isinstance(payload, Erase):
-            self.erase_records[ident] = EraseRecord(head, payload.ids)
-            for target in payload.ids:
-                self.erasures.setdefault(target, []).append(Erasure(ident, head))
-        elif isinstance(payload, EraseAck):
-            for erased, bodies, partial in payload.erased:
-                words = self.confirmations.setdefault(erased, {})
-                before = words.get(head.author)
-                if before is None or before.head.hlc < head.hlc:
-                    words[head.author] = EraseWord(ident, head, bodies, bool(partial))
+    @property
+    def erasures(self) -> Mapping[bytes, Sequence[Erasure]]:
+        """Id of a data record, here or not yet -> the erase records that name it."""
+        return self.erase_index.targets
+
+    @property
+    def erase_records(self) -> Mapping[bytes, EraseRecord]:
+        """Erase records by their id, whether they count or not."""
+        return self.erase_index.records
+
+    @property
+    def confirmations(self) -> Mapping[bytes, Mapping[bytes, EraseWord]]:
+        """Id of an erase record -> member -> its newest word on it."""
+        return self.erase_index.words
 
     def erasure_of(self, target: bytes, author: bytes) -> Erasure | None:
         """The record that has a data record's content gone now, if there is one.
@@ -276,6 +245,7 @@ class Groups:
 
     def add(self, group: Group) -> None:
         """Take a group in."""
+        group.erase_index.me = self.me
         self._groups[group.id] = group
 
     def remove(self, group: bytes) -> None:
@@ -386,9 +356,7 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
         ident = record_id(wire.header)
         ops.append((header.hlc, ident, header, control_payload(header, wire.envelope)))
     authority = Authority(group.id, verify)
-    group.erasures.clear()
-    group.erase_records.clear()
-    group.confirmations.clear()
+    group.erase_index.clear()
     group.windows.clear()
     group.hidden.clear()
     group.hidden_under = None
@@ -397,7 +365,7 @@ async def load_authority(group: Group, store: RecordStore, verify: Verifier) -> 
     # Whatever an operation cites has a lower hlc, so this order needs no second pass.
     for _, ident, header, payload in sorted(ops, key=lambda op: op[:2]):
         authority.add(ident, header, payload)
-        group.note_erasure(ident, header, payload)
+        group.erase_index.note(ident, header, payload)
     group.authority = authority
     for _, (held, _, reason, due_ms, _) in await store.local("hold", group.id):
         assert isinstance(held, bytes), "we wrote it"

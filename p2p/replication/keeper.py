@@ -226,7 +226,7 @@ class Keeper:
             await self._apply_forks(group, control)
             for record in control:
                 payload = payload_of(record)
-                group.note_erasure(record.id, record.head, payload)
+                group.erase_index.note(record.id, record.head, payload)
                 if isinstance(payload, EraseAck):
                     self._emit(
                         "erasure.confirmed",
@@ -436,6 +436,7 @@ class Keeper:
     async def do_duties(self, group: Group) -> None:
         """Do what our position obliges us to now, and follow up on it."""
         await self.erasing.settle_all(group, [])  # admins' words whose time has come
+        await self.erasing.walk(group)
         await self._sign_again(group)
         await self.after(group, await self._duties(group))
         # These not in the turn that calls for them: at most one new key, many words in one record.

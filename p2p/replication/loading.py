@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 async def load_group(core: Core, group: Group) -> None:
     """Fill a group from the store: authority, keys, incarnations, what waits."""
+    group.erase_index.me = core.me
     await load_authority(group, core.store, core.verify)
     for _, columns in await core.store.local("secret", group.id):
         purpose, public, private = columns[1:4]

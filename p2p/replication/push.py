@@ -65,6 +65,14 @@ class Outbox:
         """Whether there is nothing to send."""
         return not (self._records or self._have or self._want)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more would fit without dropping anything, but for what was just read."""
+        return (
+            len(self._records) < self._config.push_queue_records_max // 2
+            and self._bytes < self._config.push_queue_bytes_max // 2
+        )
+
     def put(self, group: bytes, wire: RecordWire) -> None:
         """Queue a record; over a limit the oldest is dropped."""
         size = wire_bytes(wire)

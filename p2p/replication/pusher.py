@@ -31,7 +31,7 @@ from p2p.replication.record import (
 )
 from p2p.replication.runner import carry_admission
 from p2p.replication.talk import FramedTalk
-from p2p.replication.wires import wire_of
+from p2p.replication.wires import FETCH_IDS, wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -302,9 +302,14 @@ class Pusher:
         state = self.peers.get(peer)
         if state is None:
             return
-        for row in await fetch_of(self._core.store, group.id, ids):
-            state.outbox.put(group.id, wire_of(row))
-        self._wake([peer])
+        for at in range(0, len(ids), FETCH_IDS):
+            # What does not fit would push out what waits; a session brings it.
+            if not state.outbox.has_room:
+                state.outbox.lagged = True
+                break
+            for row in await fetch_of(self._core.store, group.id, ids[at : at + FETCH_IDS]):
+                state.outbox.put(group.id, wire_of(row))
+            self._wake([peer])
 
 
 def _is_control(wire: RecordWire) -> bool:

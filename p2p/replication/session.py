@@ -78,7 +78,7 @@ from p2p.replication.session_types import (
     TailAsk,
     Unshared,
 )
-from p2p.replication.wires import records_frames, wire_of
+from p2p.replication.wires import FETCH_IDS, records_frames, wire_of
 
 T = TypeVar("T")
 
@@ -501,7 +501,7 @@ class Session:
             case ServeRange(log, first, last):
                 return TailAsk(log, first, last, TAIL_BYTES)
             case ServeIds(ids):
-                return FetchAsk(ids)
+                return FetchAsk(ids[:FETCH_IDS])
             case _:
                 return ControlAsk()
 
@@ -516,6 +516,10 @@ class Session:
                 self._jobs.appendleft((exchange, ServeRange(job.log, last + 1, job.last)))
                 exchange.served(len(rows))
                 return
+        if isinstance(job, ServeIds) and len(job.ids) > FETCH_IDS:
+            self._jobs.appendleft((exchange, ServeIds(job.ids[FETCH_IDS:])))
+            exchange.served(len(rows))
+            return
         self._served(exchange, len(rows))
 
     def _above(self, row: Stored, above: Mapping[Place, int]) -> bool:

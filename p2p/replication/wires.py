@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from p2p.replication.store import Stored
 
+FETCH_IDS: Final = 16
+"""Records asked for by id that are read from the store at once: at most 1.1 MB."""
+
 _RECORD_ROOM: Final = 16
 """Array and length prefixes around a record's parts, rounded up."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,19 @@ import pytest
 import trio
 
 from p2p.identity import Identity
+from p2p.replication.erase_index import Room
 from p2p.replication.erasing import WINDOW_MS
-from p2p.replication.ops import Erase, EraseAck, Kind, Role, encode_payload
+from p2p.replication.ops import ERASE_MAX, Erase, EraseAck, Kind, Role, encode_payload
 from tests.attack.test_replication_attacks import Town, play, town
 from tests.helpers.hostile import Pen, forged, push_records, refused
 from tests.helpers.mesh import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from p2p.replication.erase_index import EraseIndex
     from p2p.replication.erasures import ErasureView
+    from p2p.replication.record import Record
     from tests.helpers.mesh import Peer
 
 pytestmark = pytest.mark.attack
@@ -326,3 +332,99 @@ def test_a_strangers_erase_record_is_not_even_stored() -> None:
             assert t.alice.texts(t.group) == ["alice's"]
 
     play(attack)
+
+
+# --- floods -------------------------------------------------------------------------------------
+
+
+async def take(peer: Peer, group: bytes, records: Sequence[Record], bringer: bytes) -> None:
+    """Records come to a node, and are followed up."""
+    core = peer.replication._core
+    found = core.groups.get(group)
+    assert found is not None
+    async with core.keeper.turn(found):
+        wires = [record.wire() for record in records]
+        _, admitted = await core.admission.admit(found, wires, bringer)
+        await core.keeper.after(found, admitted)
+
+
+def index_of(peer: Peer, group: bytes) -> EraseIndex:
+    found = peer.replication._core.groups.get(group)
+    assert found is not None
+    return found.erase_index
+
+
+def never(n: int) -> bytes:
+    """The id of a record that never was."""
+    return hashlib.sha256(n.to_bytes(4, "big")).digest()
+
+
+def test_a_flood_of_erase_records_fills_its_authors_share_of_memory_and_no_more() -> None:
+    async def attack() -> None:
+        async with town() as t:
+            pen = Pen(t.mallory, t.group, incarnation=FAR)
+            own = pen.write(32, b"mallory's own")
+            index = index_of(t.alice, t.group)
+            index.room = Room(author_max=1_000, group_max=1_500, author_min=100)
+            flood = [
+                pen.write(Kind.ERASE, erase(*map(never, range(n, n + ERASE_MAX))))
+                for n in range(0, 20 * ERASE_MAX, ERASE_MAX)
+            ]
+            flood.append(pen.write(Kind.ERASE, erase(own.id)))  # beyond the share
+            await take(t.alice, t.group, [own, *flood], t.mallory.id)
+            assert 500 < len(index.targets) <= 1_000
+            assert sum(map(len, index.targets.values())) <= 1_000
+            assert len(index.records) <= 4
+            # Others' words are heard as before, also of who has little room left.
+            ident = await t.bob.write(t.group, "bob's own")
+            await wait_until(lambda: ident in t.alice.disk.rows)
+            await t.bob.store.settle(t.group, erase=[(ident, bytes(32), 0)])
+            await t.bob.replication.publish_erasures(t.group)
+            await wait_until(lambda: t.alice.disk.rows[ident].envelope is None)
+            # What it really wanted gone goes, only later.
+            await wait_until(lambda: t.alice.disk.rows[own.id].envelope is None)
+            await t.still_works()
+
+    play(attack)
+
+
+def test_one_name_in_erase_records_without_end_makes_no_endless_list() -> None:
+    async def attack() -> None:
+        async with town() as t:
+            pen = Pen(t.mallory, t.group, incarnation=FAR)
+            index = index_of(t.alice, t.group)
+            index.room = Room(author_max=100, group_max=1_500, author_min=50)
+            flood = [pen.write(Kind.ERASE, erase(never(1))) for _ in range(64)]
+            await take(t.alice, t.group, flood, t.mallory.id)
+            assert len(index.targets[never(1)]) == len(index.records) <= 20
+
+    play(attack)
+
+
+def test_a_flood_of_words_on_erasures_fills_its_authors_share_and_no_more() -> None:
+    async def attack() -> None:
+        async with town() as t:
+            pen = Pen(t.mallory, t.group, incarnation=FAR)
+            index = index_of(t.alice, t.group)
+            index.room_of_words = Room(author_max=600, group_max=1_500, author_min=100)
+            flood = [
+                pen.write(Kind.ERASE_ACK, ack(*map(never, range(n, n + ERASE_MAX))))
+                for n in range(0, 8 * ERASE_MAX, ERASE_MAX)
+            ]
+            await take(t.alice, t.group, flood, t.mallory.id)
+            assert sum(map(len, index.words.values())) == 600
+            ident = await note(t, "gone")
+            word = await erase_own(t, ident)
+            await wait_until(lambda: t.bob.id in confirmed(t.alice, t.group, word))
+
+    play(attack)
+
+
+def test_full_room_leaves_everybody_a_little() -> None:
+    room = Room(author_max=100, group_max=150, author_min=20)
+    assert room.take(b"a", 100)
+    assert not room.take(b"a", 1)
+    assert room.take(b"b", 50)
+    assert not room.take(b"b", 1)
+    assert room.take(b"c", 20)
+    assert not room.take(b"c", 1)

@@ -12,10 +12,8 @@ What the checks are worth is seen in the same machine with rules of the coordina
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
-import apsw
 import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -29,7 +27,6 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
-import federated.migrations
 from benchmarks.job_sims.fleet import HANDLER, US, Fleet
 from federated.errors import UsageError
 from federated.jobs import hedging
@@ -42,17 +39,16 @@ from federated.jobs.leasing import Leasing
 from federated.jobs.settling import Settling
 from federated.jobs.state import JobPhase, RowState, TaskState
 from federated.jobs.types import JobId, Limits, Open, PerRow
+from tests.helpers.job_journal import PlainDb, at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Sequence
 
     from benchmarks.job_sims.fleet import PlayedTask
     from federated.jobs.items import TaskResult
     from federated.jobs.orders import Orders
     from federated.jobs.state import Attempt, Job, RowCell, TaskCell
     from federated.seams import TrustClass
-
-T = TypeVar("T")
 
 PEERS: dict[str, tuple[TrustClass, bytes]] = {
     "ours": ("own", US),
@@ -75,33 +71,6 @@ VERBS = (
 
 OFTEN = ("submit", "right", "late", "lost", "twice", "refuse", "copy", "quarantine", "silence")
 """What even few stories hold."""
-
-
-class PlainDb:
-    """A journal in memory, without a thread."""
-
-    def __init__(self) -> None:
-        self.connection = apsw.Connection(":memory:")
-        for path in sorted(Path(federated.migrations.__file__).parent.glob("*.sql")):
-            self.connection.execute(path.read_text())
-
-    async def read(self, fn: Callable[[apsw.Connection], T]) -> T:
-        return fn(self.connection)
-
-    async def write(self, fn: Callable[[apsw.Connection], T], *, full: bool = True) -> T:
-        del full
-        with self.connection:
-            return fn(self.connection)
-
-
-def at_once(coroutine: Coroutine[object, None, T]) -> T:
-    """What a coroutine that never waits returns."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        found: T = end.value
-        return found
-    raise AssertionError("it waits")
 
 
 class Coordination(RuleBasedStateMachine):
@@ -484,6 +453,11 @@ class Coordination(RuleBasedStateMachine):
                 assert (row.state, row.level) == (other.state, other.level)
                 if row.state is RowState.OK:
                     assert (row.value, row.agreed) == (other.value, other.agreed)
+                said = {(one.owner, one.device) for one in row.answers}
+                assert {(one.owner, one.device) for one in other.answers} <= said
+            assert read.audits == job.audits
+            if job.executions_max is not None:
+                assert read.executions == job.executions
 
     @override
     def teardown(self) -> None:
