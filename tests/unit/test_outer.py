@@ -9,6 +9,7 @@ import pytest
 
 from federated.errors import UsageError
 from federated.rounds.numeric import codec as codecs
+from federated.rounds.training.arrays import BLOCK
 from federated.rounds.training.outer import STALE_SYNCS, Outer
 from federated.rounds.training.outer_words import (
     Applied,
@@ -292,6 +293,16 @@ def test_a_result_of_nothing_is_still_a_base_for_the_next() -> None:
     outer.merged(0, base, f32(0))
     outer.merged(0, base, f32(0.25))
     assert outer.common()["a"].tolist() == [0.75]
+
+
+def test_a_step_covers_a_fragment_of_many_blocks() -> None:
+    n = 2 * BLOCK + 5
+    d = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+    outer = Outer(model(*np.zeros(n)), CLASSIC)
+    outer.merged(0, outer.root(0), d)
+    assert np.allclose(outer.common()["a"], -0.7 * 1.9 * d, rtol=1e-5)
+    outer.merged(0, outer.root(0), d)
+    assert np.allclose(outer.common()["a"], -0.7 * (1.9 + 2.71) * d, rtol=1e-5)
 
 
 @pytest.mark.attack

@@ -7,7 +7,7 @@ import pytest
 
 from federated.errors import UsageError
 from federated.rounds.numeric import codec as codecs
-from federated.rounds.training.arrays import flatten, fragments, layers, view, write
+from federated.rounds.training.arrays import BLOCK, flatten, fragments, layers, mix, view
 from federated.rounds.training.late import Shelf, Update, late_weight
 from federated.rounds.training.local import capped, merge
 from federated.rounds.training.outer import Outer
@@ -72,13 +72,15 @@ def test_an_array_is_seen_without_a_copy(kind: type) -> None:
 @pytest.mark.parametrize("kind", [Tensor, lambda array: array])
 def test_a_parameter_is_written_in_place(kind: type) -> None:
     memory = np.zeros((2, 2), np.float32)
-    write("w", kind(memory), f32(1, 2, 3, 4))
+    mix(view("w", kind(memory)), f32(1, 2, 3, 4).reshape(2, 2), 0.0)
     assert memory.tolist() == [[1, 2], [3, 4]]
+    mix(view("w", kind(memory)), np.zeros((2, 2), np.float32), 0.5)
+    assert memory.tolist() == [[0.5, 1], [1.5, 2]]
 
 
 def test_a_transposed_parameter_is_written_through() -> None:
     memory = np.zeros((2, 3), np.float32)
-    write("w", memory.T, np.arange(6, dtype=np.float32))
+    mix(memory.T, np.arange(6, dtype=np.float32).reshape(3, 2), 0.0)
     assert memory.T.reshape(-1).tolist() == [0, 1, 2, 3, 4, 5]
     out = np.empty(6, np.float32)
     flatten(["w"], {"w": memory.T}, out)
@@ -110,6 +112,23 @@ def test_a_double_beyond_float32_is_an_infinity_and_no_warning() -> None:
     out = np.empty(1, np.float32)
     flatten(["w"], {"w": np.array([1e300])}, out)
     assert np.isinf(out[0])
+
+
+@pytest.mark.parametrize("n", [0, 1, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_blocks_of_a_mixture_cover_all_of_it(n: int, dtype: type) -> None:
+    rng = np.random.default_rng(n)
+    own, common = rng.standard_normal((2, n)).astype(np.float32)
+    array = own.astype(dtype)
+    expected = np.float32(0.2) * array.astype(np.float32) + np.float32(0.8) * common
+    assert mix(array, common, 0.2) is array
+    assert np.allclose(array, expected.astype(dtype), rtol=1e-3, atol=1e-6)
+
+
+def test_a_parameter_without_dimensions_is_mixed() -> None:
+    array = np.array(1.0, np.float32)
+    assert mix(array, np.array(3.0, np.float32), 0.5) is array
+    assert array == 2.0
 
 
 # ---- layers

@@ -24,6 +24,9 @@ Array: TypeAlias = "NDArray[np.float16 | np.float32 | np.float64]"
 DTYPES: Final = frozenset({"float32", "float16", "float64", "bfloat16"})
 """What can be trained; `bfloat16` is the one of ml_dtypes, as jax has it."""
 
+BLOCK: Final = 32_768
+"""128 KiB, as `kernels.NUMPY_BLOCK`."""
+
 _NUMBERED: Final = re.compile(r"(?:.*?\.)?\d+(?=\.)")
 
 
@@ -64,23 +67,42 @@ def flatten(names: Sequence[str], params: Mapping[str, object], out: F32) -> Non
         at += array.size
 
 
-def write(name: str, value: object, numbers: F32) -> Array:
-    """Make a parameter hold `numbers`: in place where it can be written, else in a new array.
+def mix(array: Array, common: F32, alpha: float) -> Array:
+    """`alpha * array + (1 - alpha) * common`: in place where it can be written, else anew.
 
     Args:
-        name: for messages.
-        value: the parameter.
-        numbers: float32[size].
+        array: a parameter.
+        common: float32 of the same shape, contiguous.
+        alpha: share of the parameter; with 0 whatever it holds is gone, be it no number.
 
     Returns:
-        The array that holds them now, of the parameter's shape and dtype.
+        The array that holds the sum, of the parameter's shape and dtype.
     """
-    array = view(name, value)
-    shaped = numbers.reshape(array.shape)
-    if not array.flags.writeable:
-        return shaped.astype(array.dtype)
-    array[...] = shaped
+    writable = array.flags.writeable
+    if writable and array.dtype == np.float32 and array.flags.c_contiguous:
+        _mix_rows(cast("F32", array.reshape(-1)), common.reshape(-1), alpha)
+        return array
+    mixed = array.astype(np.float32, order="C")
+    _mix_rows(mixed.reshape(-1), common.reshape(-1), alpha)
+    if not writable:
+        return mixed.astype(array.dtype)
+    array[...] = mixed
     return array
+
+
+def _mix_rows(row: F32, common: F32, alpha: float) -> None:
+    """In blocks whose scratch stays in the second-level cache."""
+    if not alpha:
+        row[:] = common
+        return
+    own, other = np.float32(alpha), np.float32(1) - np.float32(alpha)
+    scratch = np.empty(min(len(row), BLOCK), np.float32)
+    for start in range(0, len(row), BLOCK):
+        block = row[start : start + BLOCK]
+        scaled = scratch[: len(block)]
+        np.multiply(common[start : start + BLOCK], other, out=scaled)
+        block *= own
+        block += scaled
 
 
 # ---- layers

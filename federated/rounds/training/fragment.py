@@ -15,7 +15,7 @@ from p2p.errors import DecodeError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from federated.rounds.training.arrays import F32
+    from federated.rounds.training.arrays import F32, Array
 
 SIZE_MAX: Final = float(2**126)
 """A difference this large is a divergence; every codec can still hold it."""
@@ -96,9 +96,10 @@ def start(names: tuple[str, ...], params: Mapping[str, object], offset: int) -> 
     return Fragment(names, shapes, offset, common, np.zeros_like(common))
 
 
-def diverged(vector: F32) -> bool:
-    """Whether a value is too large or no number, of which `not <` is true as well."""
-    return not float(np.abs(vector).max(initial=0.0)) < SIZE_MAX
+def diverged(array: Array) -> bool:
+    """Whether a value is too large or no number: then both comparisons are false."""
+    least, most = float(array.min(initial=0)), float(array.max(initial=0))
+    return not (least > -SIZE_MAX and most < SIZE_MAX)
 
 
 def joined(part: Fragment, state: Mapping[str, F32], kind: str) -> F32:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from federated.errors import UsageError
-from federated.rounds.training.arrays import flatten, fragments, view, write
+from federated.rounds.training.arrays import BLOCK, fragments, mix, view
 from federated.rounds.training.fragment import Fragment, diverged, from_limbs, joined, limbs, start
 from federated.rounds.training.outer_words import Applied, Fetch, OuterConfig, Skipped, Sync
 from p2p.errors import DecodeError
@@ -164,26 +164,12 @@ class Outer:
         return done
 
     def _mix(self, part: Fragment, params: Mapping[str, object]) -> dict[str, Array]:
-        mixed = part.common.copy()
-        if self.config.overlap:
-            own = self._own(part, params)
-            if not diverged(own):
-                share = np.float32(self.config.alpha)
-                own *= share
-                mixed *= np.float32(1) - share
-                mixed += own
-        return {
-            name: write(name, params[name], values) for name, values in part.tensors(mixed).items()
-        }
-
-    def _own(self, part: Fragment, params: Mapping[str, object]) -> F32:
-        """Theta of a fragment, a copy."""
-        for name in part.names:
-            if view(name, params[name]).shape != part.shapes[name]:
-                raise UsageError(f"parameter {name!r} has another shape than before")
-        own = np.empty_like(part.common)
-        flatten(part.names, params, own)
-        return own
+        own = _seen(part, params)
+        alpha = self.config.alpha if self.config.overlap else 0.0
+        if any(diverged(array) for array in own.values()):
+            alpha = 0.0
+        common = part.tensors(part.common)
+        return {name: mix(array, common[name], alpha) for name, array in own.items()}
 
     def _sync(self, index: int, part: Fragment, params: Mapping[str, object]) -> Sync | Skipped:
         under_way = sum(other.sent is not None for other in self._fragments)
@@ -193,9 +179,12 @@ class Outer:
             return Skipped(index, "in_flight")
         if not part.tokens:
             return Skipped(index, "idle")
-        delta = self._own(part, params)
+        own = _seen(part, params)
+        delta = np.empty_like(part.common)
+        common = part.tensors(part.common)
         with np.errstate(invalid="ignore", over="ignore"):
-            np.subtract(part.common, delta, out=delta)
+            for name, place in part.tensors(delta).items():
+                np.subtract(common[name], own[name], out=place, casting="same_kind")
         if diverged(delta):
             return Skipped(index, "diverged")
         part.sent = (self._step, part.tokens)
@@ -243,13 +232,18 @@ class Outer:
     def _outer_step(self, part: Fragment, d: F32) -> None:
         """One multiplication and one addition at a time: the same bits on all IEEE machines."""
         momentum, rate = np.float32(self.config.momentum), np.float32(self.config.rate)
+        scratch = np.empty(min(len(d), BLOCK), np.float32)
         with np.errstate(over="ignore"):
-            part.momentum *= momentum
-            part.momentum += d
-            step = part.momentum * momentum
-            step += d
-            step *= rate
-            part.common -= step
+            for start in range(0, len(d), BLOCK):
+                rows = slice(start, start + BLOCK)
+                told, kept = d[rows], part.momentum[rows]
+                step = scratch[: len(told)]
+                kept *= momentum
+                kept += told
+                np.multiply(kept, momentum, out=step)
+                step += told
+                step *= rate
+                part.common[rows] -= step
 
     def _took_over(self, part: Fragment) -> None:
         part.hash()
@@ -344,3 +338,12 @@ class Outer:
         if not 0 <= fragment < len(self._fragments):
             raise UsageError(f"no fragment {fragment}")
         return self._fragments[fragment]
+
+
+def _seen(part: Fragment, params: Mapping[str, object]) -> dict[str, Array]:
+    """The trainer's parameters of a fragment, not copied."""
+    found = {name: view(name, params[name]) for name in part.names}
+    for name, array in found.items():
+        if array.shape != part.shapes[name]:
+            raise UsageError(f"parameter {name!r} has another shape than before")
+    return found
