@@ -98,6 +98,7 @@ _JOB: Final[Mapping[str, str]] = {
 _REMEDIES: Final[Mapping[str, str]] = {
     "no_eligible_peer": "`covey invite` adds a machine; `--engine local` computes here.",
     "unknown_handler": "`covey job handlers` shows them; `[jobs]` switches others on.",
+    "too_many": "Wait for one to end (`covey job list`), or `covey job cancel ID`.",
     "not_permitted": "`covey group members GROUP` shows who may do what.",
     "not_a_member": "`covey group` lists this device's groups; a new invite lets it in again.",
 }

@@ -14,6 +14,8 @@ import trio
 
 from federated.jobs.credit import Grant
 from federated.jobs.items import Holding
+from federated.jobs.limits import JOBS_LIVE_MAX, SPECS_BYTES_MAX
+from federated.jobs.worker_task import spec_size
 
 if TYPE_CHECKING:
     from federated.jobs.handlers.base import Handler, PureHandler
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 RESULT_BYTES: Final = 128
 """What a result takes besides its rows."""
+JOBS_MAX: Final = JOBS_LIVE_MAX
+"""Specs kept of one coordinator."""
+LEFT_OUT_MAX: Final = 1024
+"""Jobs remembered whose specs were not kept: 16 bytes each."""
 REPLIES_MAX: Final = 64
 """Items that may wait for a coordinator before no more of it is read."""
 
@@ -94,6 +100,7 @@ class Desk:
         share: what it is to us at best, in any group: decides its share of the slots.
         payer: whose device it is there.
         grant: how many tasks it may leave here.
+        left_out: jobs whose specs had no room here, the oldest first.
         unacked: results to tell until they are acknowledged.
         unknown: attempts with effects that began here and will have no answer.
         outbox: (job, result) to send in this session.
@@ -114,6 +121,7 @@ class Desk:
     session: int = 0
     stale: bool = False
     jobs: dict[bytes, JobHere] = field(default_factory=dict)
+    left_out: dict[bytes, None] = field(default_factory=dict)
     tasks: dict[Ref, TaskHere] = field(default_factory=dict)
     queue: deque[TaskHere] = field(default_factory=deque)
     unacked: dict[Ref, Waiting] = field(default_factory=dict)
@@ -128,6 +136,47 @@ class Desk:
     sent: trio.Event = field(default_factory=trio.Event)
     lease_s: float = 10.0
     scope: trio.CancelScope | None = None
+
+    # ---- specs
+
+    def make_room(self, job: bytes, size: int) -> bool:
+        """Forget specs of jobs that have no task here, the longest unused first, for another's.
+
+        Args:
+            job: whose spec comes.
+            size: its bytes.
+
+        Returns:
+            Whether there is room now; if not its offers are refused as `busy` until there is.
+        """
+        self.jobs.pop(job, None)
+        sizes = {ident: spec_size(one.spec) for ident, one in self.jobs.items()}
+        busy = {ref[0] for ref in self.tasks}
+        spare = [ident for ident in sizes if ident not in busy]
+        total = sum(sizes.values()) + size
+        while spare and (len(self.jobs) >= JOBS_MAX or total > SPECS_BYTES_MAX):
+            ident = spare.pop(0)
+            total -= sizes[ident]
+            del self.jobs[ident]
+            self._leave_out(ident)
+        if len(self.jobs) >= JOBS_MAX or total > SPECS_BYTES_MAX:
+            self._leave_out(job)
+            return False
+        self.left_out.pop(job, None)
+        return True
+
+    def _leave_out(self, job: bytes) -> None:
+        self.left_out[job] = None
+        if len(self.left_out) > LEFT_OUT_MAX:
+            del self.left_out[next(iter(self.left_out))]
+
+    def add_task(self, task: TaskHere) -> None:
+        """Queue an offered task; its job was used last."""
+        self.tasks[task.ref] = task
+        self.queue.append(task)
+        ident = task.job.spec.job
+        if next(reversed(self.jobs)) != ident:
+            self.jobs[ident] = self.jobs.pop(ident)
 
     def post(self, item: Item) -> None:
         """Send an item when the session's writer comes to it."""
@@ -188,6 +237,7 @@ class Desk:
             if job not in live:
                 self.drop_job(job)
         self.unknown = {ref for ref in self.unknown if ref[0] in live}
+        self.left_out = {job: None for job in self.left_out if job in live}
         held: list[tuple[bytes, int, int, HeldState]] = [
             (*ref, "running" if task.begun else "queued") for ref, task in self.tasks.items()
         ]

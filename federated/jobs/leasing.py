@@ -339,6 +339,8 @@ class Leasing:
         task = attempt.task
         if why == "busy":
             self._too_fast(peer)
+            # It may have had to forget the job; the next offer tells it again.
+            peer.specs.discard(job.id)
         elif why in {"policy", "unknown_handler", "version"}:
             peer.handlers.pop(job.spec.handler, None)
         else:

@@ -145,6 +145,7 @@ def _load_tasks(connection: apsw.Connection, job: Job, now: float) -> None:
         size = sum(len(job.rows[k].source) for k in indices)
         task = TaskCell(int(number), indices, size, now)
         task.audit = stage in {AUDIT, AUDITED}
+        job.stage = max(job.stage, stage)
         if not task.audit:
             task.open = sum(1 for k in indices if job.rows[k].state is RowState.PENDING)
         else:

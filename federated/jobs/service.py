@@ -33,6 +33,7 @@ from federated.jobs.held import Held
 from federated.jobs.journal import Journal
 from federated.jobs.lessons import Lessons
 from federated.jobs.plan import spec_hash
+from federated.jobs.places import Places
 from federated.jobs.planner import Planner
 from federated.jobs.reduce import reduce_rows
 from federated.jobs.rowsource import RowSource
@@ -120,6 +121,7 @@ class Jobs:
             env, offload, self.journal, core=lambda: self.core, order=self._carry,
             reduce_again=self._reduce_again,
         )  # fmt: skip
+        self._places = Places(lambda: self.core.board.jobs.values())
         self._core: Coordinator | None = None
         self._orders: list[Orders] = []
         self._work = trio.Event()
@@ -351,7 +353,7 @@ class Jobs:
 
         Raises:
             PlanError: the spec cannot be run.
-            JobError: `conflict` if the key was used for another spec.
+            JobError: `conflict` if the key was used for another spec; `too_many`.
         """
         await self._ready.wait()
         hashed = await self._offload.run(lambda: spec_hash(spec))
@@ -359,11 +361,12 @@ class Jobs:
             if found[1] != hashed:
                 raise JobError("conflict", "the key was used for another job")
             return found[0]
-        job = await self.draw(
-            spec, agent=agent, group=group, find_peer=find_peer,
-            auto_rows=lambda spec, rows, size: self.planner.choose(spec, rows, size).size,
-        )  # fmt: skip
-        return await self._begin(job, hashed, idem)
+        with self._places.taken(agent):
+            job = await self.draw(
+                spec, agent=agent, group=group, find_peer=find_peer,
+                auto_rows=lambda spec, rows, size: self.planner.choose(spec, rows, size).size,
+            )  # fmt: skip
+            return await self._begin(job, hashed, idem)
 
     async def plan(
         self, spec: JobSpec, *, agent: str, group: GroupId | None, owner: bool = False,
@@ -383,7 +386,8 @@ class Jobs:
         """Begin the job of a plan as planned; durable when it returns.
 
         Raises:
-            JobError: `unknown_job`: no plan of this agent, or too old; `conflict` as in `submit`.
+            JobError: `unknown_job`: no plan of this agent, or too old; `conflict` and
+                `too_many` as in `submit`.
             PlanError: `plan_changed`, naming what changed.
         """
         await self._ready.wait()
@@ -393,10 +397,13 @@ class Jobs:
             if found[1] != hashed:
                 raise JobError("conflict", "the key was used for another job")
             return found[0]
-        plan, job = await self.planner.redeem(ident, agent=agent, find_peer=find_peer, name=name)
-        assert job.only is not None
-        await self.lessons.plan(job.id, job.only, plan.rules)
-        return await self._begin(job, hashed, idem)
+        with self._places.taken(agent):
+            plan, job = await self.planner.redeem(
+                ident, agent=agent, find_peer=find_peer, name=name
+            )
+            assert job.only is not None
+            await self.lessons.plan(job.id, job.only, plan.rules)
+            return await self._begin(job, hashed, idem)
 
     async def _begin(self, job: Job, hashed: bytes, idem: str | None) -> JobId:
         """Keep a job, then run it."""

@@ -47,7 +47,7 @@ from federated.jobs.items import (
     encode_results,
     signed_part,
 )
-from federated.jobs.limits import OFFER_TASKS_MAX, RESULT_BYTES_MAX, SPECS_BYTES_MAX
+from federated.jobs.limits import OFFER_TASKS_MAX, RESULT_BYTES_MAX
 from federated.jobs.quota import Pace, WorkQuota
 from federated.jobs.running import Running
 from federated.jobs.worker_task import failed, read_spec, spec_size
@@ -73,8 +73,6 @@ RETRY_MS: Final = {"busy": 500, "quota": 30_000}
 """When a refused task may be offered again; others at once, elsewhere."""
 STALL_S: Final = 30.0
 """A coordinator that takes nothing for so long is not there. Guess."""
-JOBS_MAX: Final = 64
-"""Specs kept of one coordinator."""
 UNACKED_MAX: Final = 4096
 """Results kept for a coordinator that does not acknowledge; beyond it takes no more tasks. What a
 worker holds must fit into one item."""
@@ -322,12 +320,9 @@ class Worker:
                 raise DecodeError("a coordinator sent a worker's item")
 
     def _spec(self, desk: Desk, item: Spec) -> None:
-        if len(desk.jobs) >= JOBS_MAX and item.job not in desk.jobs:
-            raise DecodeError("more jobs than one coordinator may have")
-        others = sum(spec_size(job.spec) for job in desk.jobs.values() if job.spec.job != item.job)
-        if others + spec_size(item) > SPECS_BYTES_MAX:
-            raise DecodeError("larger jobs than one coordinator may have")
-        desk.jobs[item.job] = read_spec(item, self._parse_template)
+        spec = read_spec(item, self._parse_template)
+        if desk.make_room(item.job, spec_size(item)):
+            desk.jobs[item.job] = spec
 
     # ---- tasks
 
@@ -360,7 +355,8 @@ class Worker:
             return "stale_epoch"
         job = desk.jobs.get(item.job)
         if job is None:
-            return "policy"
+            # One that was left out for others is told again with the next offer.
+            return "busy" if item.job in desk.left_out else "policy"
         trust = self._trust(desk.peer, job.spec.group)
         try:
             handler = self._handlers.get(job.spec.handler, trust, job.spec.group)
@@ -383,8 +379,7 @@ class Worker:
             desk, job, offered.task, offered.attempt, offered.rows, handler,
             now + offered.deadline_ms / 1000, trust=trust, owner=owner,
         )  # fmt: skip
-        desk.tasks[ref] = task
-        desk.queue.append(task)
+        desk.add_task(task)
         if desk not in self._turns:
             self._turns.add(desk)
         return ""

@@ -16,6 +16,8 @@ NAMES = {
     "columns": limits.COLUMNS_MAX,
     "bytes of a task's answer": limits.RESULT_BYTES_MAX,
     "bytes to reduce": limits.REDUCE_BYTES_MAX,
+    "jobs under way": limits.JOBS_LIVE_MAX,
+    "jobs under way of one agent": limits.JOBS_AGENT_MAX,
     "rows a task": limits.BATCH_ROWS_MAX,
     "tasks an offer": limits.OFFER_TASKS_MAX,
     "bytes an item": limits.ITEM_BYTES_MAX,
