@@ -94,6 +94,7 @@ _JOB: Final[Mapping[str, str]] = {
     "conflict": "conflict",
     "too_many": "rate_limited",
     "journal": "storage_corrupt",
+    "journal_full": "storage_full",
 }
 _REMEDIES: Final[Mapping[str, str]] = {
     "no_eligible_peer": "`covey invite` adds a machine; `--engine local` computes here.",

@@ -35,7 +35,7 @@ class JobError(FederatedError):
     """An order that the job named cannot follow.
 
     Args:
-        reason: `unknown_job`, `bad_state`, `conflict`, `too_many`, `journal`.
+        reason: `unknown_job`, `bad_state`, `conflict`, `too_many`, `journal`, `journal_full`.
         message: what is wrong and what to do.
     """
 

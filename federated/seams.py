@@ -70,7 +70,10 @@ class Mesh(Protocol):
 
 
 class Db(Protocol):
-    """A journal: one writer with group commit, several readers."""
+    """A journal: one writer with group commit, several readers.
+
+    An error of a full disk has a `reason`, `full`; nothing of what was to be written is there.
+    """
 
     async def read(self, fn: Callable[[apsw.Connection], T]) -> T:
         """Run `fn` in one read transaction."""

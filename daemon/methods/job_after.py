@@ -170,9 +170,9 @@ async def answer(call: Call, p: AnswerParams) -> JobState:
     if state in FINAL or state != "waiting_input":
         raise RpcError("invalid_state", f"the job is {state}: it waits for no answer")
     if p.stop:
-        call.services.jobs.cancel(found.id)
+        await call.services.jobs.cancel(found.id)
     else:
-        call.services.jobs.go_on(found.id, p.executions)
+        await call.services.jobs.go_on(found.id, p.executions)
     return await job_state(call.services, found)
 
 
@@ -214,5 +214,5 @@ async def lift(call: Call, p: LiftParams) -> Lifted:
             remedy="`covey job quarantine` lists them; give more of the key.",
         )
     owner = found.pop()
-    services.jobs.lift(owner)
+    await services.jobs.lift(owner)
     return Lifted(owner=owner.hex())

@@ -52,7 +52,7 @@ async def cancel(call: Call, p: JobParams) -> Stopped:
     live = call.services.jobs.core.job(found.id)
     if live is None or live.final:
         return Stopped(stopped=0, never_started=0, unreachable=0)
-    told = call.services.jobs.cancel(found.id)
+    told = await call.services.jobs.cancel(found.id)
     return Stopped(
         stopped=told["running"],
         never_started=told["unstarted"],
@@ -64,7 +64,7 @@ async def cancel(call: Call, p: JobParams) -> Stopped:
 async def pause(call: Call, p: JobParams) -> JobState:
     """Hand out no more tasks of a job; its deadline goes on."""
     found = await find_job(call, p.id)
-    call.services.jobs.pause(found.id)
+    await call.services.jobs.pause(found.id)
     return await job_state(call.services, found)
 
 
@@ -72,7 +72,7 @@ async def pause(call: Call, p: JobParams) -> JobState:
 async def resume(call: Call, p: ResumeParams) -> JobState:
     """Go on with a job that was paused, or that asks for more executions."""
     found = await find_job(call, p.id)
-    call.services.jobs.go_on(found.id, p.executions)
+    await call.services.jobs.go_on(found.id, p.executions)
     return await job_state(call.services, found)
 
 

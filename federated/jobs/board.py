@@ -153,6 +153,8 @@ class Board:
         """Told what a row took: (handler, rows, seconds)."""
         self.engines: dict[PeerId, str] = {}
         """Addresses of engines by the id they go by here."""
+        self.halted = False
+        """The journal cannot be written: nothing is handed out."""
         self._standing: dict[tuple[JobId, PeerId], tuple[TrustClass, bytes]] = {}
 
     def take_orders(self) -> Orders:

@@ -73,6 +73,8 @@ NOBODY_S: Final = 3.0
 """How long nobody may offer a job's handler before its watchers are told. Guess: sessions take
 less."""
 
+JOURNAL_FULL: Final = "journal_full"
+"""Reason of a job that is paused until its journal can be written."""
 QUEUE_S_MAX: Final = 60.0
 """What a worker's word on its queue counts at most: it orders candidates, it ends no job."""
 REFUSED_S: Final = 0.2
@@ -145,6 +147,11 @@ class Coordinator:
                 for one in row.answers
             ]
         job.cache_ms = self._board.cache_ms(job.spec)
+        if _is_halted(job):
+            # There was room again, and a kill before it was said.
+            job.move(JobInput.RESUME)
+            job.reason = ""
+            self._board.keep_job(job)
         if job.phase is JobPhase.REDUCING:
             self._board.orders.reduces.append(job.id)
         else:
@@ -224,6 +231,29 @@ class Coordinator:
         self._board.keep_job(job, full=True)
         self._board.tell_state(job, wall_ms)
         self._leasing.fill(now, wall_ms)
+
+    def halt(self, wall_ms: int) -> list[Job]:
+        """The journal cannot be written: hand nothing out until `unhalt`; the jobs that wait."""
+        self._board.halted = True
+        stopped = [job for job in self._board.live_jobs() if job.leasing]
+        for job in stopped:
+            job.move(JobInput.PAUSE)
+            job.reason = JOURNAL_FULL
+            self._board.keep_job(job)
+            self._board.tell_state(job, wall_ms)
+        return stopped
+
+    def unhalt(self, now: float, wall_ms: int) -> list[Job]:
+        """The journal can be written again: go on; the jobs that waited."""
+        self._board.halted = False
+        waited = [job for job in self._board.live_jobs() if _is_halted(job)]
+        for job in waited:
+            job.move(JobInput.RESUME)
+            job.reason = ""
+            self._board.keep_job(job)
+            self._board.tell_state(job, wall_ms)
+        self._leasing.fill(now, wall_ms)
+        return waited
 
     def reduced(self, ident: JobId, *, wall_ms: int, problem: str = "") -> None:
         """The driver has reduced a job's rows, or could not."""
@@ -543,6 +573,10 @@ class Coordinator:
     def next_timer(self) -> float | None:
         """Seconds until `tick` wants to be called; None while no job lives."""
         return TICK_S if self._board.live_jobs() else None
+
+
+def _is_halted(job: Job) -> bool:
+    return job.phase is JobPhase.PAUSED and job.reason == JOURNAL_FULL
 
 
 def spec_item(job: Job) -> Spec:

@@ -161,10 +161,15 @@ class Journal:
     async def apply(self, batch: Sequence[Orders]) -> Kept:
         """Keep what the machine ordered, in one transaction."""
         entries = self._waiting.take(batch)
-        return await self._db.write(
-            lambda connection: keep(connection, batch, entries),
-            full=any(orders.full for orders in batch),
-        )
+        try:
+            return await self._db.write(
+                lambda connection: keep(connection, batch, entries),
+                full=any(orders.full for orders in batch),
+            )
+        except Exception:
+            # On a full disk the same batch comes again, without the entries taken out of it.
+            self._waiting.give_back(entries)
+            raise
 
     async def keep_reduced(self, job: JobId, values: Sequence[bytes]) -> None:
         """Keep the reduced rows of a job."""

@@ -81,6 +81,10 @@ class Waiting:
         due, self._rows = self._rows, []
         return due
 
+    def give_back(self, rows: list[Params]) -> None:
+        """Entries that could not be written wait again."""
+        self._rows = rows + self._rows
+
 
 def keep(
     connection: apsw.Connection, batch: Sequence[Orders], entries: Sequence[Params] = ()

@@ -113,6 +113,8 @@ class Leasing:
 
     def fill(self, now: float, wall_ms: int) -> None:
         """Offer what is queued to whoever has room."""
+        if self._board.halted:
+            return
         ready = [job for job in self._board.jobs.values() if job.leasing and job.queue]
         if not ready:
             return

@@ -13,20 +13,20 @@ from federated.errors import JobError
 from federated.jobs.limits import JOBS_AGENT_MAX, JOBS_LIVE_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from federated.jobs.state import Job
+    from federated.jobs.coordinator import Coordinator
 
 
 class Places:
     """Places for jobs.
 
     Args:
-        live: the jobs in memory.
+        core: the machine, which has the jobs.
     """
 
-    def __init__(self, live: Callable[[], Iterable[Job]]) -> None:
-        self._live = live
+    def __init__(self, core: Callable[[], Coordinator]) -> None:
+        self._core = core
         self._coming: list[str] = []
 
     @contextmanager
@@ -47,7 +47,7 @@ class Places:
             self._coming.remove(agent)
 
     def _check(self, agent: str) -> None:
-        agents = [job.agent for job in self._live() if not job.final and not job.stage]
+        agents = [job.agent for job in self._core().board.live_jobs() if not job.stage]
         agents += self._coming
         if agent and agents.count(agent) >= JOBS_AGENT_MAX:
             raise JobError(

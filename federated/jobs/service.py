@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from federated.errors import JobError, PlanError
@@ -32,8 +33,8 @@ from federated.jobs.erasing import Erasing
 from federated.jobs.held import Held
 from federated.jobs.journal import Journal
 from federated.jobs.lessons import Lessons
-from federated.jobs.plan import spec_hash
 from federated.jobs.places import Places
+from federated.jobs.plan import spec_hash
 from federated.jobs.planner import Planner
 from federated.jobs.reduce import reduce_rows
 from federated.jobs.rowsource import RowSource
@@ -43,12 +44,14 @@ from federated.jobs.state import RowState
 from federated.jobs.template import parse_template
 from federated.jobs.types import ByHandler, Collect, JobId
 from federated.jobs.worker import Worker
+from federated.jobs.writing import FULL, Writer, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from federated.jobs.engines.seam import Engine
     from federated.jobs.items import Item
+    from federated.jobs.keeping import Kept
     from federated.jobs.orders import Orders
     from federated.jobs.planner import Planned
     from federated.jobs.quota import WorkQuota
@@ -64,7 +67,6 @@ log = logging.getLogger("covey.jobs")
 
 KEEP_ENDED_S: Final = 60.0
 """How long a finished job stays in memory: late results of it are still recognised."""
-PAGE: Final = 1000
 
 
 class Jobs:
@@ -107,7 +109,7 @@ class Jobs:
         )  # fmt: skip
         self._stages = Stages(
             env, offload, self.journal, find=self._in_memory,
-            launch=self._launch, wait=self.finished, cancel=self.cancel,
+            launch=self._launch, wait=self.finished, cancel=self._cancel,
         )  # fmt: skip
         self.draw = Drawing(
             mesh, env, offload, self.journal, self.cache, handlers, self.engines,
@@ -121,10 +123,9 @@ class Jobs:
             env, offload, self.journal, core=lambda: self.core, order=self._carry,
             reduce_again=self._reduce_again,
         )  # fmt: skip
-        self._places = Places(lambda: self.core.board.jobs.values())
+        self._places = Places(lambda: self.core)
         self._core: Coordinator | None = None
-        self._orders: list[Orders] = []
-        self._work = trio.Event()
+        self.writer = Writer(self.journal, kept=self._after, filled=self._filled)
         self._ready = trio.Event()
         self._ended: dict[JobId, trio.Event] = {}
         self._reducing: trio.Nursery | None = None
@@ -162,7 +163,7 @@ class Jobs:
                 self._ended[job.id] = trio.Event()
                 job.only = await self.lessons.seeing(job.id)
                 core.resume_loaded(job)
-            nursery.start_soon(self._keep_orders)
+            nursery.start_soon(self.writer.run)
             nursery.start_soon(self._tick)
             self._carry_out()
             await nursery.start(self.worker.run)
@@ -205,26 +206,32 @@ class Jobs:
             orders.writes or orders.after or orders.ended or orders.reduces or orders.caught
             or orders.forgets
         ):  # fmt: skip
-            self._orders.append(orders)
-            self._work.set()
+            self.writer.order(orders)
 
-    async def _keep_orders(self) -> None:
-        """The journal's writer: everything that waits goes into one transaction."""
-        while True:
-            self._work = trio.Event()
-            if not self._orders:
-                await self._work.wait()
-            # Sessions that end with us still give orders; by then the journal is closing.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            batch, self._orders = self._orders, []
-            kept = await self.journal.apply(batch)
-            if kept.cached:
+    async def _after(self, batch: Sequence[Orders], kept: Kept) -> None:
+        """What may happen now that orders are on the disk."""
+        if kept.cached:
+            try:
                 await self.cache.grew(kept.cached, self._env.wall_ms())
-            for orders in batch:
-                self._kept(orders)
-            self._erasing.kept(batch, kept)
-            for seq, job, _at, kind, body in kept.events:
-                self._tell(JobId(job), seq, kind, body)
+            except Exception as error:
+                if not is_full(error):
+                    raise
+        for orders in batch:
+            self._kept(orders)
+        self._erasing.kept(batch, kept)
+        for seq, job, _at, kind, body in kept.events:
+            self._tell(JobId(job), seq, kind, body)
+
+    def _filled(self, full: bool) -> None:
+        """The disk is full, or is not any more: jobs stop being handed out, or go on."""
+        now, wall_ms = self._env.now(), self._env.wall_ms()
+        stopped = self.core.halt(wall_ms) if full else self.core.unhalt(now, wall_ms)
+        for job in stopped if full else ():
+            # What cannot be kept now is at least said; its event comes when there is room.
+            body = msgspec.json.encode({"state": job.phase, "reason": job.reason})
+            for listener in self._listeners:
+                listener(job.id, 0, FULL, body)
+        self._carry_out()
 
     def _kept(self, orders: Orders) -> None:
         """What may happen now that the orders' rows are on disk."""
@@ -288,7 +295,10 @@ class Jobs:
             log.info("job_not_learned", extra={"f": {"why": str(error)}})
 
     async def _reduce(self, ident: JobId) -> None:
-        """Reduce the rows of a job whose rows are all settled."""
+        """Reduce the rows of a job whose rows are all settled; once there is room for it."""
+        await self.writer.retried(lambda: self._reduce_once(ident))
+
+    async def _reduce_once(self, ident: JobId) -> None:
         job = self.core.job(ident)
         if job is None:
             return
@@ -353,7 +363,7 @@ class Jobs:
 
         Raises:
             PlanError: the spec cannot be run.
-            JobError: `conflict` if the key was used for another spec; `too_many`.
+            JobError: `conflict` if the key was used for another spec; `too_many`; `journal_full`.
         """
         await self._ready.wait()
         hashed = await self._offload.run(lambda: spec_hash(spec))
@@ -361,7 +371,7 @@ class Jobs:
             if found[1] != hashed:
                 raise JobError("conflict", "the key was used for another job")
             return found[0]
-        with self._places.taken(agent):
+        with self.writer.refusing(), self._places.taken(agent):
             job = await self.draw(
                 spec, agent=agent, group=group, find_peer=find_peer,
                 auto_rows=lambda spec, rows, size: self.planner.choose(spec, rows, size).size,
@@ -386,8 +396,8 @@ class Jobs:
         """Begin the job of a plan as planned; durable when it returns.
 
         Raises:
-            JobError: `unknown_job`: no plan of this agent, or too old; `conflict` and
-                `too_many` as in `submit`.
+            JobError: `unknown_job`: no plan of this agent, or too old; `conflict`,
+                `too_many` and `journal_full` as in `submit`.
             PlanError: `plan_changed`, naming what changed.
         """
         await self._ready.wait()
@@ -397,7 +407,7 @@ class Jobs:
             if found[1] != hashed:
                 raise JobError("conflict", "the key was used for another job")
             return found[0]
-        with self._places.taken(agent):
+        with self.writer.refusing(), self._places.taken(agent):
             plan, job = await self.planner.redeem(
                 ident, agent=agent, find_peer=find_peer, name=name
             )
@@ -438,34 +448,61 @@ class Jobs:
         """Wait until an event of any job was kept."""
         await self._news.wait()
 
-    def cancel(self, ident: JobId) -> dict[str, int]:
-        """End a job; see `Coordinator.cancel`."""
+    async def cancel(self, ident: JobId) -> dict[str, int]:
+        """End a job; durable when it returns. See `Coordinator.cancel`.
+
+        Raises:
+            JobError: as of `Coordinator.cancel`; `journal_full`: it is stopped, but not for good.
+        """
+        told = self._cancel(ident)
+        await self.writer.flushed("the job is stopped, but a restart would go on with it: ")
+        return told
+
+    def _cancel(self, ident: JobId) -> dict[str, int]:
         told = self.core.cancel(ident, now=self._env.now(), wall_ms=self._env.wall_ms())
         self._stages.stop(ident)
         self._carry_out()
         return told
 
-    def pause(self, ident: JobId) -> None:
-        """Lease no more tasks of a job."""
+    async def pause(self, ident: JobId) -> None:
+        """Lease no more tasks of a job; durable when it returns.
+
+        Raises:
+            JobError: as of `Coordinator.pause`; `journal_full`.
+        """
+        self.writer.check()
         self.core.pause(ident, wall_ms=self._env.wall_ms())
         self._carry_out()
+        await self.writer.flushed()
 
-    def lift(self, who: bytes) -> bool:
-        """End the quarantine of an owner or device; see `Reputation.lift`."""
+    async def lift(self, who: bytes) -> bool:
+        """End the quarantine of an owner or device; durable. See `Reputation.lift`.
+
+        Raises:
+            JobError: `journal_full`.
+        """
+        self.writer.check()
         board = self.core.board
         found = board.reputation.lift(who)
         for stat in board.reputation.take_changed():
             board.orders.write("peer_stat", tuple(stat))
         board.orders.full = True
         self._carry_out()
+        await self.writer.flushed()
         return found
 
-    def go_on(self, ident: JobId, executions: int | None = None) -> None:
-        """Lease again."""
+    async def go_on(self, ident: JobId, executions: int | None = None) -> None:
+        """Lease again; durable when it returns.
+
+        Raises:
+            JobError: as of `Coordinator.go_on`; `journal_full`.
+        """
+        self.writer.check()
         self.core.go_on(
             ident, executions=executions, now=self._env.now(), wall_ms=self._env.wall_ms()
         )
         self._carry_out()
+        await self.writer.flushed()
 
 
 def reduced_values(job: Job) -> list[bytes]:

@@ -135,13 +135,14 @@ class Office:
         slots: int = 2,
         owner: bytes | None = None,
         engines: Mapping[str, Callable[[], Engine]] | None = None,
+        vfs: str | None = None,
     ) -> Desk:
-        """A running node, connected with those before it."""
+        """A running node, connected with those before it; `vfs`: what its jobs.db stands on."""
         member = await self.kit.node(number)
         if owner is not None:
             self.owners[member.id] = owner
         self.ids.append(member.id)
-        desk = await self._start(member, number, handlers, slots, engines)
+        desk = await self._start(member, number, handlers, slots, engines, vfs)
         for other in self.desks.values():
             await self.kit.connect(member, other.member)
         self.desks[number] = desk
@@ -164,12 +165,14 @@ class Office:
     async def _start(
         self, member: NodeMember, number: int, handlers: Iterable[Handler | PureHandler],
         slots: int, engines: Mapping[str, Callable[[], Engine]] | None = None,
+        vfs: str | None = None,
     ) -> Desk:  # fmt: skip
         self.starts += 1
         env = self.kit._env(f"jobs {number}, start {self.starts}")
         db = Db(
-            self.folder / f"jobs{number}.db", env, inline=True, migrations="federated.migrations"
-        )
+            self.folder / f"jobs{number}.db", env, vfs=vfs, inline=True,
+            migrations="federated.migrations",
+        )  # fmt: skip
         door = FakeDoor(member, self)
         offered = {handler.info.id: handler for handler in (*builtins(), *handlers)}
         known = Handlers(

@@ -145,7 +145,7 @@ def test_entries_of_strangers_are_not_enough_for_own_devices(tmp_path: Path) -> 
             job = boss.jobs.core.job(ident)
             assert job is not None
             assert job.cached == 0
-            boss.jobs.cancel(ident)
+            await boss.jobs.cancel(ident)
 
     play_office(scenario, tmp_path, seed=5)
 

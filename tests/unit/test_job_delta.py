@@ -272,8 +272,8 @@ def test_the_operator_lifts_a_quarantine_for_good(tmp_path: Path) -> None:
         reputation = boss.jobs.core.board.reputation
         (one,) = reputation.quarantines(boss.jobs._env.wall_ms())
         assert (one.owner, one.handler, one.times, one.devices) == (P, "echo@1", 1, (liar.id,))
-        assert boss.jobs.lift(P)
-        assert not boss.jobs.lift(P)
+        assert await boss.jobs.lift(P)
+        assert not await boss.jobs.lift(P)
         assert reputation.quarantines(boss.jobs._env.wall_ms()) == []
         await trio.sleep(1)
         again = await office.restart(boss)

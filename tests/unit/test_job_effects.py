@@ -267,7 +267,7 @@ def test_a_cancelled_effect_is_unknown(tmp_path: Path) -> None:
         ident = await boss.jobs.submit(PAY, agent="", group=None)
         while not pay.runs:  # noqa: ASYNC110 - a virtual clock
             await trio.sleep(0.1)
-        boss.jobs.cancel(ident)
+        await boss.jobs.cancel(ident)
         await boss.jobs.finished(ident)
         found = await boss.table(ident)
         assert "outcome_unknown" in found

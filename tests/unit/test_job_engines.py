@@ -149,7 +149,7 @@ def test_a_cancel_ends_the_level_under_way(tmp_path: Path) -> None:
         ident = await boss.jobs.submit(_combining(300), agent="", group=None)
         while not any(job.stage for job in boss.jobs.core.board.live_jobs()):
             await boss.jobs.news()
-        boss.jobs.cancel(ident)
+        await boss.jobs.cancel(ident)
         await boss.jobs.finished(ident)
         assert boss.jobs.core.board.live_jobs() == []
         found = await boss.jobs.journal.job(ident)
@@ -209,7 +209,7 @@ def test_a_cancelled_job_is_withdrawn_from_its_engine(tmp_path: Path) -> None:
         ident = await boss.jobs.submit(spec, agent="", group=None)
         await trio.sleep(2)
         assert engine.calls
-        told = boss.jobs.cancel(ident)
+        told = await boss.jobs.cancel(ident)
         assert told["unreachable"] == 0
         await boss.jobs.finished(ident)
         await trio.sleep(2)

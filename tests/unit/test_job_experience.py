@@ -196,7 +196,7 @@ def test_a_cancelled_job_teaches_nothing(tmp_path: Path) -> None:
         await office.desk(2)
         spec = JobSpec(handler="nobody@1", rows=[{"n": 1}])
         ident = await boss.jobs.submit(spec, agent="", group=None)
-        boss.jobs.cancel(ident)
+        await boss.jobs.cancel(ident)
         await boss.jobs.finished(ident)
         done = await run_echo(boss, 4)
         assert [one.job for one in boss.jobs.lessons.of_handler("echo@1", None)] == [done]

@@ -54,12 +54,14 @@ def test_one_job_more_than_there_may_be_is_refused_and_says_what_to_do(tmp_path:
         assert told.kind.name == "rate_limited"
         assert "covey job cancel" in (told.remedy or "")
         assert await boss.jobs.submit(WAITING, agent="helper", group=None, idem="one") == first
-        for _ in range(JOBS_LIVE_MAX - JOBS_AGENT_MAX):
-            last = await boss.jobs.submit(WAITING, agent="", group=None)
+        others = [
+            await boss.jobs.submit(WAITING, agent="", group=None)
+            for _ in range(JOBS_LIVE_MAX - JOBS_AGENT_MAX)
+        ]
         with pytest.raises(JobError, match="64 jobs are under way"):
             await boss.jobs.submit(WAITING, agent="", group=None)
-        boss.jobs.cancel(last)
-        await boss.jobs.finished(last)
+        await boss.jobs.cancel(others[0])
+        await boss.jobs.finished(others[0])
         await boss.jobs.submit(WAITING, agent="", group=None)
 
     play_office(scenario, tmp_path, seed=1)
