@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from federated.errors import PlanError
+from federated.jobs.loading import AUDIT, AUDITED
 from federated.jobs.reduce import pair_up
 from federated.jobs.state import RowState
 from federated.jobs.types import (
@@ -85,7 +86,8 @@ def test_levels_are_journalled_and_no_jobs_of_anybody(tmp_path: Path) -> None:
             ).fetchall()
 
         rows = await boss.db.read(stages)
-        assert [stage for stage, _ in rows] == list(range(9)), "the map, and 8 levels for 200 rows"
+        stages_of_rows = [stage for stage, _ in rows if stage not in {AUDIT, AUDITED}]
+        assert stages_of_rows == list(range(9)), "the map, and 8 levels for 200 rows"
         await journal.purge(ident)
         assert await boss.db.read(stages) == []
 
