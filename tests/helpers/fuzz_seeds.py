@@ -266,6 +266,7 @@ def _own_bytes() -> list[bytes]:
         *_neighbours_bytes(),
         *_circuit_bytes(),
         *_job_bytes(),
+        *_tensor_bytes(),
         *_round_codec_bytes(),
         *_pool_bytes(),
         *_masked_bytes(),
@@ -342,6 +343,17 @@ def _masked_bytes() -> list[bytes]:
         masked.encode(masked.MaskSet(plan, everybody, sealed)),
         masked.encode(masked.Agree(plan, everybody, three)),
         masked.encode(masked.Reveal(plan, everybody, three, shares)),
+    ]
+
+
+def _tensor_bytes() -> list[bytes]:
+    """A file of tensors and a schema of them, good ones."""
+    spans = '"shape":[2],"data_offsets":'
+    header = f'{{"a":{{"dtype":"F32",{spans}[0,8]}},"b":{{"dtype":"BF16",{spans}[8,12]}}}}'.encode()
+    named = b'{"__metadata__":{"format":"pt"},' + header[1:]
+    return [
+        *(len(text).to_bytes(8, "little") + text + bytes(12) for text in (header, named)),
+        msgspec.msgpack.encode([["a", [2], "f32"], ["b", [], "f16"], ["c", [0, 3], "bf16"]]),
     ]
 
 

@@ -130,6 +130,7 @@ ENTRY_POINTS = {
     "federated.rounds.protocol.deadline": "a part of the round machine, which comes later",
     "federated.rounds.protocol.topology": "a part of the round machine, which comes later",
     "federated.rounds.training": "a room that comes later",
+    "federated.rounds.statefile": "states of models, whose driver comes later",
     "federated.rounds.training.late": "a trainer's late updates, whose driver comes later",
     "federated.rounds.training.local": "rounds in one process: trials, examples, benchmarks",
     "federated.rounds.training.outer": "the outer optimiser, whose driver comes later",
