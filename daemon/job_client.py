@@ -20,19 +20,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgspec
 import trio
 
+from daemon import job_asks as asks
 from daemon.cli.client import Client, CliError, open_client, socket_candidates
 from daemon.client import CallFailed, LocalClient
-from daemon.methods.job import Events, Explained, JobRow, ResultPage
 from daemon.methods.job_control import Stopped
 from daemon.methods.job_lookup import JobState
-from daemon.methods.job_plan import JobPlan
-from daemon.methods.job_submit import HandlerRow, Submitted
 from daemon.paths import resolve
 
 if TYPE_CHECKING:
@@ -41,108 +37,21 @@ if TYPE_CHECKING:
     from typing import Self
 
     from daemon.json_types import Json
+    from daemon.methods.job import Events, Explained, JobRow, ResultPage
+    from daemon.methods.job_after import JobQuarantine
     from daemon.methods.job_events import JobEvent
+    from daemon.methods.job_plan import JobPlan
+    from daemon.methods.job_submit import HandlerRow
     from federated.jobs.types import JobSpec
 
 T = TypeVar("T")
 
-WAIT_S: Final = 20.0
-"""How long the daemon holds one question of a watch."""
 PAGE: Final = 1000
 """Rows of a page; the most that one answer has."""
 AGAIN_S: Final = 0.2
 AGAIN_TRIES: Final = 150
 """Half a minute for a daemon that is being started again."""
 _NOT_THERE: Final = frozenset({"not_running", "draining"})
-
-
-@dataclass(frozen=True)
-class _Ask(Generic[T]):
-    """One call: what to send, what comes back, and whether it may be sent twice."""
-
-    method: str
-    shape: type[T]
-    params: dict[str, object] = field(default_factory=dict)
-    twice: bool = True
-
-    def answer(self, found: Json) -> T:
-        return msgspec.convert(found, self.shape)
-
-    @property
-    def json(self) -> dict[str, Json]:
-        return cast("dict[str, Json]", self.params)
-
-
-def _submit(spec: JobSpec, key: str | None) -> _Ask[Submitted]:
-    params: dict[str, object] = {"spec": msgspec.to_builtins(spec)}
-    if key is not None:
-        params["idempotency_key"] = key
-    return _Ask("job.submit", Submitted, params, twice=key is not None)
-
-
-def _plan(spec: JobSpec) -> _Ask[JobPlan]:
-    return _Ask("job.plan", JobPlan, {"spec": msgspec.to_builtins(spec)})
-
-
-def _planned(plan_id: str, key: str | None) -> _Ask[Submitted]:
-    params: dict[str, object] = {"plan_id": plan_id}
-    if key is not None:
-        params["idempotency_key"] = key
-    return _Ask("job.submit", Submitted, params, twice=key is not None)
-
-
-def _retry(ident: str, columns: Sequence[str], rows: Sequence[int]) -> _Ask[Submitted]:
-    params: dict[str, object] = {"id": ident, "columns": list(columns), "rows": list(rows)}
-    return _Ask("job.retry_gaps", Submitted, params, twice=False)
-
-
-def _of(what: str, shape: type[T], ident: str, *, twice: bool = True) -> _Ask[T]:
-    return _Ask(f"job.{what}", shape, {"id": ident}, twice)
-
-
-def _resume(ident: str, executions: int | None) -> _Ask[JobState]:
-    return _Ask("job.resume", JobState, {"id": ident, "executions": executions}, twice=False)
-
-
-def _events(ident: str, since_seq: int) -> _Ask[Events]:
-    return _Ask("job.watch", Events, {"id": ident, "since_seq": since_seq, "wait_s": WAIT_S})
-
-
-def _page(ident: str, offset: int, limit: int, *, raw: bool) -> _Ask[ResultPage]:
-    params = {"id": ident, "offset": offset, "limit": limit, "raw": raw}
-    return _Ask("job.result", ResultPage, params)
-
-
-def _row(ident: str, row: int) -> _Ask[Explained]:
-    return _Ask("job.explain", Explained, {"id": ident, "row": row})
-
-
-def _list(limit: int) -> _Ask[list[JobState]]:
-    return _Ask("job.list", list[JobState], {"limit": limit})
-
-
-def _handlers(group: str) -> _Ask[list[HandlerRow]]:
-    return _Ask("job.handlers", list[HandlerRow], {"group": group})
-
-
-class _Seen:
-    """How far a watch has come: the events not yet given out, and the number of the last."""
-
-    def __init__(self, since_seq: int) -> None:
-        self.last_seq = since_seq
-        self.over = False
-        self._waiting: list[JobEvent] = []
-
-    def take(self) -> JobEvent | None:
-        if not self._waiting:
-            return None
-        event = self._waiting.pop(0)
-        self.last_seq = event.seq
-        return event
-
-    def add(self, found: Events) -> None:
-        self._waiting = list(found.events)
-        self.over = found.final
 
 
 # ---- trio
@@ -187,11 +96,11 @@ class Jobs:
         Raises:
             CallFailed: it cannot be run as it stands; `remedy` and `data["reason"]` say more.
         """
-        return (await self._do(_submit(spec, key))).job_id
+        return (await self._do(asks.submit(spec, key))).job_id
 
     async def plan(self, spec: JobSpec) -> JobPlan:
         """What would become of a job: who would see its rows, how long it takes. Runs nothing."""
-        return await self._do(_plan(spec))
+        return await self._do(asks.plan(spec))
 
     async def submit_plan(self, plan_id: str, *, key: str | None = None) -> str:
         """Begin exactly what a plan showed; its id.
@@ -199,7 +108,7 @@ class Jobs:
         Raises:
             CallFailed: conflict, `data["reason"]` is `plan_changed`: it would be another job now.
         """
-        return (await self._do(_planned(plan_id, key))).job_id
+        return (await self._do(asks.planned(plan_id, key))).job_id
 
     async def retry_gaps(
         self, ident: str, *, columns: Sequence[str] = (), rows: Sequence[int] = ()
@@ -211,15 +120,15 @@ class Jobs:
             columns: ask also for rows whose answer lacks one of these.
             rows: ask for these alone, by index.
         """
-        return (await self._do(_retry(ident, columns, rows))).job_id
+        return (await self._do(asks.retry(ident, columns, rows))).job_id
 
     async def status(self, ident: str) -> JobState:
         """How far a job is."""
-        return await self._do(_of("status", JobState, ident))
+        return await self._do(asks.of("status", JobState, ident))
 
     async def newest(self, limit: int = 20) -> list[JobState]:
         """The newest jobs first; an agent sees its own."""
-        return await self._do(_list(limit))
+        return await self._do(asks.list_ask(limit))
 
     def watch(self, ident: str, since_seq: int = 0) -> Watch:
         """A job's events after number `since_seq`, until it is over."""
@@ -242,7 +151,7 @@ class Jobs:
             limit: 1 to 1,000.
             raw: the rows themselves where the job reduces them.
         """
-        return await self._do(_page(ident, offset, limit, raw=raw))
+        return await self._do(asks.page(ident, offset, limit, raw=raw))
 
     async def rows(self, ident: str) -> list[JobRow]:
         """All rows, answered and not, in their order, from as many pages as there are."""
@@ -254,27 +163,56 @@ class Jobs:
 
     async def cancel(self, ident: str) -> Stopped:
         """End a job wherever its tasks are; one that is over stays as it is."""
-        return await self._do(_of("cancel", Stopped, ident))
+        return await self._do(asks.of("cancel", Stopped, ident))
 
     async def pause(self, ident: str) -> JobState:
         """Hand out no more tasks; the deadline goes on."""
-        return await self._do(_of("pause", JobState, ident, twice=False))
+        return await self._do(asks.of("pause", JobState, ident, twice=False))
 
     async def resume(self, ident: str, executions: int | None = None) -> JobState:
         """Go on, with so many more executions if it asks for them."""
-        return await self._do(_resume(ident, executions))
+        return await self._do(asks.resume(ident, executions))
+
+    async def answer(self, ident: str, executions: int | None = None) -> JobState:
+        """Tell a job that has used up its executions how many more, or None to stop it."""
+        return await self._do(asks.answer(ident, executions))
+
+    async def feedback(
+        self, ident: str, *, good: Sequence[int] = (), bad: Sequence[int] = (), rule: str = ""
+    ) -> JobState:
+        """Say which rows of a finished job are right and wrong.
+
+        Args:
+            ident: the finished job.
+            good: indices of rows that are right.
+            bad: of those that are wrong: `retry_gaps` asks for them again.
+            rule: a note that the next plans of its handler show, at most 280 characters.
+        """
+        return await self._do(asks.feedback(ident, good, bad, rule))
+
+    async def quarantines(self) -> list[JobQuarantine]:
+        """The owners whose answers turned out wrong and who are asked no more, until when."""
+        return await self._do(asks.QUARANTINES)
+
+    async def lift(self, who: str) -> str:
+        """Ask an owner's devices again; the owner's key.
+
+        Args:
+            who: the owner's or a device's key in hex, its beginning, or a device's name.
+        """
+        return (await self._do(asks.lift(who))).owner
 
     async def explain(self, ident: str, row: int) -> Explained:
         """How a row came to its state: each try, where, how long, and who vouches for it."""
-        return await self._do(_row(ident, row))
+        return await self._do(asks.row(ident, row))
 
     async def handlers(self, group: str = "own") -> list[HandlerRow]:
         """What this machine computes for that group."""
-        return await self._do(_handlers(group))
+        return await self._do(asks.handlers(group))
 
     async def purge(self, ident: str) -> JobState:
         """Remove a finished job; what it was."""
-        return await self._do(_of("purge", JobState, ident, twice=False))
+        return await self._do(asks.of("purge", JobState, ident, twice=False))
 
     async def aclose(self) -> None:
         """Hang up."""
@@ -300,7 +238,7 @@ class Jobs:
             yield page
             offset = page.next
 
-    async def _do(self, ask: _Ask[T]) -> T:
+    async def _do(self, ask: asks.Ask[T]) -> T:
         """Ask; once more on a new connection if the old one broke and asking twice does no harm.
 
         Raises:
@@ -342,7 +280,7 @@ class Watch:
     def __init__(self, jobs: Jobs, ident: str, since_seq: int = 0) -> None:
         self._jobs = jobs
         self._ident = ident
-        self._seen = _Seen(since_seq)
+        self._seen = asks.Seen(since_seq)
 
     @property
     def last_seq(self) -> int:
@@ -368,7 +306,7 @@ class Watch:
             self._seen.add(await self._ask())
 
     async def _ask(self) -> Events:
-        ask = _events(self._ident, self._seen.last_seq)
+        ask = asks.events(self._ident, self._seen.last_seq)
         for _ in range(AGAIN_TRIES):
             try:
                 return await self._jobs._do(ask)  # noqa: SLF001 - the other half of this class
@@ -397,29 +335,29 @@ class BlockingJobs:
 
     def submit(self, spec: JobSpec, *, key: str | None = None) -> str:
         """Begin a job; see `Jobs.submit`."""
-        return self._do(_submit(spec, key)).job_id
+        return self._do(asks.submit(spec, key)).job_id
 
     def plan(self, spec: JobSpec) -> JobPlan:
         """What would become of a job: who would see its rows, how long it takes. Runs nothing."""
-        return self._do(_plan(spec))
+        return self._do(asks.plan(spec))
 
     def submit_plan(self, plan_id: str, *, key: str | None = None) -> str:
         """Begin exactly what a plan showed; see `Jobs.submit_plan`."""
-        return self._do(_planned(plan_id, key)).job_id
+        return self._do(asks.planned(plan_id, key)).job_id
 
     def retry_gaps(
         self, ident: str, *, columns: Sequence[str] = (), rows: Sequence[int] = ()
     ) -> str:
         """Begin a job that fills a finished one's gaps; see `Jobs.retry_gaps`."""
-        return self._do(_retry(ident, columns, rows)).job_id
+        return self._do(asks.retry(ident, columns, rows)).job_id
 
     def status(self, ident: str) -> JobState:
         """How far a job is."""
-        return self._do(_of("status", JobState, ident))
+        return self._do(asks.of("status", JobState, ident))
 
     def newest(self, limit: int = 20) -> list[JobState]:
         """The newest jobs first; an agent sees its own."""
-        return self._do(_list(limit))
+        return self._do(asks.list_ask(limit))
 
     def watch(self, ident: str, since_seq: int = 0) -> Iterator[JobEvent]:
         """A job's events after number `since_seq`, until it is over.
@@ -427,9 +365,9 @@ class BlockingJobs:
         Raises:
             CallFailed: there is no such job, or no daemon for half a minute.
         """
-        seen = _Seen(since_seq)
+        seen = asks.Seen(since_seq)
         while not seen.over:
-            seen.add(self._patiently(_events(ident, seen.last_seq)))
+            seen.add(self._patiently(asks.events(ident, seen.last_seq)))
             while (event := seen.take()) is not None:
                 yield event
 
@@ -443,7 +381,7 @@ class BlockingJobs:
         self, ident: str, offset: int = 0, limit: int = PAGE, *, raw: bool = False
     ) -> ResultPage:
         """One page; see `Jobs.result`."""
-        return self._do(_page(ident, offset, limit, raw=raw))
+        return self._do(asks.page(ident, offset, limit, raw=raw))
 
     def rows(self, ident: str) -> Iterator[JobRow]:
         """All rows, answered and not, in their order, from as many pages as there are."""
@@ -457,27 +395,45 @@ class BlockingJobs:
 
     def cancel(self, ident: str) -> Stopped:
         """End a job wherever its tasks are; one that is over stays as it is."""
-        return self._do(_of("cancel", Stopped, ident))
+        return self._do(asks.of("cancel", Stopped, ident))
 
     def pause(self, ident: str) -> JobState:
         """Hand out no more tasks; the deadline goes on."""
-        return self._do(_of("pause", JobState, ident))
+        return self._do(asks.of("pause", JobState, ident))
 
     def resume(self, ident: str, executions: int | None = None) -> JobState:
         """Go on, with so many more executions if it asks for them."""
-        return self._do(_resume(ident, executions))
+        return self._do(asks.resume(ident, executions))
+
+    def answer(self, ident: str, executions: int | None = None) -> JobState:
+        """Tell a job that has used up its executions how many more, or None to stop it."""
+        return self._do(asks.answer(ident, executions))
+
+    def feedback(
+        self, ident: str, *, good: Sequence[int] = (), bad: Sequence[int] = (), rule: str = ""
+    ) -> JobState:
+        """Say which rows of a finished job are right and wrong; see `Jobs.feedback`."""
+        return self._do(asks.feedback(ident, good, bad, rule))
+
+    def quarantines(self) -> list[JobQuarantine]:
+        """The owners whose answers turned out wrong and who are asked no more, until when."""
+        return self._do(asks.QUARANTINES)
+
+    def lift(self, who: str) -> str:
+        """Ask an owner's devices again; see `Jobs.lift`."""
+        return self._do(asks.lift(who)).owner
 
     def explain(self, ident: str, row: int) -> Explained:
         """How a row came to its state: each try, where, how long, and who vouches for it."""
-        return self._do(_row(ident, row))
+        return self._do(asks.row(ident, row))
 
     def handlers(self, group: str = "own") -> list[HandlerRow]:
         """What this machine computes for that group."""
-        return self._do(_handlers(group))
+        return self._do(asks.handlers(group))
 
     def purge(self, ident: str) -> JobState:
         """Remove a finished job; what it was."""
-        return self._do(_of("purge", JobState, ident))
+        return self._do(asks.of("purge", JobState, ident))
 
     def close(self) -> None:
         """Hang up."""
@@ -501,7 +457,7 @@ class BlockingJobs:
             yield page
             offset = page.next
 
-    def _do(self, ask: _Ask[T]) -> T:
+    def _do(self, ask: asks.Ask[T]) -> T:
         """Ask. The connection repeats what was not answered; what was done is not done twice.
 
         Raises:
@@ -513,7 +469,7 @@ class BlockingJobs:
             data = {"name": error.name, "remedy": error.remedy, **error.data}
             raise CallFailed(error.code, error.message, data) from None
 
-    def _patiently(self, ask: _Ask[T]) -> T:
+    def _patiently(self, ask: asks.Ask[T]) -> T:
         for _ in range(AGAIN_TRIES):
             try:
                 return self._do(ask)

@@ -91,6 +91,8 @@ def _shorten(schema: Json, known: dict[str, Json]) -> Json:
                 short[key] = value
         elif key not in _DROPPED:
             short[key] = _shorten(value, known)
+    if short.get("additionalProperties") == {}:
+        del short["additionalProperties"]  # any value, as without a word
     return short
 
 

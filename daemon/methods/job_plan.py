@@ -187,7 +187,7 @@ def _plan_params(tool: msgspec.Struct) -> PlanParams:
         read_only=True,
         summary=(
             "Show what job_submit would do: which machines see the rows, what it may take."
-            " Runs nothing; its plan_id can be submitted for an hour."
+            " Runs nothing; its plan_id holds for an hour."
         ),
         arguments=JobTool,
         adapt=_plan_params,

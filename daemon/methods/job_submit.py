@@ -48,6 +48,7 @@ class JobTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         top: for topk.
         group: who may see the rows.
         params: for the handler.
+        effect: once: it acts on the world.
     """
 
     handler: str = ""
@@ -58,6 +59,7 @@ class JobTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     top: int = 20
     group: str = "own"
     params: dict[str, object] = {}
+    effect: Literal["none", "once"] = "none"
 
 
 class SubmitTool(JobTool, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -67,13 +69,14 @@ class SubmitTool(JobTool, kw_only=True, frozen=True, forbid_unknown_fields=True)
         handler: such as wordcount@1 or memory.search@1.
         rows: the input; `@peer` in a row names its machine.
         columns: cells each answer must have.
-        template: text with {{column}}, filled row by row.
+        template: text with {{column}}.
         reduce: of the answers.
         top: for topk.
         group: who may see the rows.
         params: for the handler.
-        plan_id: of job_plan, instead of the rest.
-        gaps_of: a finished job whose gaps are computed, instead of the rest.
+        effect: once: it acts on the world.
+        plan_id: of job_plan, alone.
+        gaps_of: a finished job: fill its gaps.
     """
 
     plan_id: str | None = None
@@ -102,6 +105,7 @@ def spec_of(tool: JobTool) -> JobSpec:
         reduce=kinds[tool.reduce],
         group=tool.group,
         params=tool.params,
+        effect=tool.effect,
     )
 
 
@@ -224,8 +228,8 @@ async def referred(call: Call, spec: JobSpec) -> JobSpec:
         name="job_submit",
         open_world=True,
         summary=(
-            "Hand the rows of a table to the user's other machines, each computed by a named"
-            " handler. Answers a job id at once; job_status and job_result follow it."
+            "Have the rows of a table computed by the user's other machines with a named handler."
+            " Answers an id at once; job_status and job_result follow."
         ),
         arguments=SubmitTool,
         adapt=_submit_params,

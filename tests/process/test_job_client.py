@@ -141,6 +141,43 @@ async def test_paused_and_resumed(home: Home) -> None:
         assert (await jobs.wait(ident)).state == "done"
 
 
+def test_a_job_that_asks_is_answered_and_a_finished_one_judged(home: Home) -> None:
+    with BlockingJobs.open(socket_of(home)) as jobs:
+        ident = jobs.submit(waiting_job())
+        until_it_asks(jobs, ident)
+        assert jobs.answer(ident, STEPS).state == "running"
+        assert jobs.wait(ident).state == "done"
+        assert jobs.feedback(ident, good=[0, 1], bad=[2], rule="count twice").tainted == 1
+        with pytest.raises(CallFailed, match="no row 64"):
+            jobs.feedback(ident, bad=[STEPS])
+        again = jobs.submit(waiting_job())
+        until_it_asks(jobs, again)
+        assert jobs.answer(again).state == "cancelled"
+        assert jobs.quarantines() == []
+        with pytest.raises(CallFailed, match="nobody is quarantined"):
+            jobs.lift("ab" * 32)
+
+
+def until_it_asks(jobs: BlockingJobs, ident: str) -> None:
+    for event in jobs.watch(ident):
+        if states([event]) == ["waiting_input"]:
+            return
+
+
+async def test_in_trio_a_job_is_answered_and_judged(home: Home) -> None:
+    async with Jobs(socket_of(home)) as jobs:
+        ident = await jobs.submit(waiting_job())
+        async for event in jobs.watch(ident):
+            if states([event]) == ["waiting_input"]:
+                break
+        assert (await jobs.answer(ident, STEPS)).state == "running"
+        await jobs.wait(ident)
+        assert (await jobs.feedback(ident, bad=[1, 2])).tainted == 2
+        assert await jobs.quarantines() == []
+        with pytest.raises(CallFailed, match="nobody is quarantined"):
+            await jobs.lift("ab" * 32)
+
+
 def test_a_watch_goes_on_behind_the_last_event_seen(home: Home) -> None:
     with BlockingJobs.open(socket_of(home)) as jobs:
         ident = jobs.submit(words())

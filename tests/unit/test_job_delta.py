@@ -88,6 +88,16 @@ def test_only_the_gaps_are_asked_and_the_table_is_whole(tmp_path: Path) -> None:
     play_office(scenario, tmp_path, seed=1)
 
 
+def test_an_agent_says_that_a_handler_acts_on_the_world() -> None:
+    tool = SubmitTool(handler="pay@1", rows=[{"n": 1}], effect="once")
+    spec = _submit_params(tool).spec
+    assert spec is not None
+    assert spec.effect == "once"
+    plain = _submit_params(SubmitTool(handler="pay@1", rows=[{"n": 1}])).spec
+    assert plain is not None
+    assert plain.effect == "none"
+
+
 def test_named_rows_alone(tmp_path: Path) -> None:
     async def scenario(office: Office) -> None:
         half = Half()

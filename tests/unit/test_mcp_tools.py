@@ -53,6 +53,11 @@ def test_list_fits_its_limit() -> None:
     assert len(listed) <= TOOLS_BYTES_MAX, "as it is sent"
 
 
+def test_what_any_object_may_hold_takes_no_byte() -> None:
+    properties = cast("dict[str, dict[str, object]]", TOOLS["job_submit"].schema["properties"])
+    assert properties["params"] == {"type": "object", "description": "for the handler"}
+
+
 def test_hints_are_those_of_the_specification() -> None:
     # read only, destructive, idempotent, open world
     assert hints("memory_recall") == (True, False, True, False)
