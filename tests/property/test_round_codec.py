@@ -262,7 +262,7 @@ def test_misuse_is_named() -> None:
         next(encode_slices("f32", values, bytearray(15)))
     with pytest.raises(UsageError, match="buffer of 16"):
         next(encode_slices("f32", values, memoryview(bytes(16))))
-    with pytest.raises(UsageError, match="scipy has no codecs"):
+    with pytest.raises(UsageError, match="scipy has no function"):
         encode("int8", values, engine="scipy")
 
 

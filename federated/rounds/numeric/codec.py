@@ -321,7 +321,7 @@ class _Functions(NamedTuple):
 
 
 def _functions(engine: Engine, n: int) -> _Functions:
-    return _compiled() if engines.for_codecs(engine, n) == "numba" else _NUMPY
+    return _compiled() if engines.for_loops(engine, n) == "numba" else _NUMPY
 
 
 def _np_encode_int8(values: F32, codes: I8) -> tuple[F32, bool]:
@@ -374,64 +374,74 @@ def _np_decode_e3m0(exponents: U8, codes: U8, out: F32) -> None:
 _NUMPY: Final = _Functions(_np_encode_int8, _np_encode_e3m0, _np_decode_int8, _np_decode_e3m0)
 
 
+# Loops run over rows of their own: with two indices numba checks each for being negative.
+
+
 def _nb_encode_int8(values: F32, codes: I8) -> tuple[F32, bool]:
     bits = values.view(np.uint32)
+    sizes = np.empty(1, np.uint32)
     scales = np.empty(values.shape[0], np.float32)
     for block in range(values.shape[0]):
+        row, row_bits, made = values[block], bits[block], codes[block]
         # The bits of floats without sign are in the order of the floats.
         largest = np.uint32(0)
-        for i in range(values.shape[1]):
-            largest = max(largest, bits[block, i] & EXPONENT_MASK)
+        for i in range(row.shape[0]):
+            largest = max(largest, row_bits[i] & EXPONENT_MASK)
         if largest >= INFINITY_BITS:
             return scales, True
-        largest_of = np.empty(1, np.uint32)
-        largest_of[0] = largest
-        scale = min(largest_of.view(np.float32)[0] / INT8_MAX, SCALE_MAX)
+        sizes[0] = largest
+        scale = min(sizes.view(np.float32)[0] / INT8_MAX, SCALE_MAX)
         if scale == 0:
             scale = np.float32(1)
         scales[block] = scale
-        for i in range(values.shape[1]):
-            ratio = (values[block, i] / scale + ROUNDER) - ROUNDER
-            codes[block, i] = max(min(np.int32(ratio), np.int32(127)), np.int32(-127))
+        for i in range(row.shape[0]):
+            ratio = (row[i] / scale + ROUNDER) - ROUNDER
+            made[i] = max(min(np.int32(ratio), np.int32(127)), np.int32(-127))
     return scales, False
 
 
 def _nb_encode_e3m0(bits: U32, exponents: U8, codes: U8) -> bool:
-    nibbles = np.empty(bits.shape[1], np.uint8)
     for block in range(bits.shape[0]):
+        row, made = bits[block], codes[block]
         largest = np.uint32(0)
-        for i in range(bits.shape[1]):
-            largest = max(largest, bits[block, i] & EXPONENT_MASK)
+        for i in range(row.shape[0]):
+            largest = max(largest, row[i] & EXPONENT_MASK)
         most = np.int32((largest + ROUND_AT_HALF) >> np.uint32(23))
         if most > EXPONENT_MAX:
             return True
         exponents[block] = most
-        for i in range(bits.shape[1]):
-            value = bits[block, i]
-            rounded = np.int32(((value & EXPONENT_MASK) + ROUND_AT_HALF) >> np.uint32(23))
-            code = max(rounded - most + np.int32(7), np.int32(0))
-            code = code if rounded > 0 else np.int32(0)
-            nibbles[i] = np.uint8(np.uint32(code) | ((value >> np.uint32(28)) & np.uint32(8)))
-        for i in range(codes.shape[1]):
-            codes[block, i] = nibbles[2 * i] | (nibbles[2 * i + 1] << np.uint8(4))
+        lift = np.int32(7) - most
+        for i in range(made.shape[0]):
+            even, odd = row[2 * i], row[2 * i + 1]
+            low = np.int32(((even & EXPONENT_MASK) + ROUND_AT_HALF) >> np.uint32(23))
+            high = np.int32(((odd & EXPONENT_MASK) + ROUND_AT_HALF) >> np.uint32(23))
+            low = max(low + lift, np.int32(0)) if low > 0 else np.int32(0)
+            high = max(high + lift, np.int32(0)) if high > 0 else np.int32(0)
+            made[i] = np.uint8(
+                np.uint32(low)
+                | ((even >> np.uint32(28)) & np.uint32(8))
+                | (np.uint32(high) << np.uint32(4))
+                | ((odd >> np.uint32(24)) & np.uint32(128))
+            )
     return False
 
 
 def _nb_decode_int8(scales: F32, codes: I8, out: F32) -> bool:
     bad = False
     for block in range(codes.shape[0]):
-        for i in range(codes.shape[1]):
-            bad |= codes[block, i] == -128
-            out[block, i] = np.float32(codes[block, i]) * scales[block]
+        row, made, scale = codes[block], out[block], scales[block]
+        for i in range(row.shape[0]):
+            bad |= row[i] == -128
+            made[i] = np.float32(row[i]) * scale
     return bad
 
 
 def _nb_decode_e3m0(exponents: U8, codes: U8, out: F32) -> None:
     for block in range(codes.shape[0]):
-        power = POWERS[exponents[block]]
-        for i in range(codes.shape[1]):
-            out[block, 2 * i] = E3M0_VALUES[codes[block, i] & 15] * power
-            out[block, 2 * i + 1] = E3M0_VALUES[codes[block, i] >> 4] * power
+        row, made, power = codes[block], out[block], POWERS[exponents[block]]
+        for i in range(row.shape[0]):
+            made[2 * i] = E3M0_VALUES[row[i] & 15] * power
+            made[2 * i + 1] = E3M0_VALUES[row[i] >> 4] * power
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 numpy is the only one that is required, and its kernels are the *strict* ones: a separate multiply
 and add in the order of the rows, which every IEEE 754 machine rounds alike. BLAS and numba fuse the
 two and add in an order of their own, so their results differ in the last bits from machine to
-machine. Codecs are bit-equal on every engine.
+machine. Codecs and order statistics are bit-equal on every engine.
 
 Both libraries are imported at first use: scipy takes 100 ms, and numba some hundred more for every
 function that it compiles. `auto` therefore asks for scipy before numba, and for either only where
@@ -35,8 +35,9 @@ SCIPY_ITEMS_MIN: Final = 1 << 20
 """Elements read from which `auto` takes scipy's mean; below it numpy is done in a millisecond."""
 NUMBA_ITEMS_MIN: Final = 1 << 24
 """Elements read from which `auto` takes numba's mean where scipy is missing: 64 MB."""
-CODEC_ITEMS_MIN: Final = 1 << 20
-"""Elements from which `auto` takes numba's codecs: they gain five to ten times."""
+LOOP_ITEMS_MIN: Final = 1 << 20
+"""Elements read from which `auto` takes numba for codecs, order statistics and products, which gain
+two to six times: below it numpy is done in some milliseconds, and compiling takes a second."""
 
 
 class Saxpy(Protocol):
@@ -74,7 +75,7 @@ def compiler(*, fast: bool) -> Compiler:
     """The compiler of numba, releasing the interpreter while compiled code runs.
 
     Args:
-        fast: allow reordering and fusing: sums only, never codecs.
+        fast: allow reordering and fusing, for sums alone; what is not finite still spoils a sum.
 
     Raises:
         UsageError: numba is not installed.
@@ -83,7 +84,8 @@ def compiler(*, fast: bool) -> Compiler:
         numba = importlib.import_module("numba")
     except ImportError:
         raise UsageError("numba is not installed: `pip install covey[fast]`") from None
-    return cast("Callable[[object], object]", numba.njit(nogil=True, fastmath=fast))
+    flags = {"reassoc", "contract", "nsz"} if fast else False
+    return cast("Callable[[object], object]", numba.njit(nogil=True, fastmath=flags))
 
 
 def for_sums(engine: Engine, items: int, *, strict: bool) -> Engine:
@@ -105,14 +107,14 @@ def for_sums(engine: Engine, items: int, *, strict: bool) -> Engine:
     return "numba" if items >= NUMBA_ITEMS_MIN and has_numba() else "numpy"
 
 
-def for_codecs(engine: Engine, items: int) -> Engine:
-    """The engine of a codec over `items` elements: `numpy` or `numba`.
+def for_loops(engine: Engine, items: int) -> Engine:
+    """The engine of what scipy has no function for, over `items` elements: `numpy` or `numba`.
 
     Raises:
-        UsageError: scipy has no codecs.
+        UsageError: scipy was asked for.
     """
     if engine == "scipy":
-        raise UsageError("scipy has no codecs: numpy or numba")
+        raise UsageError("scipy has no function for this: numpy or numba")
     if engine != "auto":
         return engine
-    return "numba" if items >= CODEC_ITEMS_MIN and has_numba() else "numpy"
+    return "numba" if items >= LOOP_ITEMS_MIN and has_numba() else "numpy"
