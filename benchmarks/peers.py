@@ -10,6 +10,8 @@ from benchmarks.processes import ROOT
 
 LATTICA = "lattica==1.0.21"
 SUPERLOCALMEMORY = "superlocalmemory==4.1.18"
+FLOWER = ("flwr==1.41.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "scikit-learn==1.9.0")
+"""Flower, what our own kernels take where it is installed, and a data set of digits."""
 
 
 class PeerMissing(Exception):
@@ -44,13 +46,22 @@ def superlocalmemory() -> str:
     return _environment(SUPERLOCALMEMORY)
 
 
-def _environment(requirement: str) -> str:
-    folder = ROOT / "build" / "peers" / requirement.replace("==", "-")
+def flower() -> str:
+    """The Python of Flower's environment, where our kernels run beside Flower's in one process.
+
+    Raises:
+        PeerMissing: it could not be installed.
+    """
+    return _environment(*FLOWER)
+
+
+def _environment(*requirements: str) -> str:
+    folder = ROOT / "build" / "peers" / requirements[0].replace("==", "-")
     python = folder / "bin" / "python"
     stamp = folder / "installed"
     if not stamp.exists():
         _run(sys.executable, "-m", "venv", str(folder))
-        _run(str(python), "-m", "pip", "install", "-q", requirement)
+        _run(str(python), "-m", "pip", "install", "-q", *requirements)
         stamp.touch()
     return str(python)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from benchmarks.report import Options, Report
 
-PARTS: Final[tuple[str, ...]] = ("topology", "deadlines", "outer")
+PARTS: Final[tuple[str, ...]] = ("kernels", "byzantine", "topology", "deadlines", "outer")
 """Modules of `benchmarks.round_parts`, in the order in which they run."""
 
 
