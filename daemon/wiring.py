@@ -245,7 +245,7 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         backups=Backups(paths, config.backup, env, ThreadOffload(), bytes(identity.id)),
         uploads=Uploads(blobs, env),
         jobs=jobs,
-        rounds=Rounds(door, jobs_db, env, ThreadOffload()),
+        rounds=Rounds(door, jobs_db, env, ThreadOffload(), state / "models"),
     )
     dispatcher = Dispatcher(config.rpc, receipts, env.now)
     mcp = McpHost(

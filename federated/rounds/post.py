@@ -21,6 +21,8 @@ from p2p.identity import PeerId
 from p2p.rpc_types import Code, Method
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from federated.seams import Mesh
     from p2p.env import Env
     from p2p.rpc_types import Caller, CallStream
@@ -31,6 +33,8 @@ ITEM_BYTES: Final = 262_144
 CALL_S: Final = 10.0
 QUEUE_MAX: Final = 256
 """Packets waiting for one member. What is dropped is asked for again."""
+STATE_PART: Final = 2**32 - 1
+"""The part number under which a federation's state is fetched."""
 EARLY_MAX: Final = 256
 EARLY_S: Final = 10.0
 EARLY_BYTES_MAX: Final = 4 * 2**20
@@ -67,7 +71,7 @@ class Seat(Protocol):
         """A packet came."""
         ...
 
-    def serve(self, caller: bytes, wanted: Wanted) -> bytes | None:
+    def serve(self, caller: bytes, wanted: Wanted) -> bytes | mmap | None:
         """The bytes asked for, if this caller may have them."""
         ...
 
@@ -88,7 +92,7 @@ class Post:
         self._early: deque[tuple[float, bytes, Letter]] = deque()
         self._early_bytes = 0
         self._nursery: trio.Nursery | None = None
-        self._partial: dict[bytes, bytearray] = {}
+        self._partial: dict[tuple[bytes, bytes], bytearray] = {}
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -191,13 +195,34 @@ class Post:
             self.bytes_out += len(piece)
         return len(data)
 
+    async def fetch_state(self, peer: bytes, federation: bytes, nbytes: int) -> bytes | None:
+        """The file of a federation's last state; None if the peer does not give it now.
+
+        Its caller checks what is in it.
+        """
+        wanted = Wanted(federation, bytes(32), STATE_PART, True, bytes(32), 0)
+        data = bytearray()
+        if not await self._receive(peer, wanted, data, nbytes) or len(data) != nbytes:
+            return None
+        return bytes(data)
+
     async def fetch(self, peer: bytes, wanted: Wanted, nbytes: int) -> bytes | None:
         """Bytes with this hash and length, or None if the peer does not give them now.
 
         What arrived stays for the next try; bytes that turn out wrong are forgotten.
         """
-        data = self._partial.setdefault(wanted.sha256, bytearray())
+        data = self._partial.setdefault((peer, wanted.sha256), bytearray())
         wanted = msgspec.structs.replace(wanted, offset=len(data))
+        if not await self._receive(peer, wanted, data, nbytes):
+            return None
+        self._partial.pop((peer, wanted.sha256), None)
+        if len(data) != nbytes or sha256(data).digest() != wanted.sha256:
+            log.warning("round_bytes_wrong", extra={"f": {"bytes": len(data)}})
+            return None
+        return bytes(data)
+
+    async def _receive(self, peer: bytes, wanted: Wanted, data: bytearray, nbytes: int) -> bool:
+        """Append what comes, a little more than `nbytes` at most; whether it came to its end."""
         try:
             async with self._mesh.rpc.stream(PeerId(peer), FETCH, wanted) as call:
                 async for item in call:
@@ -210,12 +235,8 @@ class Post:
                     await call.result()
         except P2pError as error:
             log.debug("round_bytes_lost", extra={"f": {"why": type(error).__name__}})
-            return None
-        del self._partial[wanted.sha256]
-        if len(data) != nbytes or sha256(data).digest() != wanted.sha256:
-            log.warning("round_bytes_wrong", extra={"f": {"bytes": len(data)}})
-            return None
-        return bytes(data)
+            return False
+        return True
 
     def forget_partial(self) -> None:
         """No round is under way: nothing half fetched is wanted any more."""

@@ -100,7 +100,8 @@ class RoundSeat:
         self._serving: dict[tuple[bytes, int], bytes] = {}
         self._fetching: set[bytes] = set()
         self._slots = trio.CapacityLimiter(FETCHES_MAX)
-        self._audience = {*setting.circle, *setting.newcomers}
+        self._audience = {*setting.circle, *setting.newcomers, *setting.candidates}
+        self.deadline_s = setting.deadline_s
         self.outcome = Outcome()
 
     # ---- from outside
@@ -138,13 +139,17 @@ class RoundSeat:
         """Take part until cancelled; `outcome.finished` is set at a result or a fault."""
         self._post.seat(self._setting.federation, self)
         try:
-            async with trio.open_nursery() as nursery:
-                self.machine.start(self._env.now())
-                while True:
-                    await self._carry_out(nursery)
-                    await self._wait()
+            await self.drive()
         finally:
             self._post.unseat(self._setting.federation)
+
+    async def drive(self) -> None:
+        """As `run`, for who gives us what comes for our federation."""
+        async with trio.open_nursery() as nursery:
+            self.machine.start(self._env.now())
+            while True:
+                await self._carry_out(nursery)
+                await self._wait()
 
     async def _wait(self) -> None:
         pause = self.machine.next_time() - self._env.now()

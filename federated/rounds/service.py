@@ -17,23 +17,28 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from federated.errors import RoundError
-from federated.rounds.history import History, MemberReport, PartReport, RoundReport
+from federated.rounds.history import History
 from federated.rounds.meet import Meetings
+from federated.rounds.models import Models
 from federated.rounds.post import Post
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import Policy, federation_id
+from federated.rounds.reports import report_of
 from federated.rounds.seat import NoKeeper, RoundSeat
 from federated.rounds.workshop import Workshop, encoded_bytes
+from p2p.identity import PeerId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from federated.rounds.history import RoundReport
     from federated.rounds.protocol.meeting import Circle
     from federated.seams import Db, GroupId, Mesh
     from p2p.env import Env, Offload
@@ -99,17 +104,22 @@ class Rounds:
         db: jobs.db; open while `run` runs.
         env: clocks and random numbers.
         offload: where arrays are worked on.
+        folder: where states of models are kept.
     """
 
-    def __init__(self, mesh: Mesh, db: Db, env: Env, offload: Offload) -> None:
+    def __init__(self, mesh: Mesh, db: Db, env: Env, offload: Offload, folder: Path) -> None:
         self._mesh = mesh
         self._env = env
         self._offload = offload
         self.history = History(db)
         self._post = Post(mesh, env)
         self._meetings = Meetings(mesh, env)
+        self.models = Models(
+            mesh, db, env, offload, folder, self._post, self._meetings, self.history, self._tell
+        )
         self._post.register()
         self._meetings.register()
+        self.models.register()
         self._nursery: trio.Nursery | None = None
         self._listeners: list[OnRound] = []
         self._present = 0
@@ -119,6 +129,7 @@ class Rounds:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._post.run)
+            await nursery.start(self.models.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -199,7 +210,6 @@ class Rounds:
         )
 
     def _owners(self, peers: Sequence[bytes], group: GroupId | None) -> dict[bytes, bytes]:
-        from p2p.identity import PeerId
 
         return {peer: self._mesh.owner(PeerId(peer), group) for peer in peers}
 
@@ -217,7 +227,10 @@ class Rounds:
         self._nursery.start_soon(self._run_seat, seat, scope)
         with trio.move_on_after(ask.timeout_s):
             await seat.outcome.finished.wait()
-        report = self._report(ask, setting, seat, ident, began)
+        report = report_of(
+            self._env, setting, seat, began, kind=ask.kind, name=ask.name, group=ask.group or b"",
+            ident=ident, limit_s=ask.timeout_s,
+        )  # fmt: skip
         decided = seat.outcome.decided
         await self.history.add(report)
         if decided is None:
@@ -237,54 +250,3 @@ class Rounds:
                 await seat.run()
         finally:
             self._present -= 1
-
-    # ---- reports
-
-    def _report(
-        self, ask: Ask, setting: Setting, seat: RoundSeat, ident: str, began: float
-    ) -> RoundReport:
-        seconds = self._env.now() - began
-        decided = seat.outcome.decided
-        member = seat.machine.member
-        statuses = [
-            MemberReport(
-                peer=one.peer.hex(), status=one.status, reason=one.reason,
-                arrival_s=round(one.arrival_s, 4), norm=one.norm, weight=one.weight,
-            )
-            for one in member.statuses
-        ]  # fmt: skip
-        plan = decided.plan if decided else (member.made.plan if member.made else None)
-        parts = [
-            PartReport(
-                part=number, reducer=part.reducer.hex(), standby=part.standby.hex(),
-                count=part.count, nbytes=encoded_bytes(setting.policy.codec, part.count),
-            )
-            for number, part in enumerate(plan.parts if plan else ())
-        ]  # fmt: skip
-        return RoundReport(
-            id=ident,
-            group=(ask.group or b"").hex(),
-            kind=ask.kind,
-            name=ask.name,
-            number=setting.number,
-            began_ms=self._env.wall_ms() - int(seconds * 1000),
-            seconds=round(seconds, 3),
-            outcome="applied" if decided else "failed",
-            reason="" if decided else self._why(seat, ask),
-            root=decided.root.hex() if decided else "",
-            view=decided.view if decided else max(0, member.view),
-            rule=setting.rule,
-            codec=setting.policy.codec,
-            deadline_s=setting.deadline_s,
-            clip=member.clip,
-            members=statuses,
-            parts=parts,
-            attempts=list(seat.outcome.ended),
-        )
-
-    def _why(self, seat: RoundSeat, ask: Ask) -> str:
-        if seat.outcome.failure is not None:
-            return str(seat.outcome.failure)
-        if seat.outcome.ended:
-            return f"the round came to nothing: {seat.outcome.ended[-1]}"
-        return f"no result within {ask.timeout_s:.0f} s: too few of the members stayed reachable"

@@ -81,7 +81,7 @@ class Workshop:
         self._owners = owners or {}
         self._own: dict[tuple[bytes, int], bytes] = {}
         self._rows: dict[tuple[bytes, int, bytes], Vector] = {}
-        self._merged: dict[bytes, bytes] = {}
+        self.merged: dict[bytes, bytes] = {}
         self._plans: dict[bytes, Plan] = {}
 
     def prepare(self, plan_hash: bytes, plan: Plan) -> Prepared:
@@ -149,7 +149,7 @@ class Workshop:
         merged = self._sum(wanted) if plan.rule == "sum" else self._combined(plan, wanted)
         data = encode(plan.codec, merged)
         digest = sha256(data).digest()
-        self._merged[digest] = data
+        self.merged[digest] = data
         return Merged(wanted.plan_hash, wanted.part, wanted.counter, len(data), digest)
 
     def _sum(self, wanted: Merge) -> Vector:
@@ -182,11 +182,11 @@ class Workshop:
 
     def keep_merged(self, digest: bytes, data: bytes) -> None:
         """A merged part that came, its hash checked."""
-        self._merged[digest] = data
+        self.merged[digest] = data
 
     def merged_part(self, digest: bytes) -> bytes | None:
         """A merged part by its hash."""
-        return self._merged.get(digest)
+        return self.merged.get(digest)
 
     def whole(self, plan: Plan, hashes: Sequence[bytes]) -> Vector:
         """The merged update.
@@ -194,13 +194,21 @@ class Workshop:
         Raises:
             DecodeError: a reducer merged to bytes that do not decode.
         """
-        pieces = [
-            decode_part_untrusted(plan.codec, self._merged[digest], part.count)
-            for digest, part in zip(hashes, plan.parts, strict=True)
-        ]
-        if len(pieces) == 1:
-            return pieces[0]
-        return cast("Vector", np.concatenate(pieces))
+        counts = [part.count for part in plan.parts]
+        parts = [self.merged[digest] for digest in hashes]
+        return join_parts(plan.codec, list(zip(parts, counts, strict=True)))
+
+
+def join_parts(name: str, parts: Sequence[tuple[bytes, int]]) -> Vector:
+    """The vector of encoded (part, number of values), in order.
+
+    Raises:
+        DecodeError: one does not decode.
+    """
+    pieces = [decode_part_untrusted(name, data, count) for data, count in parts]
+    if len(pieces) == 1:
+        return pieces[0]
+    return cast("Vector", np.concatenate(pieces))
 
 
 def _triangle(rows: Sequence[F32]) -> F64:

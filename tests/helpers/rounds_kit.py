@@ -12,7 +12,8 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from federated.rounds.protocol.checks import Setting, root_of
+from federated.rounds.numeric.tensors import next_root
+from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import (
@@ -258,7 +259,7 @@ class World:
                 self._fetch_result(node, order)
             case Decided():
                 assert node.decided is None
-                assert order.root == root_of(node.setting.base_root, order.hashes)
+                assert order.root == next_root(node.setting.base_root, order.hashes)
                 assert set(order.hashes) <= node.kept
                 node.decided = order
             case Ended():

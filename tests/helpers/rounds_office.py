@@ -46,6 +46,17 @@ class Team:
     folder: Path
     office: Office
     chairs: dict[int, Chair] = field(default_factory=dict)
+    starts: int = 0
+
+    async def restart(self, number: int) -> Chair:
+        """Kill a node and start it anew on the same files."""
+        old = self.chairs[number]
+        old.scope.cancel()
+        old.member.scope.cancel()
+        await trio.sleep(1)
+        self.office.ids.remove(old.member.id)
+        del self.chairs[number]
+        return await self.seat(number)
 
     async def seat(self, number: int, *, owner: bytes | None = None) -> Chair:
         """A running node, connected with those before it."""
@@ -55,11 +66,13 @@ class Team:
         self.office.ids.append(member.id)
         for chair in self.chairs.values():
             await self.kit.connect(member, chair.member)
-        env = self.kit._env(f"rounds {number}")
+        self.starts += 1
+        env = self.kit._env(f"rounds {number}, start {self.starts}")
         db = Db(
             self.folder / f"rounds{number}.db", env, inline=True, migrations="federated.migrations"
         )
-        rounds = Rounds(FakeDoor(member, self.office), db, env, InlineOffload())
+        models = self.folder / f"models{number}"
+        rounds = Rounds(FakeDoor(member, self.office), db, env, InlineOffload(), models)
         chair = Chair(member, rounds, trio.CancelScope())
         rounds.on_event(lambda _, kind, detail, __: chair.told.append((kind, detail)))
         await self.kit.nursery.start(_run, db, chair)

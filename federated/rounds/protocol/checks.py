@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from federated.rounds.numeric.tensors import next_root
 from federated.rounds.protocol.policy import (
     coordinators,
     is_quorum,
@@ -30,7 +30,7 @@ from federated.rounds.protocol.wire import (
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from federated.rounds.protocol.policy import Policy
     from federated.rounds.protocol.wire import AnyMessage, Message, Signed, Signer
@@ -53,7 +53,7 @@ class Setting:
     circle: tuple[bytes, ...]
     """Who may decide: the roster of the last applied round; in the first, those who met."""
     newcomers: tuple[bytes, ...]
-    """Others who may be asked in."""
+    """Others who are asked in where we coordinate."""
     owners: Mapping[bytes, bytes]
     base_root: bytes
     policy: Policy
@@ -68,6 +68,8 @@ class Setting:
     payload_bytes: int = 0
     patience_s: float = PATIENCE_S
     backoff_s: float = 60.0
+    candidates: frozenset[bytes] = frozenset()
+    """Whom another coordinator may ask in, beside `newcomers`."""
 
     @property
     def order(self) -> list[bytes]:
@@ -78,6 +80,10 @@ class Setting:
         """Who coordinates `view`."""
         order = self.order
         return order[view % len(order)]
+
+    def may_join(self, peer: bytes) -> bool:
+        """Whether a peer that is not of the circle may be in a roster."""
+        return peer in self.newcomers or peer in self.candidates
 
     def quorum(self) -> int:
         """Members of the circle that must take part."""
@@ -121,11 +127,6 @@ def belongs(setting: Setting, message: Message) -> None:
         raise DecodeError("a message of another round")
 
 
-def root_of(base_root: bytes, hashes: Sequence[bytes]) -> bytes:
-    """What is voted on: base and merged parts, by hash."""
-    return sha256(base_root + b"".join(hashes)).digest()
-
-
 def check_plan(setting: Setting, signed: Signed) -> MadePlan:
     """Judge a plan of any view.
 
@@ -165,7 +166,7 @@ def _check_roster(setting: Setting, roster: tuple[bytes, ...], distinct: set[byt
     fresh = distinct - known
     if len(known) < setting.quorum() or len(distinct) < setting.policy.min_peers:
         raise DecodeError("a plan with too few of the last roster")
-    if fresh - set(setting.newcomers) or len(fresh) > newcomers_max(
+    if not all(setting.may_join(peer) for peer in fresh) or len(fresh) > newcomers_max(
         len(distinct), setting.policy.quorum
     ):
         raise DecodeError("a plan with strangers, or with too many newcomers")
@@ -204,7 +205,7 @@ def check_results(setting: Setting, signed: Signed, made: MadePlan) -> MadeResul
         headers.append(header)
     return MadeResults(
         results, signed, tuple(headers), tuple(one.signer for one in results.headers),
-        root_of(setting.base_root, [header.sha256 for header in headers]),
+        next_root(setting.base_root, [header.sha256 for header in headers]),
     )  # fmt: skip
 
 

@@ -258,7 +258,7 @@ class Member:
         """
         if self.made is None or self._reducing is None:
             # It had the plan before us. One a member, so that nobody fills this.
-            if signed.signer in self._setting.circle or signed.signer in self._setting.newcomers:
+            if signed.signer in self._setting.circle or self._setting.may_join(signed.signer):
                 self._early[signed.signer] = signed
             return
         commit = open_signed(signed, self._setting.signer)

@@ -1,0 +1,248 @@
+"""What a federation must not forget: rows in `jobs.db`, states and merged parts as files.
+
+A state file is there before the row that names it; merged parts of a vote are there before the
+vote. Files that no row names are removed at the start.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from federated.rounds.protocol.orders import Vote
+from federated.rounds.protocol.policy import Policy
+from federated.rounds.protocol.wire import Signed
+from federated.rounds.statefile import map_state, write_state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import apsw
+
+    from federated.rounds.numeric.dtypes import Array
+    from federated.rounds.numeric.tensors import Schema
+    from federated.rounds.protocol.orders import Persist
+    from federated.rounds.workshop import Workshop
+    from federated.seams import Db
+    from p2p.env import Offload
+
+KEPT_STATES: Final = 3
+"""Rounds whose state stays: a late update is a difference to one of them."""
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """A federation's last applied round, as a member has it.
+
+    `root` stands for the chain of results, `state_sha` for the bytes of the state.
+    """
+
+    group: bytes
+    name: str
+    policy: Policy
+    schema: bytes
+    round: int
+    root: bytes
+    state_sha: bytes
+    circle: tuple[bytes, ...]
+    rule: str
+    clip: float = 0.0
+    offsets: tuple[float, ...] = ()
+    """Arrival offsets for the deadline."""
+    proof: bytes = b""
+    """The last round's `Apply`; empty before the first."""
+    parts: tuple[bytes, ...] = ()
+    """Hashes of the last round's merged parts."""
+    codec: str = ""
+    counts: tuple[int, ...] = ()
+    """Elements of each of these parts."""
+
+
+class _KeptVote(msgspec.Struct, frozen=True, array_like=True):
+    view: int
+    root: bytes
+    plan: Signed
+    results: Signed
+
+
+class FederationStore:
+    """Rows and files of one federation.
+
+    Args:
+        db: jobs.db.
+        folder: for the files; made if it is not there.
+        federation: its id.
+        offload: where files are written.
+    """
+
+    def __init__(self, db: Db, folder: Path, federation: bytes, offload: Offload) -> None:
+        self._db = db
+        self._folder = folder / federation.hex()[:32]
+        self._federation = federation
+        self._offload = offload
+
+    # ---- standing
+
+    def state_path(self, number: int) -> Path:
+        """Where the state after round `number` lies."""
+        return self._folder / f"round-{number}.safetensors"
+
+    async def save(
+        self, standing: Standing, schema: Schema, state: Mapping[str, Array],
+        merged: Mapping[bytes, bytes],
+    ) -> None:  # fmt: skip
+        """Keep an applied round: files first, then the row; promises of the round go with it.
+
+        Raises:
+            OSError: the disk is full or refuses; all is as it was.
+        """
+
+        def files() -> None:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_state(self.state_path(standing.round), schema, state)
+            for digest, data in merged.items():
+                self._write_part(digest, data)
+
+        await self._offload.run(files)
+        body = msgspec.msgpack.encode(standing)
+
+        def write(db: apsw.Connection) -> None:
+            db.execute(
+                "INSERT OR REPLACE INTO fed_state (federation, grp, name, body)"
+                " VALUES (?, ?, ?, ?)",
+                (self._federation, standing.group, standing.name, body),
+            )
+            db.execute(
+                "DELETE FROM fed_vote WHERE federation = ? AND number <= ?",
+                (self._federation, standing.round),
+            )
+
+        await self._db.write(write)
+        await self._offload.run(lambda: self._sweep(standing))
+
+    def load_state(self, number: int) -> dict[str, Array]:
+        """The state after a round, mapped.
+
+        Raises:
+            OSError: it is not kept any more.
+        """
+        return map_state(self.state_path(number))
+
+    def _sweep(self, standing: Standing) -> None:
+        kept = {self.state_path(standing.round - back).name for back in range(KEPT_STATES)}
+        kept |= {f"{digest.hex()}.part" for digest in standing.parts}
+        for path in self._folder.iterdir():
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+    async def forget(self) -> None:
+        """Leave: rows and files go."""
+
+        def write(db: apsw.Connection) -> None:
+            db.execute("DELETE FROM fed_state WHERE federation = ?", (self._federation,))
+            db.execute("DELETE FROM fed_vote WHERE federation = ?", (self._federation,))
+
+        await self._db.write(write)
+
+        def files() -> None:
+            if self._folder.is_dir():
+                for path in self._folder.iterdir():
+                    path.unlink(missing_ok=True)
+                self._folder.rmdir()
+
+        await self._offload.run(files)
+
+    # ---- promises and votes
+
+    async def persist(self, promised: Persist, workshop: Workshop) -> None:
+        """Keep a promise or vote, and before a vote the merged parts it is about."""
+        vote = promised.vote
+        if vote is not None and vote.view == promised.promised:
+            parts = dict(workshop.merged)
+            await self._offload.run(lambda: self._write_parts(parts))
+        body = None
+        if vote is not None:
+            kept = _KeptVote(vote.view, vote.root, vote.plan, vote.results)
+            body = msgspec.msgpack.encode(kept)
+        number = self._number
+
+        def write(db: apsw.Connection) -> None:
+            db.execute(
+                "INSERT OR REPLACE INTO fed_vote (federation, number, promised, vote)"
+                " VALUES (?, ?, ?, ?)",
+                (self._federation, number, promised.promised, body),
+            )
+
+        await self._db.write(write)
+
+    _number = 1
+
+    def begin(self, number: int) -> None:
+        """Promises from now on are for this round."""
+        self._number = number
+
+    async def promised(self, number: int) -> tuple[int, Vote | None]:
+        """What was promised and voted for a round before a restart; (-1, None) if nothing was."""
+
+        def read(db: apsw.Connection) -> tuple[int, bytes | None] | None:
+            row = db.execute(
+                "SELECT promised, vote FROM fed_vote WHERE federation = ? AND number = ?",
+                (self._federation, number),
+            ).fetchone()
+            return None if row is None else (int(row[0]), row[1])
+
+        found = await self._db.read(read)
+        if found is None:
+            return -1, None
+        view, body = found
+        if body is None:
+            return view, None
+        kept = msgspec.msgpack.decode(body, type=_KeptVote)
+        return view, Vote(kept.view, kept.root, kept.plan, kept.results)
+
+    def parts_kept(self) -> dict[bytes, bytes]:
+        """Merged parts on disk, by hash."""
+        if not self._folder.is_dir():
+            return {}
+        return {bytes.fromhex(path.stem): path.read_bytes() for path in self._folder.glob("*.part")}
+
+    def _write_parts(self, parts: Mapping[bytes, bytes]) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for digest, data in parts.items():
+            self._write_part(digest, data)
+
+    def _write_part(self, digest: bytes, data: bytes) -> None:
+        path = self._folder / f"{digest.hex()}.part"
+        if path.exists():
+            return
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+async def load_all(db: Db) -> list[tuple[bytes, Standing]]:
+    """Every federation that this machine is a member of."""
+
+    def read(connection: apsw.Connection) -> list[tuple[bytes, bytes]]:
+        rows = connection.execute("SELECT federation, body FROM fed_state ORDER BY name")
+        return [(_bytes(row[0]), _bytes(row[1])) for row in rows]
+
+    return [
+        (federation, msgspec.msgpack.decode(body, type=Standing))
+        for federation, body in await db.read(read)
+    ]
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value

@@ -1,0 +1,82 @@
+"""What a round at this member becomes in its history."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from federated.rounds.history import MemberReport, PartReport, RoundReport
+from federated.rounds.workshop import encoded_bytes
+
+if TYPE_CHECKING:
+    from federated.rounds.protocol.checks import Setting
+    from federated.rounds.seat import RoundSeat
+    from p2p.env import Env
+
+
+def report_of(
+    env: Env, setting: Setting, seat: RoundSeat, began: float, *, kind: str, name: str,
+    group: bytes, ident: str, limit_s: float = 0.0,
+) -> RoundReport:  # fmt: skip
+    """A round that ended here, as its history keeps it.
+
+    Args:
+        env: clocks.
+        setting: the round's.
+        seat: the round.
+        began: when, on the monotonic clock.
+        kind: `model`, or what was asked.
+        name: of the model or question.
+        group: whose machines; empty: our own.
+        ident: what the round goes by.
+        limit_s: how long it was given, for the reason.
+    """
+    seconds = env.now() - began
+    decided = seat.outcome.decided
+    member = seat.machine.member
+    plan = decided.plan if decided else (member.made.plan if member.made else None)
+    update = member.update
+    return RoundReport(
+        id=ident,
+        group=group.hex(),
+        kind=kind,
+        name=name,
+        number=setting.number,
+        began_ms=env.wall_ms() - int(seconds * 1000),
+        seconds=round(seconds, 3),
+        outcome="applied" if decided else "failed",
+        reason="" if decided else _why(seat, limit_s),
+        root=decided.root.hex() if decided else "",
+        view=decided.view if decided else max(0, member.view),
+        rule=setting.rule,
+        codec=setting.policy.codec,
+        deadline_s=round(setting.deadline_s, 3),
+        clip=member.clip,
+        metrics=dict(update.metrics) if update is not None else {},
+        members=_members(seat),
+        parts=[
+            PartReport(
+                part=number, reducer=part.reducer.hex(), standby=part.standby.hex(),
+                count=part.count, nbytes=encoded_bytes(setting.policy.codec, part.count),
+            )
+            for number, part in enumerate(plan.parts if plan else ())
+        ],
+        attempts=list(seat.outcome.ended),
+    )  # fmt: skip
+
+
+def _members(seat: RoundSeat) -> list[MemberReport]:
+    return [
+        MemberReport(
+            peer=one.peer.hex(), status=one.status, reason=one.reason,
+            arrival_s=round(one.arrival_s, 4), norm=one.norm, weight=one.weight,
+        )
+        for one in seat.machine.member.statuses
+    ]  # fmt: skip
+
+
+def _why(seat: RoundSeat, limit_s: float) -> str:
+    if seat.outcome.failure is not None:
+        return str(seat.outcome.failure)
+    if seat.outcome.ended:
+        return f"the round came to nothing: {seat.outcome.ended[-1]}"
+    return f"no result within {limit_s:.0f} s: too few of the members stayed reachable"
