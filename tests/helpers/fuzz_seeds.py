@@ -44,6 +44,14 @@ from federated.rounds.pool.records import NO_SEGMENT, Dtype, Kind, Reason, Recor
 from federated.rounds.privacy import boxes
 from federated.rounds.privacy import messages as masked
 from federated.rounds.privacy.shamir import SHARE_BYTES
+from federated.rounds.statistics.plain import (
+    HistogramQuery,
+    MeanQuery,
+    QuantilesQuery,
+    Query,
+    contribution,
+    encode_query,
+)
 from p2p.blobs.manifest import Manifest, encode_bitmap
 from p2p.dht.keys import peer_record_key, value_key
 from p2p.dht.messages import (
@@ -267,6 +275,7 @@ def _own_bytes() -> list[bytes]:
         *_circuit_bytes(),
         *_job_bytes(),
         *_tensor_bytes(),
+        *_question_bytes(),
         *_round_codec_bytes(),
         *_pool_bytes(),
         *_masked_bytes(),
@@ -355,6 +364,18 @@ def _tensor_bytes() -> list[bytes]:
         *(len(text).to_bytes(8, "little") + text + bytes(12) for text in (header, named)),
         msgspec.msgpack.encode([["a", [2], "f32"], ["b", [], "f16"], ["c", [0, 3], "bf16"]]),
     ]
+
+
+def _question_bytes() -> list[bytes]:
+    """Questions to everybody's data, and what a member answers to two of them."""
+    values = np.array([0.25, -3.0, 1e9])
+    questions: list[Query] = [
+        MeanQuery(name="x"),
+        HistogramQuery(edges=(0.0, 1.0)),
+        QuantilesQuery(q=(0.5,), bounds=(0.0, 60.0)),
+    ]
+    answers = [contribution(query, values).astype("<f8").tobytes() for query in questions[:2]]
+    return [*(encode_query(query) for query in questions), *answers]
 
 
 def _vector_bytes() -> tuple[list[bytes], list[bytes]]:

@@ -22,6 +22,7 @@ import numpy as np
 from daemon.errors import RpcError
 from daemon.mcp.lines import BadLineError
 from federated.rounds.numeric.codec import BLOCK, CODECS, Codec, encoded_size
+from federated.rounds.statistics.plain import HistogramQuery, MeanQuery
 from memory.errors import DecodeError as MemoryDecodeError
 from memory.errors import RefusedError
 from p2p.dht.messages import MessageReader
@@ -142,6 +143,9 @@ ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
     "p2p.wire.varint:decode_varint_untrusted": lambda fn, data: fn(data),
     "federated.rounds.numeric.codec:decode_untrusted": _round_codec,
     "federated.rounds.numeric.codec:decode_slices_untrusted": _round_codec_slices,
+    "federated.rounds.statistics.plain:decode_sums_untrusted": lambda fn, data: fn(
+        data, HistogramQuery(edges=(0.0, 1.0)) if len(data) < 100 else MeanQuery()
+    ),
     "federated.rounds.workshop:decode_part_untrusted": lambda fn, data: fn(
         "f64", data, len(data) // 8
     ),

@@ -14,15 +14,21 @@ Source: docs/specs/rounds.md s.8.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 import msgspec
 import numpy as np
+from typing_extensions import override
 
 from federated.errors import UsageError
+from federated.rounds.statistics import exact
+from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     F64: TypeAlias = NDArray[np.float64]
@@ -31,15 +37,23 @@ EDGES_MAX: Final = 65_536
 QUANTILE_LEAVES: Final = 65_536
 """Equal bins between the bounds: a quantile is right to their width."""
 QUANTILES_MAX: Final = 100
+NAME_CHARS_MAX: Final = 200
 WEIGHT_MAX: Final = 2.0**53
-VALUE_MAX: Final = 1e150
-"""Of a value's size: its square times the largest weight is still a number."""
+VALUE_MAX: Final = 1e140
+"""Of a value's size: squares times the largest weight, of all members, still add up."""
+COUNT_MAX: Final = 2.0**53
+"""Above it float64 no longer counts by one."""
+QUERY_BYTES_MAX: Final = 1 << 20
 CALL_DOMAIN: Final = b"covey/fed/call/1\0"
 
 
 class _Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    name: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    name: Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)] = ""
     """What is asked about, so that two questions of one form do not meet by accident."""
+
+    def __post_init__(self) -> None:
+        if len(self.name) > NAME_CHARS_MAX:
+            raise UsageError(f"name: at most {NAME_CHARS_MAX} characters")
 
 
 class MeanQuery(_Query, frozen=True, kw_only=True, tag="mean"):
@@ -51,9 +65,14 @@ class HistogramQuery(_Query, frozen=True, kw_only=True, tag="histogram"):
 
     edges: Annotated[tuple[float, ...], msgspec.Meta(min_length=2, max_length=EDGES_MAX)]
 
+    @override
     def __post_init__(self) -> None:
-        edges = np.asarray(self.edges)
-        if not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
+        super().__post_init__()
+        if not 2 <= len(self.edges) <= EDGES_MAX:
+            raise UsageError(f"edges: give 2 to {EDGES_MAX:,} numbers, not {len(self.edges):,}")
+        edges = np.asarray(self.edges, np.float64)
+        # Compared, not subtracted: the difference of two of them may be beyond float64.
+        if not np.isfinite(edges).all() or (edges[1:] <= edges[:-1]).any():
             raise UsageError("edges: give finite numbers, each larger than the one before")
 
 
@@ -63,10 +82,16 @@ class QuantilesQuery(_Query, frozen=True, kw_only=True, tag="quantiles"):
     q: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=QUANTILES_MAX)]
     bounds: tuple[float, float]
 
+    @override
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.bounds
-        if not (np.isfinite([low, high]).all() and low < high and np.isfinite(high - low)):
+        if not (max(abs(low), abs(high)) <= VALUE_MAX and low < high):
             raise UsageError("bounds: give a lower and a higher finite number")
+        if (high - low) / QUANTILE_LEAVES < np.spacing(max(abs(low), abs(high))):
+            raise UsageError("bounds: they are too close to each other for numbers of their size")
+        if not 1 <= len(self.q) <= QUANTILES_MAX:
+            raise UsageError(f"q: give 1 to {QUANTILES_MAX} shares, not {len(self.q)}")
         if not all(0 <= share <= 1 for share in self.q):
             raise UsageError("q: give shares between 0 and 1, such as 0.5 for the median")
 
@@ -137,10 +162,48 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
 
 Answer: TypeAlias = Mean | Histogram | Quantiles
 
+_ENCODER: Final = msgspec.msgpack.Encoder(order="deterministic")
+_DECODER: Final[msgspec.msgpack.Decoder[Query]] = msgspec.msgpack.Decoder(Query)
+
 
 def kind_of(query: Query) -> str:
     """`mean`, `histogram` or `quantiles`."""
     return str(type(query).__struct_config__.tag)
+
+
+def encode_query(query: Query) -> bytes:
+    """The one encoding of a question: equal numbers, equal bytes."""
+    match query:
+        case MeanQuery():
+            return _ENCODER.encode(query)
+        case HistogramQuery():
+            return _ENCODER.encode(HistogramQuery(name=query.name, edges=_floats(query.edges)))
+        case QuantilesQuery():
+            low, high = _floats(query.bounds)
+            plain = QuantilesQuery(name=query.name, q=_floats(query.q), bounds=(low, high))
+            return _ENCODER.encode(plain)
+
+
+def _floats(numbers: Iterable[float]) -> tuple[float, ...]:
+    """1 and 1.0, 0.0 and -0.0 ask the same."""
+    return tuple(float(number) + 0.0 for number in numbers)
+
+
+def decode_query_untrusted(data: bytes) -> Query:
+    """A question as another member wrote it.
+
+    Raises:
+        DecodeError: none, over a limit, or not in its one encoding.
+    """
+    if len(data) > QUERY_BYTES_MAX:
+        raise DecodeError(f"a question of {len(data)} bytes: over {QUERY_BYTES_MAX}")
+    try:
+        query = _DECODER.decode(data)
+    except (msgspec.DecodeError, UsageError, RecursionError, UnicodeDecodeError, OverflowError):
+        raise DecodeError("no question") from None
+    if encode_query(query) != data:
+        raise DecodeError("a question that is not in its one encoding")
+    return query
 
 
 def call_id(query: Query, policy: bytes = b"") -> bytes:
@@ -150,7 +213,7 @@ def call_id(query: Query, policy: bytes = b"") -> bytes:
         query: the question.
         policy: whatever else must be equal for two calls to meet.
     """
-    body = msgspec.msgpack.encode(query, order="deterministic")
+    body = encode_query(query)
     return sha256(CALL_DOMAIN + sha256(policy).digest() + body).digest()
 
 
@@ -190,7 +253,9 @@ def _check(values: F64) -> None:
     bad = np.flatnonzero(~np.isfinite(values) | (np.abs(values) > VALUE_MAX))
     if len(bad):
         place = int(bad[0])
-        raise UsageError(f"value {place + 1} is {values[place]}: give finite numbers")
+        raise UsageError(
+            f"value {place + 1} is {values[place]:g}: give finite numbers up to {VALUE_MAX:g}"
+        )
 
 
 def _weights(values: F64, weights: F64 | None) -> F64:
@@ -202,20 +267,90 @@ def _weights(values: F64, weights: F64 | None) -> F64:
     bad = np.flatnonzero(~((weights > 0) & (weights <= WEIGHT_MAX)))
     if len(bad):
         place = int(bad[0])
-        raise UsageError(f"weight {place + 1} is {weights[place]}: give numbers above 0")
+        raise UsageError(
+            f"weight {place + 1} is {weights[place]:g}: give numbers above 0, up to 2^53"
+        )
     return weights
 
 
 def _mean_sums(values: F64, weights: F64) -> F64:
-    # Around a pivot that is equal for all, squares of large values would lose the variance; there
-    # is none, so the sums of a member are at least exact.
-    products = weights * values
-    return np.array([
-        np.sum(weights, dtype=np.longdouble),
-        np.sum(products, dtype=np.longdouble),
-        np.sum(products * values, dtype=np.longdouble),
-        len(values),
-    ]).astype(np.float64)  # fmt: skip
+    """How many values, then sums of w, wx and wx^2, each in places."""
+    products, lost = exact.product(weights, values)
+    squares, squares_lost = exact.product(products, values)
+    sums = (
+        exact.total(weights, np.zeros(len(weights))),
+        exact.total(products, lost),
+        exact.total(squares, squares_lost + lost * values),
+    )
+    found = [float(len(values))]
+    for one in sums:
+        found += exact.places(one)
+    return np.array(found)
+
+
+def decode_sums_untrusted(data: bytes, query: Query, peers: int = 1) -> F64:
+    """Another member's vector, or a sum of several.
+
+    Args:
+        data: little-endian float64.
+        query: what was asked.
+        peers: how many members' vectors it is the sum of.
+
+    Raises:
+        DecodeError: of another length, or one that no data can lead to.
+    """
+    if len(data) != 8 * length(query):
+        raise DecodeError(f"{len(data)} bytes of sums where {8 * length(query)} belong")
+    vector = np.frombuffer(data, "<f8").astype(np.float64)
+    wrong = fault(query, vector, peers)
+    if wrong:
+        raise DecodeError(f"sums: {wrong}")
+    return vector
+
+
+def fault(query: Query, vector: F64, peers: int = 1) -> str:
+    """Why no data of `peers` members can have led to a vector; empty if some can.
+
+    Args:
+        query: what was asked.
+        vector: float64[length(query)].
+        peers: how many members' vectors it is the sum of.
+    """
+    if not np.isfinite(vector).all() or (vector != np.rint(vector)).any():
+        return "something else than whole numbers"
+    counts = vector[:1] if isinstance(query, MeanQuery) else vector
+    if (counts < 0).any() or (counts > COUNT_MAX).any() or counts.sum() > COUNT_MAX:
+        return "counts below 0 or beyond 2^53"
+    if counts.sum() < peers:
+        return "a member without values"
+    return _mean_fault(vector, peers) if isinstance(query, MeanQuery) else ""
+
+
+def _mean_fault(vector: F64, peers: int) -> str:
+    if (np.abs(vector[1:]) > peers * 2.0**exact.PLACE_BITS).any():
+        return "a place of a sum that is too large"
+    weight, first, second = _three(vector)
+    values = int(vector[0])
+    if not 0 < weight <= values * Fraction(WEIGHT_MAX):
+        return "weights that are not above 0, or above 2^53"
+    # Cauchy and Schwarz, less what double-double and the lowest place lose.
+    if second < 0 or first * first > second * weight * (1 + _LOSS) + weight * _LEAST:
+        return "squares that are too small for their sum"
+    if second > weight * Fraction(VALUE_MAX) ** 2 * (1 + _LOSS):
+        return "values beyond the limit"
+    return ""
+
+
+_LOSS: Final = Fraction(1, 1 << 80)
+_LEAST: Final = Fraction(1, 1 << 900)
+
+
+def _three(vector: F64) -> tuple[Fraction, Fraction, Fraction]:
+    """Sums of w, wx and wx^2."""
+    weight, first, second = (
+        exact.number(vector[1 + at * exact.PLACES : 1 + (at + 1) * exact.PLACES]) for at in range(3)
+    )
+    return weight, first, second
 
 
 def answer(query: Query, total: F64, peers: int) -> Answer:
@@ -227,16 +362,21 @@ def answer(query: Query, total: F64, peers: int) -> Answer:
         peers: members that took part.
 
     Raises:
-        UsageError: a sum of another length.
+        UsageError: a sum of another length, or one that no data can lead to: a member lied.
     """
     if len(total) != length(query):
         raise UsageError("a sum that does not belong to this question")
+    wrong = fault(query, total, peers)
+    if wrong:
+        raise UsageError(f"a member sent what no data can lead to ({wrong}): ask again without it")
     match query:
         case MeanQuery():
-            weight, first, second, count = (float(one) for one in total)
-            mean = first / weight
-            var = max(0.0, second / weight - mean * mean)
-            return Mean(value=mean, var=var, weight=weight, values=int(count), peers=peers)
+            weight, first, second = _three(total)
+            var = max(Fraction(0), (second * weight - first * first) / (weight * weight))
+            return Mean(
+                value=float(first / weight), var=float(var), weight=float(weight),
+                values=int(total[0]), peers=peers,
+            )  # fmt: skip
         case HistogramQuery():
             counts = tuple(float(one) for one in total[:-2])
             below, above = (float(one) for one in total[-2:])
@@ -251,7 +391,7 @@ def length(query: Query) -> int:
     """Elements of a question's vector."""
     match query:
         case MeanQuery():
-            return 4
+            return 1 + 3 * exact.PLACES
         case HistogramQuery():
             return len(query.edges) + 1
         case QuantilesQuery():
