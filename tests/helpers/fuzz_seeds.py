@@ -44,6 +44,8 @@ from federated.rounds.pool.records import NO_SEGMENT, Dtype, Kind, Reason, Recor
 from federated.rounds.privacy import boxes
 from federated.rounds.privacy import messages as masked
 from federated.rounds.privacy.shamir import SHARE_BYTES
+from federated.rounds.protocol import wire
+from federated.rounds.protocol.policy import Policy
 from federated.rounds.statistics.plain import (
     HistogramQuery,
     MeanQuery,
@@ -276,6 +278,7 @@ def _own_bytes() -> list[bytes]:
         *_job_bytes(),
         *_tensor_bytes(),
         *_question_bytes(),
+        *_round_bytes(),
         *_round_codec_bytes(),
         *_pool_bytes(),
         *_masked_bytes(),
@@ -364,6 +367,19 @@ def _tensor_bytes() -> list[bytes]:
         *(len(text).to_bytes(8, "little") + text + bytes(12) for text in (header, named)),
         msgspec.msgpack.encode([["a", [2], "f32"], ["b", [], "f16"], ["c", [0, 3], "bf16"]]),
     ]
+
+
+def _round_bytes() -> list[bytes]:
+    """Messages of a round, signed ones among them, and a policy."""
+    head = (bytes(32), 7, 1, bytes(32))
+    status = wire.MemberStatus(bytes(32), "late", "after the deadline", 3.5, 1.0, 10.0)
+    made: list[wire.Message] = [
+        wire.Tick(*head, "scatter", 12.5),
+        wire.Commit(*head, (bytes(32),), 1.5, 10.0, {"loss": 0.25}),
+        wire.Have(*head, 0, (bytes(32),), ((b"\1" * 32, "hash"),)),
+        wire.Abort(*head, "below_quorum", (status,)),
+    ]
+    return [*(wire.encode(message) for message in made), msgspec.msgpack.encode(Policy())]
 
 
 def _question_bytes() -> list[bytes]:
