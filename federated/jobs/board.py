@@ -209,6 +209,11 @@ class Board:
         job.audits -= 1
         self.keep_audit(job, task, due=False)
 
+    def keep_durations(self, rows: Iterable[tuple[str, int, bytes]], wall_ms: int) -> None:
+        """Record how long tasks took."""
+        for handler, kind, body in rows:
+            self.orders.write("duration", (handler, kind, wall_ms, body))
+
     def keep_row(self, job: Job, row: RowCell) -> None:
         """Record what became of a row."""
         kept, level, owners = row.value, row.level, row.agreed

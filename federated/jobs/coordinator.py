@@ -60,7 +60,7 @@ from p2p.identity import PeerId
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from federated.jobs.board import Door
     from federated.jobs.items import Item, Offer
@@ -125,6 +125,10 @@ class Coordinator:
         return self._board.take_orders()
 
     # ---- jobs
+
+    def learn(self, durations: Iterable[tuple[str, int, bytes]]) -> None:
+        """Know again how long tasks took in earlier runs; of `Journal.durations`."""
+        self._leasing.durations.load(durations)
 
     def submit(self, job: Job, *, now: float, wall_ms: int) -> None:
         """Begin a job whose rows and tasks are in the journal."""
@@ -198,10 +202,12 @@ class Coordinator:
         self._settling.expire(job, reason, ended)
         board.keep_job(job, full=True)
         board.tell_state(job, wall_ms)
-        self._close(job)
+        self._close(job, wall_ms)
         self._leasing.fill(now, wall_ms)
 
-    def _close(self, job: Job) -> None:
+    def _close(self, job: Job, wall_ms: int) -> None:
+        due = self._leasing.durations.due(job.spec.handler, least=1)
+        self._board.keep_durations(due, wall_ms)
         self._board.orders.ended.append(job.id)
         self._board.forget_standing(job.id)
         self._board.reputation.forget(job.id)
@@ -267,7 +273,7 @@ class Coordinator:
         job.finished_ms = wall_ms
         self._board.keep_job(job, full=True)
         self._board.tell_state(job, wall_ms)
-        self._close(job)
+        self._close(job, wall_ms)
 
     def erased(self, found: Mapping[bytes, set[int]], *, wall_ms: int) -> list[Job]:
         """Drop rows that quote what was erased, of jobs in memory; these jobs."""

@@ -25,6 +25,7 @@ from federated.jobs.quoting import (
     scan,
 )
 from federated.jobs.reputation import StatRow
+from federated.jobs.schedule import WINDOWS_MAX
 from federated.jobs.state import JOB_FINAL, JobPhase, RowState
 from federated.jobs.tainting import BAD, handler_of, mark, owners_of
 from federated.jobs.types import JobId, JobSpec
@@ -325,6 +326,19 @@ class Journal:
         def read(connection: apsw.Connection) -> list[StatRow]:
             found = connection.execute("SELECT owner, device, handler, body FROM peer_stat")
             return [StatRow._make(row) for row in found]
+
+        return await self._db.read(read)
+
+    async def durations(self, since_ms: int) -> list[tuple[str, int, bytes]]:
+        """(handler, kind, body) of what tasks took, kept since then, the newest last."""
+
+        def read(connection: apsw.Connection) -> list[tuple[str, int, bytes]]:
+            found = connection.execute(
+                "SELECT handler, kind, body FROM duration WHERE at_ms>=? ORDER BY at_ms DESC"
+                " LIMIT ?",
+                (since_ms, WINDOWS_MAX),
+            ).fetchall()
+            return [(str(name), int(kind), bytes(body)) for name, kind, body in reversed(found)]
 
         return await self._db.read(read)
 

@@ -33,6 +33,7 @@ SQL: Final[Mapping[str, str]] = {
     "event": "INSERT OR REPLACE INTO event VALUES (?,?,?,?,?)",
     "peer_stat": "INSERT OR REPLACE INTO peer_stat VALUES (?,?,?,?)",
     "cache": PUT,
+    "duration": "INSERT OR REPLACE INTO duration VALUES (?,?,?,?)",
 }
 
 

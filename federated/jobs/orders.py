@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Statement: TypeAlias = Literal[
     "job_state", "row_state", "task", "attempt", "answer", "answer_dropped", "event",
-    "peer_stat", "cache", "cache_quote",
+    "peer_stat", "cache", "cache_quote", "duration",
 ]  # fmt: skip
 """Names of `journal`'s statements; each row of parameters replaces or adds one row."""
 

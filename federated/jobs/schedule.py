@@ -23,6 +23,8 @@ from collections import OrderedDict, deque
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Sequence
@@ -55,6 +57,10 @@ AWAY_SHARE: Final = 0.5
 TRIED_S: Final = 1e6
 """Added for a peer at which the task was before: others first."""
 
+ALL_SIZES: Final = -1
+"""Kind of the durations of a handler's tasks of all sizes."""
+KEEP_EVERY: Final = 64
+"""New durations until they are kept: what a kill may take of an estimate. Guess."""
 BLOCK_BYTES: Final = 2048
 """Of a prefix; about 512 tokens, the block of Mooncake's traces."""
 BLOCK_S: Final = 0.08
@@ -88,6 +94,10 @@ class Window:
         self._order.append(value)
         insort(self._sorted, value)
 
+    def values(self) -> list[float]:
+        """All of them, the oldest first."""
+        return list(self._order)
+
     def at(self, share: float) -> float:
         """The value below which `share` of them are; there must be one."""
         return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]
@@ -98,18 +108,40 @@ class Durations:
 
     def __init__(self) -> None:
         self._windows: dict[tuple[str, int], Window] = {}
+        self._fresh: dict[tuple[str, int], int] = {}
+        """How many of a window came since it was last kept."""
+
+    def load(self, rows: Iterable[tuple[str, int, bytes]]) -> None:
+        """Know again what the journal kept: (handler, kind, body) of `due`, the newest last."""
+        for handler, kind, body in rows:
+            window = self._new(handler, kind)
+            for took_s in msgspec.msgpack.decode(body, type=list[float])[-SAMPLES_MAX:]:
+                window.add(took_s)
+
+    def due(self, handler: str, least: int = KEEP_EVERY) -> list[tuple[str, int, bytes]]:
+        """What of a handler is to be kept: (handler, kind, body), once it has `least` new ones."""
+        keys = [
+            key for key, count in self._fresh.items()
+            if key[0] == handler and count >= least and key in self._windows
+        ]  # fmt: skip
+        for key in keys:
+            del self._fresh[key]
+        return [(*key, msgspec.msgpack.encode(self._windows[key].values())) for key in keys]
 
     def add(self, handler: str, size: int, took_s: float) -> None:
         """A task of `size` bytes was done in `took_s` seconds."""
-        for kind in (size.bit_length(), -1):
+        for kind in (size.bit_length(), ALL_SIZES):
             window = self._windows.get((handler, kind))
             if window is None:
                 window = self._new(handler, kind)
             window.add(took_s)
+            self._fresh[handler, kind] = self._fresh.get((handler, kind), 0) + 1
 
     def _new(self, handler: str, kind: int) -> Window:
         if len(self._windows) >= WINDOWS_MAX:
-            del self._windows[next(iter(self._windows))]
+            oldest = next(iter(self._windows))
+            del self._windows[oldest]
+            self._fresh.pop(oldest, None)
         window = self._windows[handler, kind] = Window()
         return window
 
@@ -117,7 +149,7 @@ class Durations:
         """Of tasks of that size; of all sizes while there are few."""
         window = self._windows.get((handler, size.bit_length()))
         if window is None or len(window) < SAMPLES_LEAST:
-            window = self._windows.get((handler, -1))
+            window = self._windows.get((handler, ALL_SIZES))
         return window
 
     def known(self, handler: str, size: int) -> bool:

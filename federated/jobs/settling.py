@@ -126,6 +126,7 @@ class Settling:
             self._board.count("results_late")
         self._keep_attempt(job, attempt, result, now, wall_ms)
         self._leasing.answered(job, peer, attempt, result.usage.wall_ms / 1000, now)
+        self._board.keep_durations(self._leasing.durations.due(job.spec.handler), wall_ms)
         task = attempt.task
         if trust != "own" and self._judging.is_quarantined(job, attempt, wall_ms):
             self._board.count("results_quarantined")

@@ -10,7 +10,7 @@ from benchmarks.job_sims.fleet import HANDLER
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.state import RowState
 from federated.jobs.types import Limits
-from tests.helpers.job_journal import KeptFleet
+from tests.helpers.job_journal import KeptFleet, at_once
 
 if TYPE_CHECKING:
     from benchmarks.job_sims.fleet import PlayedTask
@@ -127,3 +127,36 @@ def test_an_audit_that_is_due_is_done_after_a_kill() -> None:
     assert fresh.rows[0].level == 3
     left = again.read(job)
     assert left.audits == fresh.audits, "what was audited is not audited again"
+
+
+def test_a_restart_knows_how_long_tasks_took() -> None:
+    fleet = KeptFleet(seed=7)
+    fleet.join("a", credit=4)
+    job = fleet.submit(rows=30)
+    while not job.final:
+        fleet.now += 3.0
+        for task in fleet.offered("a"):
+            fleet.answer(task, wall_ms=2500)
+    size = job.tasks[0].bytes
+    before = fleet.core._leasing.durations
+    assert before.known(HANDLER, size)
+    again = KeptFleet(seed=8)
+    again.core.learn(at_once(fleet.journal.durations(0)))
+    after = again.core._leasing.durations
+    assert after.known(HANDLER, size)
+    assert after.t50(HANDLER, size) == before.t50(HANDLER, size) == 2.5
+    assert after.p95(HANDLER, size) == before.p95(HANDLER, size)
+    assert at_once(fleet.journal.durations(fleet.wall_ms + 1)) == [], "too old to be believed"
+
+
+def test_a_kill_in_a_long_job_takes_few_durations() -> None:
+    fleet = KeptFleet(seed=9)
+    fleet.join("a", credit=8)
+    job = fleet.submit(rows=200)
+    while sum(row.state is RowState.OK for row in job.rows) < 150:
+        fleet.now += 1.0
+        for task in fleet.offered("a"):
+            fleet.answer(task, wall_ms=500)
+    again = KeptFleet(seed=10)
+    again.core.learn(at_once(fleet.journal.durations(0)))
+    assert again.core._leasing.durations.known(HANDLER, job.tasks[0].bytes)
