@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from federated.jobs.canon import digest
+from federated.jobs.choosing import prefix_of
 from federated.jobs.coordinator import Coordinator
 from federated.jobs.items import (
     API,
@@ -37,7 +38,6 @@ from federated.jobs.items import (
     Usage,
     encode_results,
 )
-from federated.jobs.leasing import prefix_of
 from federated.jobs.plan import make_job
 from federated.jobs.types import JobId, JobSpec, PerRow
 from p2p.identity import PeerId
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from federated.jobs.board import Times
+    from federated.jobs.choosing import PrefixOf
     from federated.jobs.items import Item, Load, OfferTask
-    from federated.jobs.leasing import PrefixOf
     from federated.jobs.orders import Orders
     from federated.jobs.state import Job
     from federated.seams import GroupId, TrustClass

@@ -143,7 +143,8 @@ class Hedging:
             return None
         tried = {one.peer for one in task.attempts.values()}
         free = [cell for cell in idle if cell.peer not in tried and _free_slots(cell) > 0]
-        lanes = self._leasing.fitting(job, task, self._leasing.lanes(job, free, wall_ms))
+        choosing = self._leasing.choosing
+        lanes = choosing.fitting(job, task, choosing.lanes(job, free, wall_ms))
         return min(lanes, key=lambda lane: lane.slowness, default=None)
 
     # ---- tasks asked back
@@ -181,7 +182,8 @@ class Hedging:
         task = attempt.task
         if task.live > 1 or task.audit or job.rows[task.ks[0]].pin is not None:
             return False
-        lanes = self._leasing.fitting(job, task, self._leasing.lanes(job, [thief], wall_ms))
+        choosing = self._leasing.choosing
+        lanes = choosing.fitting(job, task, choosing.lanes(job, [thief], wall_ms))
         if not lanes or any(one.peer == thief.peer for one in task.attempts.values()):
             return False
         handler = job.spec.handler

@@ -13,20 +13,17 @@ lost whatever it beats), refuse for ever (the task goes elsewhere), or answer ga
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from federated.jobs import effects
+from federated.jobs.choosing import Choosing, PrefixOf, prefix_of
 from federated.jobs.hedging import Hedging
 from federated.jobs.items import Cancel, Offer, OfferTask, Spec
 from federated.jobs.limits import INLINE_BYTES_MAX, OFFER_TASKS_MAX
 from federated.jobs.schedule import (
     TOOK_LEAST_S,
-    Durations,
     Lane,
     Need,
-    Popularity,
-    blocks_of,
-    choose,
 )
 from federated.jobs.state import (
     ATTEMPT_TRANSITIONS,
@@ -43,7 +40,7 @@ from federated.jobs.state import (
 from federated.jobs.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from federated.jobs.board import Board, PeerCell
     from federated.jobs.state import Job, TaskCell
@@ -62,21 +59,6 @@ SILENT_SHARE: Final = 0.7
 SILENT_LEASES: Final = 3
 """A silent peer is tried again after so many. Guess."""
 TAKEN_BACK_FROM: Final = frozenset({TaskState.LEASED, TaskState.RUNNING, TaskState.VERIFYING})
-
-
-PrefixOf: TypeAlias = "Callable[[Job, TaskCell], Sequence[bytes]]"
-
-
-def prefix_of(job: Job, task: TaskCell) -> Sequence[bytes]:
-    """Hashes of the blocks a task begins with, where it matters who has read them before.
-
-    That is so for models, which keep what they have read; they get handler, template and rows in
-    this order.
-    """
-    if job.spec.template is None and not job.spec.handler.startswith("llm:"):
-        return ()
-    head = f"{job.spec.handler}\0{job.spec.template or ''}".encode()
-    return blocks_of(head, b"".join(job.rows[k].source for k in task.ks))
 
 
 class Leasing:
@@ -103,10 +85,9 @@ class Leasing:
         self._spec_item = spec_item
         self._row_bytes = row_bytes
         self._gave_up = gave_up
-        self._prefix_of = prefix_of
         self._turns = Turns()
-        self._popularity = Popularity()
-        self.durations = Durations()
+        self.choosing = Choosing(board, prefix_of)
+        self.durations = self.choosing.durations
         self.hedging = Hedging(board, self)
 
     # ---- offers
@@ -129,28 +110,17 @@ class Leasing:
 
         def rest_s(job: Job) -> float:
             size = job.queue[0].bytes
-            slots = sum(self._slots(job, cell, wall_ms) for cell in self._board.peers.values())
+            cells = self._board.peers.values()
+            slots = sum(self.choosing.slots(job, cell, wall_ms) for cell in cells)
             return len(job.queue) * self.durations.t50(job.spec.handler, size) / max(1, slots)
 
         self._turns.serve(ready, now, rest_s=rest_s, give=give, more=lambda: bool(roomy))
-
-    def _slots(self, job: Job, cell: PeerCell, wall_ms: int) -> int:
-        if not self._board.usable(job, cell, wall_ms):
-            return 0
-        return max(1, cell.handlers[job.spec.handler].slots)
-
-    def lanes(self, job: Job, cells: Iterable[PeerCell], wall_ms: int) -> list[Lane]:
-        """Those of some peers that may have tasks of a job."""
-        return [
-            Lane(cell, self._board.standing(job, cell.peer)[1], job.spec.handler)
-            for cell in cells if self._board.usable(job, cell, wall_ms)
-        ]  # fmt: skip
 
     def _fill_job(
         self, job: Job, roomy: Sequence[PeerCell], budget_s: float, now: float, wall_ms: int
     ) -> float:
         """Offer tasks of a job worth up to so many slot-seconds; the slot-seconds offered."""
-        lanes = self.lanes(job, roomy, wall_ms)
+        lanes = self.choosing.lanes(job, roomy, wall_ms)
         offers: dict[PeerId, list[OfferTask]] = {}
         passed: list[TaskCell] = []
         plain: dict[int, Need] = {}
@@ -162,14 +132,14 @@ class Leasing:
                 continue
             need = None if task.avoid or task.attempts else plain.get(task.bytes)
             if need is None:
-                need = self.need(job, task)
+                need = self.choosing.need(job, task)
                 if not need.blocks and not need.tried:
                     plain[task.bytes] = need
-            lane = self._choose(job, task, lanes, need, now)
+            lane = self.choosing.pick(job, task, lanes, need, now)
             if lane is None:
                 passed.append(task)
                 continue
-            if self._too_late(job, lane, need, now):
+            if self.choosing.too_late(job, lane, need, now):
                 if now + need.cost(lane) > job.deadline:
                     self._gave_up(job, task, "deadline", wall_ms)
                 else:
@@ -198,56 +168,6 @@ class Leasing:
             job.move(JobInput.LEASED)
             self._board.keep_job(job)
             self._board.tell_state(job, wall_ms)
-
-    def need(self, job: Job, task: TaskCell) -> Need:
-        """What a task needs of a peer."""
-        t50_s = self.durations.t50(job.spec.handler, task.bytes)
-        known = self.durations.known(job.spec.handler, task.bytes)
-        if task.prefix is None:
-            task.prefix = self._prefix_of(job, task)
-        tried = frozenset(bytes(one.peer) for one in task.attempts.values()) | task.avoid
-        key = self._popularity.key(task.prefix) if task.prefix else None
-        return Need(t50_s, known=known, blocks=task.prefix, key=key, tried=tried)
-
-    def _too_late(self, job: Job, lane: Lane, need: Need, now: float) -> bool:
-        """Whether a task would be done after the deadline, as far as enough was seen to say."""
-        return need.known and max(now, lane.view.free_at) + need.cost(lane) > job.deadline
-
-    def _choose(
-        self, job: Job, task: TaskCell, lanes: Sequence[Lane], need: Need, now: float
-    ) -> Lane | None:
-        """The peer that will have a task done first, others than those it failed at if possible."""
-        pin = job.rows[task.ks[0]].pin
-        if pin is not None:
-            return next((lane for lane in lanes if lane.cell.peer == pin), None)
-        return choose(self.fitting(job, task, lanes), need, now, self._board.rng)
-
-    def fitting(self, job: Job, task: TaskCell, lanes: Sequence[Lane]) -> list[Lane]:
-        """Those peers that may have a task: its rows' votes bar owners, an arbiter is our own."""
-        own_only, barred = self._wants(job, task)
-        if not own_only and not barred and job.spec.engine != "local":
-            return [lane for lane in lanes if lane.cell.peer != self._board.door.id]
-        return [lane for lane in lanes if self._fits(job, lane, own_only=own_only, barred=barred)]
-
-    def _wants(self, job: Job, task: TaskCell) -> tuple[bool, set[bytes]]:
-        """Whether only a device of ours may have a task, and which owners may not."""
-        if task.audit:
-            return True, set()
-        own_only, barred = False, set[bytes]()
-        for k in task.ks:
-            row = job.rows[k]
-            own_only = own_only or row.own_only
-            if row.barred:
-                barred |= row.barred
-        return own_only, barred
-
-    def _fits(self, job: Job, lane: Lane, *, own_only: bool, barred: set[bytes]) -> bool:
-        own_node = lane.cell.peer == self._board.door.id
-        if own_only:
-            return own_node
-        if (job.spec.engine == "local") != own_node:
-            return False
-        return not barred or lane.owner not in barred
 
     def _offer(self, job: Job, task: TaskCell, lane: Lane, need: Need, now: float) -> OfferTask:
         board = self._board
@@ -283,14 +203,14 @@ class Leasing:
             attempt.apart_s = cost_s - need.t50_s * lane.slowness
             attempt.expected_s += attempt.apart_s if need.known else 0.0
             lane.view.read(need.blocks)
-            self._popularity.count(need.blocks, now)
+            self.choosing.popularity.count(need.blocks, now)
         lane.view.given(now, attempt.share_s)
         if len(lane.cell.outstanding) < lane.slots:
             attempt.began = now
 
     def offer_copy(self, job: Job, task: TaskCell, lane: Lane, now: float, wall_ms: int) -> None:
         """Have a second peer do a task that is late at the first."""
-        offered = self._offer(job, task, lane, self.need(job, task), now)
+        offered = self._offer(job, task, lane, self.choosing.need(job, task), now)
         task.attempts[offered.attempt].hedge = True
         job.extra += 1
         self._sent(job, {lane.cell.peer: [offered]}, now, wall_ms)

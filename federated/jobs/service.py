@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from federated.errors import JobError, PlanError
+from federated.errors import JobError
 from federated.jobs.cache import ResultCache
-from federated.jobs.canon import canonical
 from federated.jobs.coordinator import TICK_S, Coordinator
 from federated.jobs.drawing import Drawing
 from federated.jobs.earlier import (
@@ -36,13 +35,12 @@ from federated.jobs.lessons import Lessons
 from federated.jobs.places import Places
 from federated.jobs.plan import spec_hash
 from federated.jobs.planner import Planner
-from federated.jobs.reduce import reduce_rows
+from federated.jobs.reducing import Reducing
 from federated.jobs.rowsource import RowSource
 from federated.jobs.sessions import Hooks, Sessions
-from federated.jobs.staging import Stages, Superseded
-from federated.jobs.state import RowState
+from federated.jobs.staging import Stages
 from federated.jobs.template import parse_template
-from federated.jobs.types import ByHandler, Collect, JobId
+from federated.jobs.types import JobId
 from federated.jobs.worker import Worker
 from federated.jobs.writing import FULL, Writer, is_full
 
@@ -96,6 +94,7 @@ class Jobs:
         self._offload = offload
         self.handlers = handlers
         self.journal = Journal(db)
+        self.writer = Writer(self.journal, kept=self._after, filled=self._filled)
         self.cache = ResultCache(db)
         self.lessons = Lessons(db)
         self.worker = Worker(
@@ -126,8 +125,11 @@ class Jobs:
             reduce_again=self._reduce_again,
         )  # fmt: skip
         self._places = Places(lambda: self.core)
+        self._reductions = Reducing(
+            offload, self.journal, self.writer, self._stages,
+            find=self._in_memory, reduced=self._reduced,
+        )  # fmt: skip
         self._core: Coordinator | None = None
-        self.writer = Writer(self.journal, kept=self._after, filled=self._filled)
         self._ready = trio.Event()
         self._ended: dict[JobId, trio.Event] = {}
         self._reducing: trio.Nursery | None = None
@@ -248,7 +250,7 @@ class Jobs:
             self._tell(JobId(job), seq, kind, body)
         for ident in orders.reduces:
             assert self._reducing is not None
-            self._reducing.start_soon(self._reduce, ident)
+            self._reducing.start_soon(self._reductions.run, ident)
         for ident in orders.ended:
             self._ended.pop(ident, trio.Event()).set()
             assert self._reducing is not None
@@ -260,10 +262,14 @@ class Jobs:
         if orders.ended:
             self._sessions.look()
 
+    def _reduced(self, ident: JobId, problem: str) -> None:
+        self.core.reduced(ident, wall_ms=self._env.wall_ms(), problem=problem)
+        self._carry_out()
+
     def _reduce_again(self, ident: JobId) -> None:
         self._stages.stop(ident)
         assert self._reducing is not None
-        self._reducing.start_soon(self._reduce, ident)
+        self._reducing.start_soon(self._reductions.run, ident)
 
     async def erase(self, records: Sequence[bytes]) -> int:
         """Overwrite what quotes any of these memories; see `Erasing.erase`."""
@@ -296,32 +302,6 @@ class Jobs:
         except Exception as error:  # noqa: BLE001 - a full disk or a store that closes under it:
             # what is learned is a convenience, whose loss may end no job.
             log.info("job_not_learned", extra={"f": {"why": str(error)}})
-
-    async def _reduce(self, ident: JobId) -> None:
-        """Reduce the rows of a job whose rows are all settled; once there is room for it."""
-        await self.writer.retried(lambda: self._reduce_once(ident))
-
-    async def _reduce_once(self, ident: JobId) -> None:
-        job = self.core.job(ident)
-        if job is None:
-            return
-        problem = ""
-        if not isinstance(job.spec.reduce, Collect):
-            try:
-                erasures = job.erasures
-                if isinstance(job.spec.reduce, ByHandler):
-                    values = await self._stages.reduce(job)
-                else:
-                    values = await self._offload.run(lambda: reduced_values(job))
-                if job.erasures != erasures:
-                    return  # what it was made of is gone; another one is under way
-                await self.journal.keep_reduced(ident, values)
-            except Superseded:
-                return
-            except PlanError as error:
-                problem = error.reason
-        self.core.reduced(ident, wall_ms=self._env.wall_ms(), problem=problem)
-        self._carry_out()
 
     # ---- sessions
 
@@ -506,14 +486,3 @@ class Jobs:
         )
         self._carry_out()
         await self.writer.flushed()
-
-
-def reduced_values(job: Job) -> list[bytes]:
-    """The reduced rows of a job in canonical form.
-
-    Raises:
-        PlanError: the answers cannot be reduced as the spec says.
-    """
-    answers = [row.value if row.state is RowState.OK else None for row in job.rows]
-    reduced = reduce_rows(job.spec.reduce, answers)
-    return [canonical(value) for value in reduced.rows]

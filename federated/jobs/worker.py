@@ -23,7 +23,7 @@ import trio
 from federated.errors import HandlerError
 from federated.jobs.credit import Allowance, with_times
 from federated.jobs.desk import REPLIES_MAX, Desk, TaskHere, Waiting
-from federated.jobs.held import HELD_BYTES_MAX, HELD_MS, Put
+from federated.jobs.held import HELD_BYTES_MAX, HELD_MS
 from federated.jobs.items import (
     API,
     RESULT_DOMAIN,
@@ -50,6 +50,7 @@ from federated.jobs.items import (
 from federated.jobs.limits import OFFER_TASKS_MAX, RESULT_BYTES_MAX
 from federated.jobs.quota import Pace, WorkQuota
 from federated.jobs.running import Running
+from federated.jobs.saving import SAVE_AFTER_S, Saving
 from federated.jobs.worker_task import failed, read_spec, spec_size
 from p2p.errors import DecodeError
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.handlers.base import Handler, HandlerInfo, PureHandler
     from federated.jobs.held import Held
-    from federated.jobs.items import Item, OfferTask, Ref, TaskResult
+    from federated.jobs.items import Item, OfferTask, TaskResult
     from federated.jobs.types import Row
     from federated.seams import GroupId, Mesh, TrustClass
     from p2p.env import Env, Offload
@@ -78,10 +79,6 @@ UNACKED_MAX: Final = 4096
 worker holds must fit into one item."""
 UNKNOWN_MAX: Final = 1024
 """Effects without an outcome, likewise."""
-SAVE_AFTER_S: Final = 1.0
-"""What took longer, or waits longer for its acknowledgement, is written to the disk: the work that
-a kill can take is then about as much as writing would cost. Guess."""
-PRUNE_S: Final = 3600.0
 BEAT_SHARE: Final = 3
 
 
@@ -147,7 +144,7 @@ class Worker:
         self._allowance = Allowance(mesh, slots, self._desks)
         self._turns = self._allowance.turns
         self._work = trio.Event()
-        self._unsaved = trio.Event()
+        self._saving = Saving(self._desks, held, env)
         self._free = trio.Semaphore(slots)
         self._session = 0
         self.draining = False
@@ -164,8 +161,8 @@ class Worker:
         """Run tasks until cancelled."""
         async with trio.open_nursery() as nursery:
             if self._held is not None:
-                nursery.start_soon(self._save)
-                nursery.start_soon(self._prune, self._held)
+                nursery.start_soon(self._saving.run)
+                nursery.start_soon(self._saving.prune)
             task_status.started()
             while True:
                 while self._turns:
@@ -306,7 +303,7 @@ class Worker:
                 for ref in item.refs:
                     desk.forget(ref)
                 if desk.drops:
-                    self._unsaved.set()
+                    self._saving.wanted.set()
             case Cancel():
                 self._cancel(desk, item)
             case Hello():
@@ -444,7 +441,7 @@ class Worker:
         result = await self._running.one(task)
         saved = False
         if result.usage.wall_ms >= SAVE_AFTER_S * 1000 and not task.cancelled:
-            saved = await self._saved([self._put(task.desk, task.ref, result)], [])
+            saved = await self._saving.saved([self._saving.put(task.desk, task.ref, result)], [])
         self._finish(task, result, on_disk=saved)
 
     async def _work_once(self, task: TaskHere) -> None:
@@ -465,67 +462,7 @@ class Worker:
             return
         until_ms = self._env.wall_ms() + HELD_MS
         desk.keep(task.ref, Waiting(result, self._env.now(), until_ms, on_disk))
-        self._unsaved.set()
-
-    # ---- the disk
-
-    def _put(self, desk: Desk, ref: Ref, result: TaskResult) -> Put:
-        return Put(bytes(desk.peer), ref, desk.epoch, result, self._env.wall_ms() + HELD_MS)
-
-    async def _saved(self, puts: Sequence[Put], drops: Sequence[tuple[bytes, Ref]]) -> bool:
-        """Change what is on the disk; False if it cannot be."""
-        if self._held is None:
-            return False
-        try:
-            await self._held.change(puts, drops)
-        except Exception:
-            # A full disk keeps results in memory; nobody's work stops for that.
-            log.exception("results_not_kept", extra={"f": {"results": len(puts)}})
-            return False
-        return True
-
-    async def _save(self) -> None:
-        """Write what waits for its acknowledgement; forget what has it."""
-        while True:
-            await self._unsaved.wait()
-            self._unsaved = trio.Event()
-            await trio.sleep(SAVE_AFTER_S)
-            await self._save_once()
-
-    async def _save_once(self) -> None:
-        old = self._env.now() - SAVE_AFTER_S / 2
-        waiting = [
-            (desk, ref, one)
-            for desk in self._desks.values()
-            for ref, one in desk.unacked.items()
-            if not one.on_disk and one.since <= old
-        ]
-        drops: list[tuple[bytes, Ref]] = []
-        for desk in self._desks.values():
-            drops += [(bytes(desk.peer), ref) for ref in desk.drops]
-            desk.drops = []
-        if not waiting and not drops:
-            return
-        puts = [self._put(desk, ref, one.result) for desk, ref, one in waiting]
-        if await self._saved(puts, drops):
-            for desk, ref, one in waiting:
-                one.on_disk = True
-                if desk.unacked.get(ref) is not one:
-                    desk.drops.append(ref)
-        for desk in self._desks.values():
-            if desk.scope is None and desk.loaded and not desk.drops:
-                desk.unload()
-            elif desk.drops or any(not one.on_disk for one in desk.unacked.values()):
-                self._unsaved.set()
-
-    async def _prune(self, held: Held) -> None:
-        while True:
-            try:
-                await held.prune(self._env.wall_ms())
-            except Exception:
-                # It is tried again; what is too old is not read either.
-                log.exception("held_not_pruned")
-            await trio.sleep(PRUNE_S)
+        self._saving.wanted.set()
 
     def _cancel(self, desk: Desk, item: Cancel) -> None:
         stopped: list[tuple[int, int]] = []

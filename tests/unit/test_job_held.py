@@ -284,7 +284,7 @@ def test_without_a_session_results_wait_on_the_disk_alone(tmp_path: Path) -> Non
             assert offer(n) == ""
             await worker._work_on(worker._next_tasks())
         await trio.sleep(2)
-        await worker._save_once()
+        await worker._saving.once()
         assert desk.unacked == {}, "memory is free again"
         assert desk.held_bytes == 0
         desk.merge(await Held(db).load(bytes(BOSS), clock.wall_ms()), trio.current_time())
@@ -296,7 +296,7 @@ def test_without_a_session_results_wait_on_the_disk_alone(tmp_path: Path) -> Non
         worker._received(desk, Have([]))
         assert desk.unacked == {}, "its job is over"
         desk.scope = trio.CancelScope()
-        await worker._save_once()
+        await worker._saving.once()
         assert not (await Held(db).load(bytes(BOSS), 0)).results
 
     with_db(tmp_path, scenario)
