@@ -37,6 +37,8 @@ def read_numbers(
         CliError: the file cannot be read, or line so-and-so holds no number.
     """
     if path.endswith(".npy"):
+        if column is not None or weight_column is not None:
+            raise _bad(f"{path} is an array: --column and --weight-column are for tables")
         return _npy(path), None
     try:
         if path == "-":
@@ -65,13 +67,15 @@ def _collect(
         values.append(_number(value, path, line))
         if weight is not None:
             weights.append(_number(weight, path, line))
+            if weights[-1] <= 0:
+                raise _bad(f"{path}, line {line}: a weight is above 0, not {weights[-1]:g}")
         if len(values) > VALUES_MAX:
             raise _bad(
                 f"{path} has more than {VALUES_MAX:,} values: take a sample, or several calls with"
                 " another --name each"
             )
     if not values:
-        raise _bad(f"{path} has no values in that column")
+        raise _bad(f"{path} has no values" + ("" if column is None else " in that column"))
     if empty:
         out.note(f"{empty:,} empty cells are left out")
     return values, weights if weight_column is not None else None
@@ -81,7 +85,11 @@ def _number(text: str, path: str, line: int) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise _bad(f"{path}, line {line}: {text.strip()[:40]!r} is no number") from None
+        shown = text.strip()[:40]
+        comma = (
+            " (write a decimal point, not a comma)" if _is_number(shown.replace(",", ".")) else ""
+        )
+        raise _bad(f"{path}, line {line}: {shown!r} is no number{comma}") from None
     if not math.isfinite(value):
         raise _bad(f"{path}, line {line}: {text.strip()[:40]!r} is not finite")
     return value
@@ -116,7 +124,7 @@ def _from_json(
             continue
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _bad(f"{path}, line {number}: not a JSON object") from None
         if not isinstance(row, dict) or column not in row:
             raise _bad(f"{path}, line {number}: no key {column!r}")
@@ -138,7 +146,7 @@ def _from_csv(
     # Only those who read a CSV file wait for this.
     counted = _Counted(lines)
     reader = csv.reader(counted, delimiter="\t" if path.endswith(".tsv") else ",")
-    rows = iter(reader)
+    rows = _rows(reader, path, counted)
     head = next(rows)
     place, named = _place(head, column, path)
     weight_place, weight_named = (
@@ -149,6 +157,15 @@ def _from_csv(
     for row in rows:
         if row:
             yield counted.line, *_pair(row, place, weight_place, path, counted.line)
+
+
+def _rows(reader: Iterable[list[str]], path: str, counted: _Counted) -> Iterator[list[str]]:
+    import csv
+
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise _bad(f"{path}, line {counted.line}: {error}") from None
 
 
 class _Counted:
@@ -181,10 +198,14 @@ def _place(head: list[str], column: str | None, path: str) -> tuple[int, bool]:
         if len(names) > 1:
             raise _bad(f"{path} has {len(names)} columns: name one with --column")
         return 0, False
-    if column in names:
+    numbers_alone = all(_is_number(name) or not name for name in names)
+    # In a table without a head a cell of the first line may be "2" as well.
+    if column in names and not numbers_alone:
         return names.index(column), True
-    if column.isdigit() and 1 <= int(column) <= len(names):
-        return int(column) - 1, not all(_is_number(name) or not name for name in names)
+    if column.isdecimal() and 1 <= int(column) <= len(names):
+        return int(column) - 1, not numbers_alone
+    if column in names:  # a head of years
+        return names.index(column), True
     shown = ", ".join(out.clean(name) for name in names[:10])
     raise _bad(f"{path} has no column {column!r}; it has: {shown}")
 
@@ -202,14 +223,18 @@ def _npy(path: str) -> array[float]:
     import numpy as np
 
     try:
-        loaded = np.load(path, allow_pickle=False)
-        flat = np.asarray(loaded, np.float64).ravel()
+        # Mapped, so that an array of many gigabytes is refused before it is read.
+        loaded = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise CliError(f"{path} cannot be read: {error.strerror}", 4, name="not_found") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, EOFError) as error:
         raise _bad(f"{path} is no array of numbers: {error}") from None
-    if len(flat) > VALUES_MAX:
-        raise _bad(f"{path} has {len(flat):,} values: at most {VALUES_MAX:,} a call")
-    if not np.isfinite(flat).all():
-        raise _bad(f"{path}, value {int(np.flatnonzero(~np.isfinite(flat))[0]) + 1}: not finite")
+    if loaded.dtype.kind not in "biuf":
+        raise _bad(f"{path} is no array of plain numbers, but one of {loaded.dtype}")
+    if not 0 < loaded.size <= VALUES_MAX:
+        raise _bad(f"{path} has {loaded.size:,} values: give 1 to {VALUES_MAX:,} a call")
+    flat = np.asarray(loaded, np.float64).ravel()
+    bad = np.flatnonzero(~np.isfinite(flat))
+    if len(bad):
+        raise _bad(f"{path}, value {int(bad[0]) + 1}: not finite")
     return array("d", flat.tolist())
