@@ -5,6 +5,7 @@ from __future__ import annotations
 from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.fed_input import read_numbers
+from daemon.cli.fed_models import VERBS, configure_models, run_models
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -23,6 +24,7 @@ examples:
   covey fed mean latency.csv --column ms
   covey fed histogram latency.csv --column ms --edges 0,10,20,50,100
   covey fed quantiles latency.csv --column ms --q 0.5,0.95 --bounds 0,1000 --peers 3
+  covey fed run mymodel:train digits --rounds 20 --peers 3
   covey fed history
   covey fed explain 3f9a2c"""
 
@@ -57,14 +59,18 @@ def configure_fed(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--bounds", required=True, metavar="LOW,HIGH", help="where to look")
     sub = add_verb(verbs, "history", "rounds that this machine took part in, newest first")
     sub.add_argument("--group", metavar="NAME")
+    sub.add_argument("--name", help="of this model or question")
     sub.add_argument("--limit", type=int, default=20)
     sub = add_verb(verbs, "explain", "who was included in a round, late, lost or rejected, and why")
     sub.add_argument("id", help="the id or its beginning")
+    configure_models(verbs)
     parser.epilog = EPILOG
 
 
 def run_fed(args: argparse.Namespace) -> int:
     """Carry out the verb."""
+    if args.verb in VERBS:
+        return run_models(args)
     match args.verb:
         case "history":
             return _history(args)
@@ -169,6 +175,8 @@ def _history(args: argparse.Namespace) -> int:
     params: dict[str, Json] = {"limit": args.limit}
     if args.group is not None:
         params["group"] = args.group
+    if args.name is not None:
+        params["name"] = args.name
     answer = connect(args).call("fed.history", params)
     if args.json:
         out.say_json(answer)

@@ -58,7 +58,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Work": {
         "job": ("jobs", "hand work to the other machines, get a table back"),
-        "fed": ("fed", "ask everybody's data without collecting it: mean, histogram, quantiles"),
+        "fed": ("fed", "sums over everybody's data, models trained together, without a server"),
     },
     "Agents": {
         "mcp": ("", "carry an agent's MCP to the daemon (agents run this)"),

@@ -42,6 +42,9 @@ ERROR_OF: Final = {
     "timeout": "aborted",
     "busy": "invalid_state",
     "too_few": "invalid_state",
+    "unknown": "not_found",
+    "stale": "conflict",
+    "differs": "conflict",
 }
 """Names of the error table for the reasons of `RoundError`."""
 

@@ -15,9 +15,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import msgspec
+import numpy as np
 import trio
 
 from federated.errors import RoundError, UsageError
+from federated.rounds.federation_store import KEPT_STATES
 from federated.rounds.numeric import rules, safetensors, tensors
 from federated.rounds.post import STATE_PART
 from federated.rounds.protocol.checks import Setting
@@ -28,6 +30,7 @@ from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import MEMBERS_MAX, federation_id, quorum_of
 from federated.rounds.protocol.wire import Apply, decode_untrusted, encode, unsigned
 from federated.rounds.seat import RoundSeat
+from federated.rounds.statefile import load_state
 from federated.rounds.workshop import Workshop, encoded_bytes, join_parts
 from p2p.errors import DecodeError, P2pError
 from p2p.identity import PeerId
@@ -158,6 +161,31 @@ class Federation:
         self._hand_in()
         return late
 
+    async def submit_file(
+        self, base: int, path: Path, weight: float, metrics: dict[str, float]
+    ) -> int:
+        """As `submit`, of a new state in a safetensors file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        # A state that is not kept any more is too far back: `submit` says so.
+        if 0 <= self.standing.round - base < KEPT_STATES:
+
+            def read() -> F32:
+                before = self.store.load_state(base)
+                return tensors.delta(self.schema, load_state(path), before)
+
+            update = await self._offload.run(read)
+        else:
+            update = np.zeros(self.schema.size, np.float32)
+        return await self.submit(base, update, weight, metrics)
+
+    @property
+    def deadline_s(self) -> float:
+        """How long the round under way waits for updates."""
+        return self._seat.deadline_s if self._seat is not None else 0.0
+
     def _hand_in(self) -> None:
         seat, submission = self._seat, self._submission
         if seat is not None and submission is not None and seat.machine.member.update is None:
@@ -205,7 +233,7 @@ class Federation:
         machine = Machine(setting, promised=promised, vote=vote)
         seat = RoundSeat(
             setting, machine, workshop, self._post, self._env, self._offload, self.store,
-            self._tell,
+            self._heard,
         )  # fmt: skip
         self._seat = seat
         self._drop_stale()
@@ -226,10 +254,16 @@ class Federation:
             standing = await self._apply(setting, seat, seat.outcome.decided)
             await self._ended(standing, setting, seat, began)
             self._stand(standing)
+            self.last_abort = ""
         elif seat.outcome.failure is not None:
             self._submission = None
             self._tell(Tell("round.failed", str(seat.outcome.failure)))
         self._behind = trio.Event()
+
+    def _heard(self, told: Tell) -> None:
+        if told.kind == "round.aborted":
+            self.last_abort = told.detail
+        self._tell(told)
 
     def _setting(self) -> Setting:
         standing = self.standing

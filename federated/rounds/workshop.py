@@ -15,6 +15,7 @@ import numpy as np
 from federated.errors import UsageError
 from federated.rounds.numeric import codec, gram, kernels, order, rules
 from federated.rounds.protocol.orders import GramMade, Merged, Prepared
+from federated.rounds.protocol.policy import voters_of
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Workshop:
         rows = self._rows_of(wanted.plan_hash, wanted.part, wanted.order)
         if plan.rule not in {"median", "trimmed"}:
             return kernels.combine(rows, wanted.coefficients)
-        owners = [self._owners.get(peer, peer) for peer in wanted.order]
+        owners = voters_of(wanted.order, self._owners)
         scales = wanted.coefficients[1:]
         if plan.rule == "median":
             return order.median(rows[1:], scales=scales, owners=owners)

@@ -83,12 +83,17 @@ class Home:
         assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def popen(self, *words: str) -> subprocess.Popen[str]:
+    def popen(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Begin a command; the caller waits for it."""
         return subprocess.Popen(
-            [*COVEY, *words], env=self.environ, cwd=self.work, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [*COVEY, *words],
+            env={**self.environ, **(env or {})},
+            cwd=self.work,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def json(self, *words: str, env: Mapping[str, str] | None = None) -> Json:
         """Run a command with --json; its result."""

@@ -117,6 +117,16 @@ def is_quorum(
     return len(voting) >= quorum_of(len(all_owners), share)
 
 
+def voters_of(members: Sequence[Peer], owners: Mapping[Peer, bytes]) -> list[bytes]:
+    """Whose vote each member's update is in a robust rule: its owner's, from four owners on.
+
+    With fewer there is no majority of owners that could stand a liar, and a person's own machines
+    shall stand one of them: then each device votes for itself.
+    """
+    found = [owners.get(member, member) for member in members]
+    return found if len(set(found)) >= OWNERS_COUNT_FROM else list(members)
+
+
 def coordinators(federation: bytes, number: int, members: Sequence[Peer]) -> list[Peer]:
     """Members in the order in which they coordinate: view v belongs to the v-th, round and round.
 

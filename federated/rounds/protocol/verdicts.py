@@ -11,6 +11,7 @@ import numpy as np
 
 from federated.rounds.numeric import gram as products
 from federated.rounds.numeric import rules
+from federated.rounds.protocol.policy import voters_of
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def judge(
         rule,
         total,
         [commits[peer].weight for peer in order],
-        owners=[setting.owners.get(peer, peer) for peer in order],
+        owners=voters_of(order, setting.owners),
         clip=clip,
         committed=committed,
         seed=seed,

@@ -1,0 +1,267 @@
+"""`fed.join|submit|wait|leave|status`: models that members train together, round after round.
+
+Tensors travel as files of the safetensors format: the daemon writes each state into its own folder,
+a trainer says where its new state lies. The files are read by this daemon, as this user.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+import trio
+
+from daemon.errors import RpcError
+from daemon.methods.fed import ERROR_OF, Seconds
+from daemon.methods.group import find_group
+from daemon.methods.peers import device_names, shown_name
+from daemon.rpc.registry import Call, method
+from federated.errors import RoundError, UsageError
+from federated.rounds.protocol.policy import CodecName, Policy, RuleName, Share
+
+if TYPE_CHECKING:
+    from daemon.services import Services
+    from federated.rounds.federation import Federation
+
+WAIT_S_MAX: Final = 3600.0
+
+
+class JoinParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A model to train with others; the rules must be equal at all members.
+
+    Attributes:
+        name: of the model.
+        path: its first state, a safetensors file that is equal at all members.
+        group: whose machines; none: your own.
+        expected: machines to begin with; 0: begin when nobody new comes.
+        wait_s: how long to wait for them.
+        rule: how updates are merged: auto, mean, norm_bounded, median, trimmed, multi_krum, rfa,
+            centred_clipping, bucketing_rfa.
+        codec: how updates travel: f32, int8 or e3m0.
+        clip: longest update that counts whole; none: learned from the first round.
+        quorum: which share of the last round's members must agree, above one half.
+        min_peers: members without whom there is no round.
+        first_deadline_s: how long the first round waits for updates; later ones learn it.
+        allow_plain: let machines of several owners see each other's updates.
+    """
+
+    name: str
+    path: str
+    group: str | None = None
+    expected: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    wait_s: Seconds = 60.0
+    rule: RuleName = "auto"
+    codec: CodecName = "int8"
+    clip: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    quorum: Share = (2, 3)
+    min_peers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    first_deadline_s: Seconds = 600.0
+    allow_plain: bool = False
+
+
+class ModelParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A model by its name.
+
+    Attributes:
+        name: of the model.
+        group: whose machines; none: your own.
+    """
+
+    name: str
+    group: str | None = None
+
+
+class SubmitParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What a trainer made of a state.
+
+    Attributes:
+        name: of the model.
+        round: the round whose state it began with.
+        path: the new state, a safetensors file.
+        weight: above 0, such as the number of examples.
+        metrics: figures for people, such as loss.
+        group: whose machines; none: your own.
+    """
+
+    name: str
+    round: Annotated[int, msgspec.Meta(ge=0)]
+    path: str
+    weight: float = 1.0
+    metrics: Annotated[dict[str, float], msgspec.Meta(max_length=32)] = {}
+    group: str | None = None
+
+
+class WaitParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Wait for a round to end.
+
+    Attributes:
+        name: of the model.
+        after_round: return once a later round is applied; -1: what is there now.
+        timeout_s: how long to wait, at most an hour.
+        group: whose machines; none: your own.
+    """
+
+    name: str
+    after_round: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=WAIT_S_MAX)] = 60.0
+    group: str | None = None
+
+
+class ModelInfo(msgspec.Struct, kw_only=True):
+    """A model and how far it is here.
+
+    Attributes:
+        name: of the model.
+        group: its name; empty: your own machines.
+        round: rounds applied.
+        root: hash of the chain of results, equal at all members.
+        path: the state after the last one.
+        phase: what the round under way does here: idle, joining, training, committing, scatter,
+            gram, merge, confirm or merging.
+        machines: who took part in the last one.
+        deadline_s: how long the next one waits for updates.
+        reason: why the last attempt ended, if it came to nothing.
+        numbers: in the model.
+        rule: how updates are merged.
+        codec: how they travel.
+    """
+
+    name: str
+    group: str
+    round: int
+    root: str
+    path: str
+    phase: str
+    machines: list[str]
+    deadline_s: float
+    reason: str
+    numbers: int
+    rule: str
+    codec: str
+
+
+class Waited(msgspec.Struct, kw_only=True):
+    """What came of waiting.
+
+    Attributes:
+        applied: whether a later round is there.
+        model: how far it is.
+    """
+
+    applied: bool
+    model: ModelInfo
+
+
+class Accepted(msgspec.Struct, kw_only=True):
+    """An update was taken.
+
+    Attributes:
+        late: rounds that it is late; each halves its weight.
+    """
+
+    late: int
+
+
+@method("fed.join", scope="rounds", mutates=True)
+async def join(call: Call, p: JoinParams) -> ModelInfo:
+    """Train a model with the other machines that join it; returns once they have met."""
+    try:
+        policy = Policy(
+            quorum=p.quorum, min_peers=p.min_peers, rule=p.rule, codec=p.codec, clip=p.clip,
+            first_deadline_s=p.first_deadline_s, allow_plain=p.allow_plain,
+        )  # fmt: skip
+        federation = await call.services.rounds.models.join(
+            _group(call, p.group), p.name, policy, _path(p.path), expected=p.expected,
+            wait_s=p.wait_s,
+        )  # fmt: skip
+    except (RoundError, UsageError, OSError) as error:
+        raise _rpc_error(error) from None
+    return await _info(call.services, federation)
+
+
+@method("fed.submit", scope="rounds", mutates=True)
+async def submit(call: Call, p: SubmitParams) -> Accepted:
+    """Hand in a new state; this round's, or half as heavy the next one's if it comes too late."""
+    federation = _find(call, p.name, p.group)
+    try:
+        late = await federation.submit_file(p.round, Path(_path(p.path)), p.weight, p.metrics)
+    except (RoundError, UsageError, OSError) as error:
+        raise _rpc_error(error) from None
+    return Accepted(late=late)
+
+
+@method("fed.wait", scope="rounds")
+async def wait(call: Call, p: WaitParams) -> Waited:
+    """Wait until a round later than the one named is applied, or the time is over."""
+    federation = _find(call, p.name, p.group)
+    with trio.move_on_after(p.timeout_s):
+        await federation.wait(p.after_round)
+    applied = federation.standing.round > p.after_round
+    return Waited(applied=applied, model=await _info(call.services, federation))
+
+
+@method("fed.leave", scope="rounds", mutates=True)
+async def leave(call: Call, p: ModelParams) -> ModelInfo:
+    """Take part in a model no longer; its states on this machine are removed."""
+    federation = _find(call, p.name, p.group)
+    info = await _info(call.services, federation)
+    await call.services.rounds.models.leave(_group(call, p.group), p.name)
+    return info
+
+
+class StatusParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Every model."""
+
+
+@method("fed.status", scope="rounds")
+async def status(call: Call, p: StatusParams) -> list[ModelInfo]:
+    """The models that this machine trains with others."""
+    del p
+    return [await _info(call.services, one) for one in call.services.rounds.models.all()]
+
+
+def _group(call: Call, name: str | None) -> bytes | None:
+    return None if name is None else find_group(call.services, name)
+
+
+def _find(call: Call, name: str, group: str | None) -> Federation:
+    try:
+        return call.services.rounds.models.find(_group(call, group), name)
+    except RoundError as error:
+        raise _rpc_error(error) from None
+
+
+def _path(path: str) -> str:
+    if not os.path.isabs(path):
+        raise RpcError("invalid_params", "give the file's whole path, from the root on")
+    return path
+
+
+def _rpc_error(error: RoundError | UsageError | OSError) -> RpcError:
+    if isinstance(error, RoundError):
+        return RpcError(ERROR_OF[error.reason], str(error), data={"reason": error.reason})
+    if isinstance(error, UsageError):
+        return RpcError("invalid_params", str(error))
+    return RpcError("not_found", f"the file cannot be read or written: {error.strerror}")
+
+
+async def _info(services: Services, federation: Federation) -> ModelInfo:
+    standing = federation.standing
+    names = await device_names(services)
+    groups = {view.group: view.name for view in services.replication.groups()}
+    return ModelInfo(
+        name=standing.name,
+        group=groups.get(standing.group, standing.group.hex()[:16]),
+        round=standing.round,
+        root=standing.root.hex(),
+        path=str(federation.store.state_path(standing.round)),
+        phase=federation.phase,
+        machines=[shown_name(names, peer, services) for peer in standing.circle],
+        deadline_s=federation.deadline_s,
+        reason=federation.last_abort,
+        numbers=federation.schema.size,
+        rule=standing.rule,
+        codec=standing.policy.codec,
+    )
