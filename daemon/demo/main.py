@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from daemon.demo import job_steps, memory_steps, mesh_steps, state_steps, steps
+from daemon.demo import job_steps, memory_steps, mesh_steps, round_steps, state_steps, steps
 from daemon.demo.machine import CommandFailed, Machine
 from daemon.demo.show import Show
 from p2p.env import SystemEnv
@@ -58,6 +58,7 @@ async def _run(keep: bool) -> int:
         await memory_steps.erase(show, env, laptop)
         await state_steps.erasure(show, env, machines)
         await job_steps.fan_out(show, env, machines, folder)
+        await round_steps.together(show, env, machines, folder)
     except CommandFailed as error:
         show.check(str(error), False)
     finally:
