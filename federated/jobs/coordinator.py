@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.board import Door
     from federated.jobs.choosing import PrefixOf
-    from federated.jobs.items import Item, Offer
+    from federated.jobs.items import Item, Offer, TaskResult
     from federated.jobs.orders import Orders
     from federated.jobs.state import Job, TaskCell
     from federated.jobs.types import JobId
@@ -252,6 +252,18 @@ class Coordinator:
         self._board.keep_job(job, full=True)
         self._board.tell_state(job, wall_ms)
         self._close(job, wall_ms)
+
+    def fetched(
+        self, peer: PeerId, ident: JobId, result: TaskResult, rows: bytes | None, *, now: float,
+        wall_ms: int,
+    ) -> None:  # fmt: skip
+        """An answer that came in a blob, of `Orders.fetches`; None: it could not be had."""
+        job, cell = self._board.jobs.get(ident), self._board.peers.get(peer)
+        if job is None or cell is None:
+            return
+        self._settling.fetched(job, cell, result, rows, now, wall_ms)
+        self._progress(job, now, wall_ms)
+        self._leasing.fill(now, wall_ms)
 
     def erased(self, found: Mapping[bytes, set[int]], *, wall_ms: int) -> list[Job]:
         """Drop rows that quote what was erased, of jobs in memory; these jobs."""

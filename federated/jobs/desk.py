@@ -105,6 +105,7 @@ class Desk:
         unknown: attempts with effects that began here and will have no answer.
         outbox: (job, result) to send in this session.
         drops: refs whose results on the disk are wanted no more.
+        spent: (ref, rows) of results whose blobs are wanted no more.
         loaded: whether what is on the disk is known here.
         held_bytes: of `unacked`.
         effect_bytes: what rows of effects take on the disk.
@@ -128,6 +129,7 @@ class Desk:
     unknown: set[Ref] = field(default_factory=set)
     outbox: deque[tuple[bytes, TaskResult]] = field(default_factory=deque)
     drops: list[Ref] = field(default_factory=list)
+    spent: list[tuple[Ref, bytes]] = field(default_factory=list)
     loaded: bool = False
     held_bytes: int = 0
     effect_bytes: int = 0
@@ -210,6 +212,8 @@ class Desk:
         self.held_bytes -= waiting.size
         if waiting.on_disk:
             self.drops.append(ref)
+        if waiting.result.in_blob:
+            self.spent.append((ref, waiting.result.rows))
         return True
 
     def merge(self, kept: Kept, now: float) -> None:

@@ -20,7 +20,7 @@ BATCH_ROWS_MAX: Final = 32
 BATCH_BYTES_MAX: Final = 262_144
 # tasks.md s.4: the wire.
 ITEM_BYTES_MAX: Final = 262_144
-# A task's answer, as long as answers do not travel by blob: with what is around it, an item.
+# A task's answer that travels in an item, with what is around it; a larger one is a blob.
 RESULT_BYTES_MAX: Final = 196_608
 # Of all specs that a worker keeps for one coordinator: decoded they take some twenty times as much.
 SPECS_BYTES_MAX: Final = 4 * 2**20

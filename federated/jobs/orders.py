@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federated.jobs.items import Item, Offer
+    from federated.jobs.items import Item, Offer, TaskResult
     from federated.jobs.types import JobId
+    from federated.seams import GroupId
     from p2p.identity import PeerId
 
 Statement: TypeAlias = Literal[
@@ -57,6 +58,15 @@ class Forget(NamedTuple):
     at_ms: int
 
 
+class Large(NamedTuple):
+    """A result whose rows are in a blob; `group` may read it."""
+
+    peer: PeerId
+    job: JobId
+    group: GroupId | None
+    result: TaskResult
+
+
 class Orders:
     """What one input led to.
 
@@ -71,12 +81,13 @@ class Orders:
         caught: quarantines: what is kept of earlier jobs changes with them.
         offers: (peer, session, offer) of effects and counted executions: once the writes are
             committed, the machine is asked which of them may leave.
+        fetches: answers in blobs: to be fetched and handed to `Coordinator.fetched`.
         forgets: erased records: what quotes them is overwritten after all that was ordered before.
     """
 
     __slots__ = (
-        "after", "caught", "closes", "ended", "forgets", "full", "offers", "reduces", "sends",
-        "writes",
+        "after", "caught", "closes", "ended", "fetches", "forgets", "full", "offers", "reduces",
+        "sends", "writes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -90,6 +101,7 @@ class Orders:
         self.caught: list[Caught] = []
         self.offers: list[tuple[PeerId, int, Offer]] = []
         self.forgets: list[Forget] = []
+        self.fetches: list[Large] = []
 
     def send(self, peer: PeerId, item: Item) -> None:
         """Send now."""
@@ -108,5 +120,5 @@ class Orders:
         """Whether there is nothing to do."""
         return not (
             self.sends or self.writes or self.after or self.closes or self.reduces or self.ended
-            or self.caught
+            or self.caught or self.fetches
         )  # fmt: skip

@@ -15,7 +15,7 @@ from federated.jobs.effects import OUTCOME_UNKNOWN
 from federated.jobs.handlers.base import Batch, TaskCtx, TaskLimits
 from federated.jobs.held import EFFECT_BYTES, HELD_MS, Put
 from federated.jobs.items import Refusal, Reply, Usage
-from federated.jobs.limits import RESULT_BYTES_MAX
+from federated.jobs.limits import OUTPUT_BYTES_MAX, RESULT_BYTES_MAX
 from federated.jobs.worker_task import (
     done,
     failed,
@@ -30,6 +30,7 @@ from p2p.errors import DecodeError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from federated.jobs.bulk import Bulk
     from federated.jobs.desk import TaskHere
     from federated.jobs.held import Held
     from federated.jobs.items import TaskResult
@@ -54,16 +55,23 @@ class Running:
         env: clocks.
         offload: where blocking work goes.
         held: where effects are written down; None: none are taken.
+        bulk: carries large answers.
     """
 
-    def __init__(self, env: Env, offload: Offload, held: Held | None) -> None:
+    def __init__(self, env: Env, offload: Offload, held: Held | None, bulk: Bulk) -> None:
         self._env = env
         self._offload = offload
         self._held = held
+        self._bulk = bulk
 
     async def quick(self, tasks: Sequence[TaskHere]) -> list[TaskResult]:
         """Run pure tasks in one trip to a thread."""
-        return await self._offload.run(lambda: [_compute(task) for task in tasks])
+        most = self._bulk.out_bytes_max
+        results = await self._offload.run(lambda: [_compute(task, most) for task in tasks])
+        return [
+            await self._bulk.carried(result, task.ref, task.job.spec.group)
+            for task, result in zip(tasks, results, strict=True)
+        ]
 
     async def one(self, task: TaskHere) -> TaskResult:
         """Run a task without effects."""
@@ -73,9 +81,11 @@ class Running:
         async def run() -> bytes:
             batch = read_rows(task.job, task.rows)
             answers = await self._answers(task, batch)
-            return write_rows(batch, answers, task_limits(task).out_bytes)
+            most = min(task_limits(task).out_bytes, self._bulk.out_bytes_max)
+            return write_rows(batch, answers, most)
 
-        return await self._guarded(task, began, run)
+        result = await self._guarded(task, began, run)
+        return await self._bulk.carried(result, task.ref, task.job.spec.group)
 
     async def _guarded(
         self, task: TaskHere, began: float, run: Callable[[], Awaitable[bytes]]
@@ -157,7 +167,8 @@ class Running:
             return join_entries(batch, entries), False
         asked = Batch(rows=fresh, params=batch.params, columns=batch.columns, reduces=batch.reduces)
         answers = await self._answers(task, asked)
-        found = write_entries(asked, answers, task_limits(task).out_bytes)
+        most = min(task_limits(task).out_bytes, RESULT_BYTES_MAX)
+        found = write_entries(asked, answers, most)
         for row in fresh:
             entries[row.k] = found.get(row.k) or missing_entry(row.k, OUTCOME_UNKNOWN)
         rows = join_entries(batch, entries)
@@ -214,22 +225,23 @@ class Running:
 
 
 def task_limits(task: TaskHere) -> TaskLimits:
-    """The smallest of what the job asks for, the handler allows and an item holds."""
+    """The smallest of what the job asks for, the handler allows and an answer may be."""
     own, spec = task.handler.info.limits, task.job.spec
     return TaskLimits(
         wall_s=min(own.wall_s, spec.wall_ms / 1000 or own.wall_s),
         mem_bytes=min(own.mem_bytes, spec.mem_bytes or own.mem_bytes),
-        out_bytes=min(own.out_bytes, spec.out_bytes or own.out_bytes, RESULT_BYTES_MAX),
+        out_bytes=min(own.out_bytes, spec.out_bytes or own.out_bytes, OUTPUT_BYTES_MAX),
     )
 
 
-def _compute(task: TaskHere) -> TaskResult:
+def _compute(task: TaskHere, out_bytes_max: int) -> TaskResult:
     """Run a quick task; in a thread."""
     handler = task.handler
     assert hasattr(handler, "compute")
     try:
         batch = read_rows(task.job, task.rows)
-        rows = write_rows(batch, handler.compute(batch), task_limits(task).out_bytes)
+        most = min(task_limits(task).out_bytes, out_bytes_max)
+        rows = write_rows(batch, handler.compute(batch), most)
         return done(task.task, task.attempt, rows, Usage())
     except HandlerError as error:
         return failed(task.task, task.attempt, error, Usage())

@@ -16,6 +16,7 @@ from federated.jobs.held import HELD_MS, Put
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from federated.jobs.bulk import Bulk
     from federated.jobs.desk import Desk
     from federated.jobs.held import Held
     from federated.jobs.items import Ref, TaskResult
@@ -37,15 +38,19 @@ class Saving:
         desks: of all coordinators.
         held: the tables; None: nothing is kept.
         env: clocks.
+        bulk: lets go of large answers.
 
     Attributes:
         wanted: set when there may be something to write or to forget.
     """
 
-    def __init__(self, desks: Mapping[PeerId, Desk], held: Held | None, env: Env) -> None:
+    def __init__(
+        self, desks: Mapping[PeerId, Desk], held: Held | None, env: Env, bulk: Bulk
+    ) -> None:  # fmt: skip
         self._desks = desks
         self._held = held
         self._env = env
+        self._bulk = bulk
         self.wanted = trio.Event()
 
     def put(self, desk: Desk, ref: Ref, result: TaskResult) -> Put:
@@ -71,6 +76,10 @@ class Saving:
             self.wanted = trio.Event()
             await trio.sleep(SAVE_AFTER_S)
             await self.once()
+            for desk in self._desks.values():
+                spent, desk.spent = desk.spent, []
+                for ref, rows in spent:
+                    await self._bulk.release(ref, rows)
 
     async def once(self) -> None:
         """Write what has waited long enough, and forget what is wanted no more."""
@@ -107,6 +116,7 @@ class Saving:
         while True:
             try:
                 await held.prune(self._env.wall_ms())
+                await self._bulk.prune(self._env.wall_ms())
             except Exception:
                 # It is tried again; what is too old is not read either.
                 log.exception("held_not_pruned")

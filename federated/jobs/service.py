@@ -14,18 +14,17 @@ Source: docs/specs/jobs.md.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import msgspec
 import trio
 
 from federated.errors import JobError
+from federated.jobs.bulk import Bulk
 from federated.jobs.cache import ResultCache
 from federated.jobs.coordinator import TICK_S, Coordinator
 from federated.jobs.drawing import Drawing
-from federated.jobs.earlier import (
-    drop_erased,
-)
+from federated.jobs.earlier import drop_erased
 from federated.jobs.engines.door import DoorWithEngines, Engines
 from federated.jobs.engines.seam import engine_id
 from federated.jobs.erasing import Erasing
@@ -45,12 +44,12 @@ from federated.jobs.worker import Worker
 from federated.jobs.writing import FULL, Writer, is_full
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from federated.jobs.engines.seam import Engine
     from federated.jobs.items import Item
     from federated.jobs.keeping import Kept
-    from federated.jobs.orders import Orders
+    from federated.jobs.orders import Large, Orders
     from federated.jobs.planner import Planned
     from federated.jobs.quota import WorkQuota
     from federated.jobs.state import Job
@@ -60,6 +59,8 @@ if TYPE_CHECKING:
     from p2p.blobs.service import Blobs
     from p2p.env import Env, Offload
     from p2p.identity import PeerId
+
+A = TypeVar("A")
 
 log = logging.getLogger("covey.jobs")
 
@@ -97,10 +98,11 @@ class Jobs:
         self.writer = Writer(self.journal, kept=self._after, filled=self._filled)
         self.cache = ResultCache(db)
         self.lessons = Lessons(db)
+        self._bulk = Bulk(blobs)
         self.worker = Worker(
             mesh, handlers, env, offload, slots=slots,
             parse_template=lambda text: parse_template(text, None).render, held=Held(db),
-            quota=quota,
+            quota=quota, bulk=self._bulk,
         )  # fmt: skip
         self.worker.register()
         self.engines = Engines(engines or {}, handlers, env, offload)
@@ -132,7 +134,7 @@ class Jobs:
         self._core: Coordinator | None = None
         self._ready = trio.Event()
         self._ended: dict[JobId, trio.Event] = {}
-        self._reducing: trio.Nursery | None = None
+        self._nursery: trio.Nursery | None = None
         self._listeners: list[Callable[[JobId, int, str, bytes], None]] = []
         self._news = trio.Event()
 
@@ -153,7 +155,7 @@ class Jobs:
         self, core: Coordinator, wall_ms: int, task_status: trio.TaskStatus[None]
     ) -> None:
         async with trio.open_nursery() as nursery:
-            self._reducing = nursery
+            self._nursery = nursery
             self._core = core
             core.board.own_handlers = {
                 info.id: info for info in self.handlers.offered_to("own", None)
@@ -179,9 +181,14 @@ class Jobs:
     @property
     def core(self) -> Coordinator:
         """The machine, while `run` runs."""
-        if self._core is None:
-            raise JobError("bad_state", "jobs have not started yet: try again in a moment")
-        return self._core
+        if self._core is not None:
+            return self._core
+        raise JobError("bad_state", "jobs have not started yet: try again in a moment")
+
+    def _spawn(self, fn: Callable[[A], Awaitable[None]], about: A) -> None:
+        """Do something beside, as long as we run."""
+        assert self._nursery is not None
+        self._nursery.start_soon(fn, about)
 
     def _in_memory(self, ident: JobId) -> Job | None:
         return self.core.job(ident)
@@ -207,6 +214,8 @@ class Jobs:
             self._sessions.send(peer, item)
         for peer, _code in orders.closes:
             self._sessions.close(peer)
+        for large in orders.fetches:
+            self._spawn(self._fetch, large)
         if (
             orders.writes or orders.after or orders.ended or orders.reduces or orders.caught
             or orders.forgets
@@ -242,25 +251,29 @@ class Jobs:
         """What may happen now that the orders' rows are on disk."""
         for peer, item in orders.after:
             self._sessions.send(peer, item)
-        for seq, job, _at, kind, body in orders.writes.get("event", ()):
-            assert isinstance(seq, int)
-            assert isinstance(job, bytes)
-            assert isinstance(kind, str)
-            assert isinstance(body, bytes)
+        for event in orders.writes.get("event", ()):
+            seq, job, _at, kind, body = cast("tuple[int, bytes, int, str, bytes]", event)
             self._tell(JobId(job), seq, kind, body)
         for ident in orders.reduces:
-            assert self._reducing is not None
-            self._reducing.start_soon(self._reductions.run, ident)
+            self._spawn(self._reductions.run, ident)
         for ident in orders.ended:
             self._ended.pop(ident, trio.Event()).set()
-            assert self._reducing is not None
-            self._reducing.start_soon(self._forget_later, ident)
-            self._reducing.start_soon(self._learn, ident)
+            self._spawn(self._forget_later, ident)
+            self._spawn(self._learn, ident)
         if orders.offers:
             self.core.offers_kept(orders.offers)
             self._carry_out()
         if orders.ended:
             self._sessions.look()
+
+    async def _fetch(self, large: Large) -> None:
+        """Have an answer that a result names."""
+        rows = await self._bulk.fetched(large.result.rows, large.group)
+        self.core.fetched(
+            large.peer, large.job, large.result, rows,
+            now=self._env.now(), wall_ms=self._env.wall_ms(),
+        )  # fmt: skip
+        self._carry_out()
 
     def _reduced(self, ident: JobId, problem: str) -> None:
         self.core.reduced(ident, wall_ms=self._env.wall_ms(), problem=problem)
@@ -268,8 +281,7 @@ class Jobs:
 
     def _reduce_again(self, ident: JobId) -> None:
         self._stages.stop(ident)
-        assert self._reducing is not None
-        self._reducing.start_soon(self._reductions.run, ident)
+        self._spawn(self._reductions.run, ident)
 
     async def erase(self, records: Sequence[bytes]) -> int:
         """Overwrite what quotes any of these memories; see `Erasing.erase`."""

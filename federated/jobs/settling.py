@@ -14,6 +14,8 @@ import string
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from federated.jobs import effects
 from federated.jobs.cache import CACHED
 from federated.jobs.canon import canonical, decode_table_untrusted, digest
@@ -25,6 +27,7 @@ from federated.jobs.items import (
 )
 from federated.jobs.judging import Judging
 from federated.jobs.limits import OUTPUT_BYTES_MAX
+from federated.jobs.orders import Large
 from federated.jobs.quoting import ERASED, NOTHING
 from federated.jobs.state import (
     ATTEMPT_TRANSITIONS,
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
     from federated.seams import TrustClass
     from p2p.identity import PeerId
 
+FETCH_LEASE_S: Final = 60.0
+"""How long an attempt is not lost whose answer is being fetched: twice the longest fetch."""
 REASON_CHARACTERS_MAX: Final = 64
 LOOK_AGAIN_MAX: Final = 256
 NOT_RETURNED: Final = "not_returned"
@@ -95,10 +100,43 @@ class Settling:
                 raise DecodeError("a job result is not signed by its sender", peer.peer)
         refs: list[Ref] = []
         for result in decode_results_untrusted(item.body):
+            if result.in_blob and self._is_fetched(job, peer, result, now):
+                continue
             self._one(job, peer, trust, result, now, wall_ms)
             refs.append((job.id, result.task, result.attempt))
-        board.orders.after.append((peer.peer, Ack(refs)))
+        if refs:
+            board.orders.after.append((peer.peer, Ack(refs)))
         board.orders.full = board.orders.full or effects.once(job)
+
+    def _is_fetched(self, job: Job, peer: PeerCell, result: TaskResult, now: float) -> bool:
+        """Whether an answer in a blob is fetched first; if not nobody waits for it."""
+        attempt = self._attempt_of(job, peer, result)
+        if attempt is None or job.final:
+            return False
+        if not attempt.live and attempt.state not in {AttemptState.LOST, AttemptState.CANCELLED}:
+            return False
+        if not attempt.fetching:
+            attempt.fetching = True
+            attempt.lease_end = now + FETCH_LEASE_S  # its worker has ended it and beats no more
+            self._board.orders.fetches.append(Large(peer.peer, job.id, job.group, result))
+        return True
+
+    def fetched(
+        self, job: Job, peer: PeerCell, result: TaskResult, rows: bytes | None, now: float,
+        wall_ms: int,
+    ) -> None:  # fmt: skip
+        """An answer that came in a blob; None: it could not be had."""
+        attempt = self._attempt_of(job, peer, result)
+        if attempt is not None:
+            attempt.fetching = False
+        if rows is None:
+            result = msgspec.structs.replace(result, error="lost", rows=b"", in_blob=False)
+        else:
+            result = msgspec.structs.replace(result, rows=rows, in_blob=False)
+        trust = self._board.standing(job, peer.peer)[0]
+        self._one(job, peer, trust, result, now, wall_ms)
+        ref = (job.id, result.task, result.attempt)
+        self._board.orders.after.append((peer.peer, Ack([ref])))
 
     def _one(
         self, job: Job, peer: PeerCell, trust: TrustClass, result: TaskResult, now: float,

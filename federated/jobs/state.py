@@ -318,15 +318,16 @@ class Attempt:
         share_s: how much longer it was thought to keep all of them busy.
         apart_s: seconds of it that were thought to go into reading and a cold start.
         expected_s: seconds it was thought to take an average peer; 0: nobody knew.
+        fetching: its answer is in a blob that is on its way.
         hedge: it is the second live one of its task.
         revoking: its worker was asked to give it back if it has not started.
         session: of the offer; 0: of an earlier run of ours.
     """
 
     __slots__ = (
-        "apart_s", "began", "check", "expected_s", "hedge", "ks", "lease_end", "number", "offered",
-        "overlapped", "owner", "peer", "progress", "revoking", "seen", "session", "share_s",
-        "slots", "started", "state", "task",
+        "apart_s", "began", "check", "expected_s", "fetching", "hedge", "ks", "lease_end", "number",
+        "offered", "overlapped", "owner", "peer", "progress", "revoking", "seen", "session",
+        "share_s", "slots", "started", "state", "task",
     )  # fmt: skip
 
     def __init__(
@@ -351,6 +352,7 @@ class Attempt:
         self.share_s = 0.0
         self.apart_s = 0.0
         self.expected_s = 0.0
+        self.fetching = False
         self.hedge = False
         self.revoking = False
         self.session = 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from federated.errors import HandlerError
+from federated.jobs.bulk import Bulk
 from federated.jobs.credit import Allowance, with_times
 from federated.jobs.desk import REPLIES_MAX, Desk, TaskHere, Waiting
 from federated.jobs.held import HELD_BYTES_MAX, HELD_MS
@@ -116,6 +117,7 @@ class Worker:
             effects are taken.
         held_bytes_max: results and effects of one coordinator.
         quota: work that others may have of this machine.
+        bulk: carries large answers; None: they are refused.
     """
 
     def __init__(
@@ -130,13 +132,14 @@ class Worker:
         held: Held | None = None,
         held_bytes_max: int = HELD_BYTES_MAX,
         quota: WorkQuota | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
         self._mesh = mesh
         self._handlers = handlers
         self._env = env
         self._held = held
         self._held_bytes_max = held_bytes_max
-        self._running = Running(env, offload, held)
+        self._running = Running(env, offload, held, bulk or Bulk(None))
         self._quota = quota or WorkQuota()
         self.slots = slots
         self._parse_template = parse_template
@@ -144,7 +147,7 @@ class Worker:
         self._allowance = Allowance(mesh, slots, self._desks)
         self._turns = self._allowance.turns
         self._work = trio.Event()
-        self._saving = Saving(self._desks, held, env)
+        self._saving = Saving(self._desks, held, env, bulk or Bulk(None))
         self._free = trio.Semaphore(slots)
         self._session = 0
         self.draining = False
@@ -302,8 +305,6 @@ class Worker:
             case Ack():
                 for ref in item.refs:
                     desk.forget(ref)
-                if desk.drops:
-                    self._saving.wanted.set()
             case Cancel():
                 self._cancel(desk, item)
             case Hello():
@@ -315,6 +316,8 @@ class Worker:
                 desk.answer_have(set(item.jobs))
             case _:
                 raise DecodeError("a coordinator sent a worker's item")
+        if desk.drops or desk.spent:
+            self._saving.wanted.set()
 
     def _spec(self, desk: Desk, item: Spec) -> None:
         spec = read_spec(item, self._parse_template)
@@ -459,6 +462,8 @@ class Worker:
         if desk.tasks.pop(task.ref, None) is None or task.cancelled:
             if on_disk:
                 desk.drops.append(task.ref)
+            if result.in_blob:
+                desk.spent.append((task.ref, result.rows))
             return
         until_ms = self._env.wall_ms() + HELD_MS
         desk.keep(task.ref, Waiting(result, self._env.now(), until_ms, on_disk))

@@ -33,12 +33,14 @@ from federated.jobs.items import (
 from federated.jobs.types import Column, JobSpec, Limits, PerRow, Sum
 from tests.helpers.job_rogues import ECHO, Seat, answer, echo, hello, rogue_worker
 from tests.helpers.jobs_kit import GROUP, play_office
+from tests.helpers.memories import InlineOffload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from federated.jobs.types import JobId
+    from p2p.blobs.service import Blobs
     from tests.helpers.jobs_kit import Desk, Office
 
     Script = Callable[[Seat, Offer], Awaitable[None]]
@@ -482,3 +484,51 @@ def test_what_others_were_asked_is_answered_by_nobody_else(tmp_path: Path) -> No
         assert boss.jobs.core.board.counters["results_unknown"] >= tried
 
     play_office(scenario, tmp_path, seed=35)
+
+
+async def names_blobs(seat: Seat, offer: Offer) -> None:
+    """Answers each task with a blob that is nowhere, an id that is none, and again and again."""
+    for task in offer.tasks:
+        plain = answer(task, task.rows)
+        for rows in (b"\x07" * 32, b"short", b""):
+            named = msgspec.structs.replace(plain, rows=rows, in_blob=True)
+            for _ in range(20):
+                await seat.send(seat.signed(offer.job, named))
+        unknown = msgspec.structs.replace(plain, attempt=task.attempt ^ 1, in_blob=True)
+        await seat.send(seat.signed(offer.job, unknown))
+
+
+def test_blobs_that_are_nowhere_cost_their_own_task_a_try(tmp_path: Path) -> None:
+    counted = attacked(tmp_path, names_blobs)
+    assert counted["results_unknown"] > 0
+    assert counted["offers"] > 0
+
+
+def test_a_blob_that_holds_something_else_or_too_much_is_no_answer(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1, owner=owner(1))
+        await office.desk(2, owner=owner(2))
+        await office.desk(4, owner=owner(4))
+        stores: list[Blobs] = []
+
+        async def holds_rubbish(seat: Seat, offer: Offer) -> None:
+            for number, task in enumerate(offer.tasks):
+                size = 300_000 if number % 2 else 3 * 2**20
+                blob = await stores[0].put([b"x" * size], GROUP)
+                plain = answer(task, task.rows)
+                named = msgspec.structs.replace(plain, rows=bytes(blob), in_blob=True)
+                await seat.send(seat.signed(offer.job, named))
+
+        rogue = await rogue_worker(office, 3, holds_rubbish, owner=owner(3))
+        member = rogue.member.node.keep_blobs(
+            tmp_path / "rogue blobs", office.kit._env("rogue blobs"), InlineOffload()
+        )
+        member.set_readers(lambda _group, _peer: True)
+        stores.append(member)
+        await right(boss, await done(boss, a_job()))
+        assert rogue.offers
+        assert boss.jobs.core.board.counters["results_bad"] > 0
+        await trio.sleep(5)
+        assert await boss.blobs.listed() == [], "nothing of it stays here"
+
+    play_office(scenario, tmp_path, seed=32)
