@@ -83,6 +83,11 @@ class Paths:
         return os.path.join(self.runtime, "daemon.lock")
 
     @property
+    def pool_socket(self) -> str:
+        """Socket of the host pool: descriptors of shared memory cannot ride on the JSON one."""
+        return os.path.join(os.path.dirname(self.socket), "pool.sock")
+
+    @property
     def running(self) -> str:
         """Marker that is there while a daemon runs, and after one died."""
         return self._state("running")

@@ -157,7 +157,10 @@ class BookMachine(RuleBasedStateMachine):
     def a_connection_ends(self, data: st.DataObject) -> None:
         owner = self.pick(data, self.alive)
         gone = [number for number, (who, _, _) in self.lent.items() if who == owner]
-        assert sorted(self.book.parted(owner)) == sorted(gone)
+        others = [number for number in self.lent if number not in gone]
+        assert not self.book.parted(owner, others), "they are not his"
+        assert sorted(self.book.parted(owner, {*gone, *others})) == sorted(gone)
+        assert self.book.holds(owner) or not gone
         for number in gone:
             del self.lent[number]
             self.retired[number] = owner
@@ -261,7 +264,7 @@ def test_idle_segments_make_room_for_another_size() -> None:
     small = [book.lend(1, 10, PLENTY) for _ in range(3)]
     assert all(isinstance(place, Place) and place.fresh for place in small)
     assert book.lend(1, 3 * STEP_BYTES, PLENTY) is Reason.FULL
-    book.parted(1)
+    book.parted(1, range(3))
     assert book.lend(2, 3 * STEP_BYTES, PLENTY) is Reason.FULL, "its process may still write"
     assert book.exited(1) == [0, 1, 2]
     place = book.lend(2, 3 * STEP_BYTES, PLENTY)

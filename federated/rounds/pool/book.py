@@ -33,7 +33,7 @@ from federated.errors import UsageError
 from federated.rounds.pool.records import SEGMENT_MAX, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
 STEP_BYTES: Final = 2 << 20
 """Segments are whole steps, so that updates of almost one size share them: a huge page's size."""
@@ -307,9 +307,11 @@ class Book:
 
     # ---- what becomes of processes
 
-    def parted(self, owner: int) -> list[int]:
-        """The connection of a process ended. Returns the segments retired by it."""
-        retired = [e for e in self if e.holder == owner and e.state is State.LENT]
+    def parted(self, owner: int, numbers: Container[int]) -> list[int]:
+        """A connection of a process ended. Returns which of its `numbers` are retired by it."""
+        retired = [
+            e for e in self if e.number in numbers and e.holder == owner and e.state is State.LENT
+        ]
         for entry in retired:
             entry.step(Input.PART)
         return [entry.number for entry in retired]
@@ -326,6 +328,10 @@ class Book:
                 if entry.state is State.FREE and before is not State.FREE:
                     freed.append(entry.number)
         return freed
+
+    def holds(self, owner: int) -> bool:
+        """Whether a process has mapped a segment, for all that we know."""
+        return any(e.holder == owner or owner in e.readers for e in self)
 
     # ---- memory
 
