@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from federated.errors import UsageError
-from federated.rounds.numeric import engines, gram, kernels, order
+from federated.rounds.numeric import engines, gram, kernels, order, rules
+from p2p.errors import DecodeError
 from tests.helpers.need import missing, need
 
 if TYPE_CHECKING:
@@ -407,3 +408,60 @@ def test_products_of_means_are_those_of_the_averaged_rows() -> None:
         gram.bucket_matrix([0, 0], 1)
     with pytest.raises(UsageError):
         gram.bucket_matrix([0, 1], 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-21, 1e15])
+def test_products_of_rows_are_believed(scale: float) -> None:
+    rows = [row * np.float32(scale) for row in rows_of(6, 70_000)]
+    rows[1], rows[2] = rows[0], -rows[0]  # as far as products can go
+    rows[5] = rows_of(1, 70_000)[0]
+    rows[4] = rows[4].copy()
+    rows[4][7] = np.nan
+    gram.verify_products(gram.gram(rows))
+    gram.verify_products(gram.diagonal(rows))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [((2, 1), np.nan), ((2, 1), np.inf), ((2, 1), 1e9), ((2, 1), -1e9), ((2, 2), -1.0),
+     ((0, 0), np.nan), ((0, 0), np.inf), ((0, 0), 1e300), ((2, 2), 0.0)],
+)  # fmt: skip
+def test_products_that_no_rows_have_are_refused(place: tuple[int, int], value: float) -> None:
+    matrix = gram.gram(rows_of(4, 1000))
+    gram.verify_products(matrix)
+    matrix[place] = matrix[place[::-1]] = value
+    with pytest.raises(DecodeError):
+        gram.verify_products(matrix)
+    if place[0] == place[1] and value != 0:
+        with pytest.raises(DecodeError):
+            gram.verify_products(np.diagonal(matrix))
+
+
+@pytest.mark.attack
+def test_whatever_products_are_believed_every_rule_survives_them() -> None:
+    rng = np.random.default_rng(11)
+    telling = np.array([0.0, 1e-300, 1e-28, 1.0, 1e30, 1e59, 1e61, 1e308, np.inf, np.nan, -1.0])
+    believed = 0
+    for _ in range(3000):
+        count = int(rng.integers(1, 7))
+        squares = rng.choice(telling, count + 1)
+        roots = np.sqrt(np.where(np.isfinite(squares), np.abs(squares), 1))
+        lower = np.tril(np.outer(roots, roots) * rng.uniform(-1, 1, (count + 1, count + 1)), -1)
+        matrix = lower + lower.T
+        np.fill_diagonal(matrix, squares)
+        try:
+            gram.verify_products(matrix)
+        except DecodeError:
+            continue
+        believed += 1
+        for rule in rules.RULES:
+            found = rules.coefficients(
+                rule,
+                matrix,
+                np.ones(count),
+                owners=range(count),
+                clip=rng.choice([None, 1.0, 1e30]),
+            )
+            assert np.isfinite(found).all(), (rule, matrix)
+    assert believed > 500

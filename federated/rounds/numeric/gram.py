@@ -16,6 +16,7 @@ import numpy as np
 from federated.errors import UsageError
 from federated.rounds.numeric import engines
 from federated.rounds.numeric.kernels import row_length, slices
+from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from federated.rounds.numeric.engines import F32, F64, Engine
 
 BLOCK: Final = 65_536
+SQUARE_MAX: Final = 1e60
+"""Float32 rows have no square as large; below it no rule's arithmetic overflows."""
+PRODUCT_TOLERANCE: Final = 1e-3
+"""Relative to the norms: a hundred times the error of float32 products (E2)."""
+SQUARE_LOST: Final = 1e-28
+"""What a square may lack because float32 rounded its elements' to 0: 10^9 of at most 1.2e-38."""
 TILE_BLOCK: Final = 16_384
 """64 KiB a row: sixteen rows stay in a cache of 1 MiB while each is read four times."""
 
@@ -112,6 +119,35 @@ def from_lower_triangle(values: F64, count: int) -> F64:
     matrix[rows, columns] = values
     matrix[columns, rows] = values
     return matrix
+
+
+def verify_products(matrix: F64) -> None:
+    """Refuse products that no rows have, before a reducer's word reaches a rule.
+
+    A row that is not finite has a square that is not; whatever is said of it does not matter, for
+    the rules leave it out. Of the others |G_ij| <= sqrt(G_ii G_jj), a little beyond it for float32.
+    Row 0, the reference, was applied once and is finite.
+
+    Args:
+        matrix: float64[K, K] of a part, symmetric, or its diagonal float64[K].
+
+    Raises:
+        DecodeError: a negative square, a reference that is not finite, a product that is not finite
+            though both squares are, or one that is larger than both rows together allow.
+        UsageError: neither a square matrix nor a diagonal.
+    """
+    if matrix.ndim != 1:
+        _check_square(matrix)
+    squares = matrix if matrix.ndim == 1 else np.diagonal(matrix)
+    if (squares < 0).any() or (len(squares) and not squares[0] < SQUARE_MAX):
+        raise DecodeError("a square that is negative, or a reference that is not finite")
+    if matrix.ndim == 1:
+        return
+    finite = np.flatnonzero(np.isfinite(squares))
+    among, norms = matrix[np.ix_(finite, finite)], np.sqrt(squares[finite] + SQUARE_LOST)
+    # Norms, not squares, are multiplied: it cannot overflow. NaN fails the comparison too.
+    if not (np.abs(among) <= np.outer(norms, norms) * (1 + PRODUCT_TOLERANCE)).all():
+        raise DecodeError("products that no rows have")
 
 
 def owner_matrix(owners: Sequence[Hashable]) -> F64:

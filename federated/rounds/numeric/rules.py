@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_arg
 import numpy as np
 
 from federated.errors import UsageError
-from federated.rounds.numeric.gram import bucket_matrix, merged
+from federated.rounds.numeric.gram import SQUARE_MAX, bucket_matrix, merged
 from federated.rounds.numeric.kernels import normalised
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def check_norms(
 
 
 def _check_norm(square: float, clip: float | None, committed: float | None) -> Check:
-    if not 0 <= square < math.inf:
+    if not 0 <= square < SQUARE_MAX:
         return Check(0.0, "not_finite")
     norm = math.sqrt(square)
     if committed is not None and not abs(norm - committed) <= NORM_TOLERANCE * norm:

@@ -15,7 +15,7 @@ from federated.rounds.protocol.policy import voters_of
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from federated.rounds.numeric.engines import F64
     from federated.rounds.protocol.checks import Setting
@@ -44,13 +44,15 @@ def read_gram(values: bytes, rows: int, *, diagonal: bool) -> F64:
         float64[rows, rows], or float64[rows] if diagonal.
 
     Raises:
-        DecodeError: of another length.
+        DecodeError: of another length, or no products that rows can have.
     """
     wanted = rows if diagonal else rows * (rows + 1) // 2
     if len(values) != 8 * wanted:
         raise DecodeError(f"products of {len(values)} bytes where {8 * wanted} belong")
     flat = np.frombuffer(values, "<f8")
-    return flat.copy() if diagonal else products.from_lower_triangle(flat, rows)
+    found = flat.copy() if diagonal else products.from_lower_triangle(flat, rows)
+    products.verify_products(found)
+    return found
 
 
 def add_up(order: tuple[bytes, ...]) -> Verdict:
@@ -73,6 +75,7 @@ def judge(
     """
     rule = cast("rules.Rule", setting.rule)
     total = np.sum(parts, axis=0)
+    voters = voters_of(order, setting.owners)
     squares = total[1:] if total.ndim == 1 else np.diagonal(total)[1:]
     clip = setting.clip or setting.policy.clip
     committed = [commits[peer].norm for peer in order]
@@ -80,7 +83,7 @@ def judge(
         rule,
         total,
         [commits[peer].weight for peer in order],
-        owners=voters_of(order, setting.owners),
+        owners=voters,
         clip=clip,
         committed=committed,
         seed=seed,
@@ -92,11 +95,12 @@ def judge(
         for peer, check in zip(order, checks, strict=True)
         if check.factor == 0
     }
-    kept = np.array([check.factor > 0 for check in checks])
-    return Verdict(tuple(found.tolist()), rejected, _next_clip(clip, squares[kept]))
+    return Verdict(tuple(found.tolist()), rejected, _next_clip(clip, squares, voters))
 
 
-def _next_clip(clip: float | None, squares: F64) -> float:
+def _next_clip(clip: float | None, squares: F64, voters: Sequence[Hashable]) -> float:
+    # By owners, so that nobody's many devices move it, and with those whom C rejected: without
+    # them every liar would pull C down for the rest.
     if clip is None:
-        return rules.median_norm(squares)
-    return rules.adapted_clip(clip, rules.share_within(squares, clip)) if len(squares) else clip
+        return rules.median_norm(squares, voters)
+    return rules.adapted_clip(clip, rules.share_within(squares, clip, voters))
