@@ -2,8 +2,9 @@
 
     python -m benchmarks jobs --only cancel [--quick]
 
-Two daemons. The worker has a thousand slots, and sixteen processes of an operator's function that
-never returns; the other tasks wait for one of those inside their slots. Measured from the client's
+Two daemons. The worker has a thousand slots, and as many processes of an operator's function that
+never returns as a handler may have; the other tasks wait for one of those inside their slots.
+Measured from the client's
 `job.cancel` until the worker has no child process of the function left, a few times. While they
 spin, the worker's loop is asked for a word again and again: how long the answer takes, less what it
 takes at rest, is an upper bound of how late the loop is.
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from benchmarks.report import Options, Report
 
 TASKS: Final = 1_000
-SPINNERS: Final = 16
-"""Processes at once. More would measure the machine's scheduler."""
+SPINNERS: Final = 64
+"""Processes at once: the most that a handler may have (`slots` of `[jobs.handlers]`)."""
 ROUNDS: Final = 10
 ROUNDS_QUICK: Final = 3
 WARM_TASKS: Final = 5_000
@@ -69,7 +70,8 @@ def run(options: Options, report: Report) -> None:
             met.append(tasks)
         client.close()
         probe.close()
-    name = f"cancel of {TASKS:,} tasks at a worker, {SPINNERS} processes spin"
+    waiting = TASKS - SPINNERS
+    name = f"cancel of {TASKS:,} tasks at a worker: {SPINNERS} spin in processes, {waiting} wait"
     report.value(
         f"{name}: last one stopped, p99", percentile(stopped_s, 0.99), unit="s",
         target=Target("<=", 1),

@@ -13,6 +13,9 @@ SUPERLOCALMEMORY = "superlocalmemory==4.1.18"
 FLOWER = ("flwr==1.41.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "scikit-learn==1.9.0")
 """Flower, what our own kernels take where it is installed, and a data set of digits."""
 
+RAY = "ray==2.60.0"
+DASK = "distributed==2026.8.0"
+
 
 class PeerMissing(Exception):
     """A peer could not be installed here; its rows are reported as not measured."""
@@ -44,6 +47,24 @@ def superlocalmemory() -> str:
         PeerMissing: it could not be installed.
     """
     return _environment(SUPERLOCALMEMORY)
+
+
+def ray() -> str:
+    """The Python of Ray's environment.
+
+    Raises:
+        PeerMissing: it could not be installed.
+    """
+    return _environment(RAY)
+
+
+def dask() -> str:
+    """The Python of Dask's environment.
+
+    Raises:
+        PeerMissing: it could not be installed.
+    """
+    return _environment(DASK)
 
 
 def flower() -> str:
