@@ -141,6 +141,8 @@ class World:
         self._serial = 0
         self._wakes: dict[bytes, float] = {}
         self.submits = set(self.nodes) if submits is None else submits
+        self.on_tell: Callable[[bytes, Tell], None] | None = None
+        """Called at each thing a machine tells, before what it does next."""
         for peer in self.nodes:
             self.at(self.rng.random() * 0.1, partial(self._begin, peer))
 
@@ -203,7 +205,10 @@ class World:
     # ---- orders
 
     def _carry(self, node: Node) -> None:
+        life = node.life
         for order in node.machine.take():
+            if node.life != life:
+                return  # killed in the middle of it: the rest was never done
             self._order(node, order)
         self._wake(node)
 
@@ -266,6 +271,8 @@ class World:
                 node.ended.append(order.reason)
             case Tell():
                 node.told.append(order)
+                if self.on_tell is not None:
+                    self.on_tell(me, order)
 
     def _later(self, node: Node, event: object) -> None:
         life = node.life
