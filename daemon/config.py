@@ -60,7 +60,7 @@ class NodeConfig:
     low_disk_bytes: int = 500 * 2**20
     """Below this much free space the daemon is `degraded` and says so."""
     battery_floor_percent: int = 20
-    """On battery below this charge, no work for peers is taken (used from the tasks part on)."""
+    """On battery below this charge, no work for peers is taken."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

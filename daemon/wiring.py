@@ -40,6 +40,8 @@ from daemon.uploads import Uploads
 from federated.errors import HandlerError
 from federated.jobs.engines.dask import dask_engines
 from federated.jobs.handlers.registry import build_handlers, slots_of
+from federated.jobs.machine import Machine
+from federated.jobs.manners import Manners
 from federated.jobs.quota import WorkQuota
 from federated.jobs.service import Jobs
 from federated.rounds.service import Rounds
@@ -199,6 +201,11 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
             stranger_s_per_h=config.jobs.stranger_work_s_per_h,
         ),
         blobs=blobs,
+        manners=Manners(
+            floor_percent=config.node.battery_floor_percent,
+            user_idle_s=config.jobs.user_idle_s,
+            probe=Machine(env.wall_ms),
+        ),
     )
     boot_id = env.rng.randbytes(8).hex()
     registry = Registry.of(all_methods())

@@ -88,12 +88,13 @@ class PeerCell:
         heard: monotonic seconds of the last item.
         silent: it has tasks and says nothing: it is offered no more until it does, or until
             `silent_end`.
+        rest_end: monotonic seconds until which it asked to be left alone; 0: it did not.
         told: it has said in this session what it holds.
     """
 
     __slots__ = (
         "busy", "clean", "credit", "down", "draining", "handlers", "heard", "load", "outstanding",
-        "peer", "session", "silent", "silent_end", "specs", "told", "view", "window",
+        "peer", "rest_end", "session", "silent", "silent_end", "specs", "told", "view", "window",
     )  # fmt: skip
 
     def __init__(self, peer: PeerId, session: int) -> None:
@@ -111,6 +112,7 @@ class PeerCell:
         self.heard = 0.0
         self.silent = False
         self.silent_end = 0.0
+        self.rest_end = 0.0
         self.told = False
         self.draining = False
         self.down = False
@@ -118,7 +120,7 @@ class PeerCell:
     @property
     def room(self) -> int:
         """How many tasks it may be offered now."""
-        if self.draining or self.down or self.silent:
+        if self.draining or self.down or self.silent or self.rest_end:
             return 0
         return min(self.credit, self.window) - len(self.outstanding)
 
@@ -304,6 +306,13 @@ class Board:
     def _serves(self, job: Job, peer: PeerId) -> bool:
         """Whether a worker belongs to a job's engine; our own node is every job's arbiter."""
         return peer == self.door.id or job.spec.engine == self.engines.get(peer, "peers")
+
+    def slots_of(self, handler: str) -> dict[bytes, int]:
+        """Tasks at once of each peer that offers a handler."""
+        return {
+            bytes(cell.peer): cell.handlers[handler].slots
+            for cell in self.peers.values() if handler in cell.handlers
+        }  # fmt: skip
 
     def owners_left(self, job: Job, row: RowCell, wall_ms: int) -> int:
         """How many owners could still be asked for a row."""

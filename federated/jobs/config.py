@@ -154,6 +154,9 @@ class JobsConfig:
     """Seconds of work an hour that one friend's owner may have of this machine."""
     stranger_work_s_per_h: float = 600.0
     """The same for another member of a group; 0: none."""
+    user_idle_s: float = 0.0
+    """While somebody typed at a terminal of this machine within so many seconds, no work for peers
+    is taken; 0: regardless."""
     files: Mapping[str, str] = field(default_factory=dict)
     """{name: folder} whose files `files.list` and `files.wordcount` may read."""
     files_groups: tuple[str, ...] = (OWN,)
@@ -181,6 +184,8 @@ class JobsConfig:
             raise ValueError("slots must be 0 to 1024")
         if self.friend_work_s_per_h < 0 or self.stranger_work_s_per_h < 0:
             raise ValueError("work_s_per_h must not be negative")
+        if self.user_idle_s < 0:
+            raise ValueError("user_idle_s must not be negative")
         for name, folder in self.files.items():
             if not _ROOT_NAME.fullmatch(name):
                 raise ValueError(f"files: {name!r} is no name: letters, digits, . _ -")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.desk import Desk
     from federated.jobs.items import TaskResult
+    from federated.jobs.manners import Reading
     from federated.seams import Mesh, TrustClass
     from p2p.identity import PeerId
 
@@ -192,11 +193,12 @@ class Allowance:
             tasks = min(tasks, STRANGER_TASKS_MAX)
         return Credit(tasks) if desk.grant.news(tasks, begin=begin) else None
 
-    def load(self, running: int) -> Load:
+    def load(self, running: int, seen: Reading) -> Load:
         """How busy the worker is."""
         queue_s = sum(len(one.queue) * one.grant.t50_s for one in self._desks.values())
         queue_ms = int(1000 * queue_s / self._slots)
-        return Load(self._slots, running, queue_ms, [], True, BATTERY_UNKNOWN)
+        battery = BATTERY_UNKNOWN if seen.percent is None else min(100, seen.percent)
+        return Load(self._slots, running, queue_ms, [], seen.on_ac, battery)
 
     @contextmanager
     def using(self, desk: Desk, tasks: int, clock: Callable[[], float]) -> Iterator[None]:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from federated.jobs.credit import Grant
-from federated.jobs.items import Holding
+from federated.jobs.items import Cancelled, Holding
 from federated.jobs.limits import JOBS_LIVE_MAX, SPECS_BYTES_MAX
 from federated.jobs.worker_task import spec_size
 
 if TYPE_CHECKING:
     from federated.jobs.handlers.base import Handler, PureHandler
     from federated.jobs.held import Kept
-    from federated.jobs.items import HeldState, Item, Ref, TaskResult
+    from federated.jobs.items import Cancel, HeldState, Item, Ref, TaskResult
     from federated.jobs.worker_task import JobHere
     from federated.seams import TrustClass
     from p2p.identity import PeerId
@@ -271,3 +271,24 @@ class Desk:
             self.unknown.add(task.ref)
         if task.scope is not None:
             task.scope.cancel()
+
+    def cancel(self, item: Cancel) -> None:
+        """Stop what is asked, and say what was met."""
+        stopped: list[tuple[int, int]] = []
+        never: list[tuple[int, int]] = []
+        already: list[tuple[int, int]] = []
+        wanted = None if item.attempts is None else set(item.attempts)
+        for (job, number, attempt), task in list(self.tasks.items()):
+            if job != item.job or (wanted is not None and (number, attempt) not in wanted):
+                continue
+            if task.running and item.unstarted_only:
+                continue
+            (stopped if task.running else never).append((number, attempt))
+            self.stop(task)
+        for ref in [ref for ref in self.unacked if ref[0] == item.job]:
+            if wanted is None or (ref[1], ref[2]) in wanted:
+                already.append((ref[1], ref[2]))
+                self.forget(ref)
+        if wanted is None:
+            self.jobs.pop(item.job, None)
+        self.post(Cancelled(item.job, stopped, never, already))

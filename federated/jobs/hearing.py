@@ -97,6 +97,7 @@ class Hearing:
         cell.told = False
         cell.down = False
         cell.draining = False
+        cell.rest_end = 0.0
         cell.handlers = {}
         board.orders.send(peer, self.greeting())
         board.orders.send(peer, Have(self.ids_for(peer)))

@@ -34,7 +34,7 @@ Ref: TypeAlias = tuple[Ident, U32, U16]
 
 Why: TypeAlias = Literal[
     "busy", "policy", "unknown_handler", "version", "too_large", "deadline", "battery", "cold",
-    "quota", "draining", "stale_epoch",
+    "quota", "draining", "stale_epoch", "in_use",
 ]  # fmt: skip
 HeldState: TypeAlias = Literal["queued", "running", "finished", "unknown"]
 

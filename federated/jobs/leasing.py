@@ -56,6 +56,9 @@ WINDOW_MAX: Final = 4096
 HALVE_AFTER: Final = 3
 SILENT_SHARE: Final = 0.7
 """Of a lease without a word from a peer that has tasks: two beats are missing."""
+REST_S: Final = 5.0
+"""A peer that refuses and says to come again after so long is offered nothing until then: its
+battery, its user or its quota is why, not the task."""
 SILENT_LEASES: Final = 3
 """A silent peer is tried again after so many. Guess."""
 TAKEN_BACK_FROM: Final = frozenset({TaskState.LEASED, TaskState.RUNNING, TaskState.VERIFYING})
@@ -272,6 +275,10 @@ class Leasing:
         del task.attempts[attempt.number]
         job.extra -= attempt.hedge
         wait_s = min(retry_s, self._board.times.retry_cap_s)
+        if wait_s >= REST_S:
+            # It is the peer that wants rest, whatever the task; others may have it at once.
+            peer.rest_end = now + wait_s
+            wait_s = 0.0
         self._take_back(job, task, now + wait_s if wait_s else 0.0)
 
     def beat(self, attempt: Attempt, now: float, *, running: bool, share: float) -> None:
@@ -412,6 +419,8 @@ class Leasing:
         """Peers that let two beats go by get nothing until they are heard of again."""
         times = self._board.times
         for cell in self._board.peers.values():
+            if cell.rest_end <= now:
+                cell.rest_end = 0.0
             if cell.silent and cell.silent_end <= now:
                 cell.silent = False
             elif cell.outstanding and not cell.silent and not cell.down:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from federated.jobs.engines.seam import Engine
     from federated.jobs.items import Item
     from federated.jobs.keeping import Kept
+    from federated.jobs.manners import Manners
     from federated.jobs.orders import Large, Orders
     from federated.jobs.planner import Planned
     from federated.jobs.quota import WorkQuota
@@ -83,12 +84,13 @@ class Jobs:
         engines: how to make each engine that a job may name, by its address.
         quota: work that others may have of this machine.
         blobs: where rows may stand; None: nowhere.
+        manners: when no work for others is taken; None: it always is.
     """
 
     def __init__(
         self, mesh: Mesh, db: Db, env: Env, offload: Offload, handlers: Offers, *, slots: int,
         engines: Mapping[str, Callable[[], Engine]] | None = None, quota: WorkQuota | None = None,
-        blobs: Blobs | None = None,
+        blobs: Blobs | None = None, manners: Manners | None = None,
     ) -> None:  # fmt: skip
         self._mesh = mesh
         self._env = env
@@ -102,7 +104,7 @@ class Jobs:
         self.worker = Worker(
             mesh, handlers, env, offload, slots=slots,
             parse_template=lambda text: parse_template(text, None).render, held=Held(db),
-            quota=quota, bulk=self._bulk,
+            quota=quota, bulk=self._bulk, manners=manners,
         )  # fmt: skip
         self.worker.register()
         self.engines = Engines(engines or {}, handlers, env, offload)
@@ -304,12 +306,8 @@ class Jobs:
         job = self.core.job(ident)
         if job is None:
             return
-        slots = {
-            bytes(cell.peer): cell.handlers[job.spec.handler].slots
-            for cell in self.core.board.peers.values()
-            if job.spec.handler in cell.handlers
-        }
         try:
+            slots = self.core.board.slots_of(job.spec.handler)
             await self.lessons.finished(job, slots, self._env.wall_ms())
         except Exception as error:  # noqa: BLE001 - a full disk or a store that closes under it:
             # what is learned is a convenience, whose loss may end no job.

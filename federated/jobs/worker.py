@@ -32,7 +32,6 @@ from federated.jobs.items import (
     Ack,
     Beat,
     Cancel,
-    Cancelled,
     Failed,
     Have,
     Hello,
@@ -49,6 +48,7 @@ from federated.jobs.items import (
     signed_part,
 )
 from federated.jobs.limits import OFFER_TASKS_MAX, RESULT_BYTES_MAX
+from federated.jobs.manners import LOOK_S, REST_MS, Manners
 from federated.jobs.quota import Pace, WorkQuota
 from federated.jobs.running import Running
 from federated.jobs.saving import SAVE_AFTER_S, Saving
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from federated.jobs.handlers.base import Handler, HandlerInfo, PureHandler
     from federated.jobs.held import Held
     from federated.jobs.items import Item, OfferTask, TaskResult
+    from federated.jobs.manners import Reading
     from federated.jobs.types import Row
     from federated.seams import GroupId, Mesh, TrustClass
     from p2p.env import Env, Offload
@@ -71,8 +72,8 @@ log = logging.getLogger("covey.jobs.worker")
 
 PURE_TASKS_MAX: Final = 64
 """Tasks of one trip to a thread: the trip costs as much as two small tasks."""
-RETRY_MS: Final = {"busy": 500, "quota": 30_000}
-"""When a refused task may be offered again; others at once, elsewhere."""
+RETRY_MS: Final = {"busy": 500, "quota": 30_000, "battery": REST_MS, "in_use": REST_MS}
+"""When we may be offered tasks again; after other refusals at once, elsewhere."""
 STALL_S: Final = 30.0
 """A coordinator that takes nothing for so long is not there. Guess."""
 UNACKED_MAX: Final = 4096
@@ -118,6 +119,7 @@ class Worker:
         held_bytes_max: results and effects of one coordinator.
         quota: work that others may have of this machine.
         bulk: carries large answers; None: they are refused.
+        manners: when none of others is taken; None: there is no such time.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Worker:
         held_bytes_max: int = HELD_BYTES_MAX,
         quota: WorkQuota | None = None,
         bulk: Bulk | None = None,
+        manners: Manners | None = None,
     ) -> None:
         self._mesh = mesh
         self._handlers = handlers
@@ -141,6 +144,8 @@ class Worker:
         self._held_bytes_max = held_bytes_max
         self._running = Running(env, offload, held, bulk or Bulk(None))
         self._quota = quota or WorkQuota()
+        self._manners = manners or Manners()
+        self._offload = offload
         self.slots = slots
         self._parse_template = parse_template
         self._desks: dict[PeerId, Desk] = {}
@@ -166,6 +171,8 @@ class Worker:
             if self._held is not None:
                 nursery.start_soon(self._saving.run)
                 nursery.start_soon(self._saving.prune)
+            if (look := self._manners.look) is not None:
+                nursery.start_soon(self._observe, look)
             task_status.started()
             while True:
                 while self._turns:
@@ -177,6 +184,11 @@ class Worker:
                         self._free.release()
                 self._work = trio.Event()
                 await self._work.wait()
+
+    async def _observe(self, look: Callable[[], Reading]) -> None:
+        while True:
+            self._manners.saw(await self._offload.run(look))
+            await trio.sleep(LOOK_S)
 
     # ---- sessions
 
@@ -292,7 +304,7 @@ class Worker:
                 desk.post(
                     Beat(
                         [(*ref, task.begun, task.progress) for ref, task in desk.tasks.items()],
-                        self._allowance.load(self.slots - self._free.value),
+                        self._allowance.load(self.slots - self._free.value, self._manners.seen),
                     )
                 )
 
@@ -306,7 +318,7 @@ class Worker:
                 for ref in item.refs:
                     desk.forget(ref)
             case Cancel():
-                self._cancel(desk, item)
+                desk.cancel(item)
             case Hello():
                 if item.api != API:
                     raise DecodeError(f"job items of version {item.api}, ours are {API}")
@@ -353,6 +365,8 @@ class Worker:
             return "draining"
         if desk.stale:
             return "stale_epoch"
+        if desk.peer != self._mesh.id and (why := self._manners.refusal()):
+            return why
         job = desk.jobs.get(item.job)
         if job is None:
             # One that was left out for others is told again with the next offer.
@@ -468,26 +482,6 @@ class Worker:
         until_ms = self._env.wall_ms() + HELD_MS
         desk.keep(task.ref, Waiting(result, self._env.now(), until_ms, on_disk))
         self._saving.wanted.set()
-
-    def _cancel(self, desk: Desk, item: Cancel) -> None:
-        stopped: list[tuple[int, int]] = []
-        never: list[tuple[int, int]] = []
-        already: list[tuple[int, int]] = []
-        wanted = None if item.attempts is None else set(item.attempts)
-        for (job, number, attempt), task in list(desk.tasks.items()):
-            if job != item.job or (wanted is not None and (number, attempt) not in wanted):
-                continue
-            if task.running and item.unstarted_only:
-                continue
-            (stopped if task.running else never).append((number, attempt))
-            desk.stop(task)
-        for ref in [ref for ref in desk.unacked if ref[0] == item.job]:
-            if wanted is None or (ref[1], ref[2]) in wanted:
-                already.append((ref[1], ref[2]))
-                desk.forget(ref)
-        if wanted is None:
-            desk.jobs.pop(item.job, None)
-        desk.post(Cancelled(item.job, stopped, never, already))
 
 
 def is_quick(task: TaskHere) -> bool:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from federated.jobs.engines.seam import Engine
     from federated.jobs.handlers.base import Handler, PureHandler
+    from federated.jobs.manners import Manners
     from federated.jobs.types import JobId
     from federated.seams import GroupId, TrustClass
     from p2p.blobs.service import Blobs
@@ -136,13 +137,14 @@ class Office:
         owner: bytes | None = None,
         engines: Mapping[str, Callable[[], Engine]] | None = None,
         vfs: str | None = None,
+        manners: Manners | None = None,
     ) -> Desk:
         """A running node, connected with those before it; `vfs`: what its jobs.db stands on."""
         member = await self.kit.node(number)
         if owner is not None:
             self.owners[member.id] = owner
         self.ids.append(member.id)
-        desk = await self._start(member, number, handlers, slots, engines, vfs)
+        desk = await self._start(member, number, handlers, slots, engines, vfs, manners)
         for other in self.desks.values():
             await self.kit.connect(member, other.member)
         self.desks[number] = desk
@@ -165,7 +167,7 @@ class Office:
     async def _start(
         self, member: NodeMember, number: int, handlers: Iterable[Handler | PureHandler],
         slots: int, engines: Mapping[str, Callable[[], Engine]] | None = None,
-        vfs: str | None = None,
+        vfs: str | None = None, manners: Manners | None = None,
     ) -> Desk:  # fmt: skip
         self.starts += 1
         env = self.kit._env(f"jobs {number}, start {self.starts}")
@@ -182,8 +184,9 @@ class Office:
         blobs = member.node.keep_blobs(folder, env, InlineOffload())
         blobs.set_readers(lambda _group, peer: peer not in self.nobodies)
         jobs = Jobs(
-            door, db, env, InlineOffload(), known, slots=slots, engines=engines, blobs=blobs
-        )
+            door, db, env, InlineOffload(), known, slots=slots, engines=engines, blobs=blobs,
+            manners=manners,
+        )  # fmt: skip
         scope = trio.CancelScope()
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
