@@ -37,7 +37,7 @@ fmt: setup ## format the code
 	@$(VENV)/bin/ruff check --quiet --fix-only . && $(VENV)/bin/ruff format .
 
 bench: setup ## benchmarks beside their yardsticks: NAME=mesh, QUICK=1
-	@set -e; for name in $(or $(NAME),main memory mesh replication); do \
+	@set -e; for name in $(or $(NAME),main memory mesh replication jobs rounds); do \
 		$(PY) -m benchmarks $$name $(if $(QUICK),--quick); \
 	done
 

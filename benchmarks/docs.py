@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from benchmarks.processes import ROOT, python
 
-MEASURED = ("main", "memory", "mesh", "replication")
+MEASURED = ("main", "memory", "mesh", "replication", "jobs", "rounds")
 
 Row: TypeAlias = "dict[str, str | float | bool | None]"
 

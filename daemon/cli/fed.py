@@ -117,6 +117,9 @@ def _question(args: argparse.Namespace) -> int:
         out.say_json(answer)
         return 0
     _show_answer(answer)
+    if not args.quiet:
+        ident = out.text(out.mapping(answer.get("round")).get("id"))
+        out.note(f"`covey fed explain {ident[:8]}` shows how it came about")
     return 0
 
 
@@ -141,7 +144,6 @@ def _show_answer(answer: dict[str, Json]) -> None:
             out.note(f"{int(out.number(outside)):,} values lie outside the bounds and do not count")
     info = out.mapping(answer.get("round"))
     _show_members(info)
-    out.note(f"`covey fed explain {out.text(info.get('id'))[:8]}` shows how it came about")
 
 
 def _list(value: Json) -> list[float]:
