@@ -82,7 +82,10 @@ class Choosing:
         pin = job.rows[task.ks[0]].pin
         if pin is not None:
             return next((lane for lane in lanes if lane.cell.peer == pin), None)
-        return choose(self.fitting(job, task, lanes), need, now, self._board.rng)
+        fitting = self.fitting(job, task, lanes)
+        if job.holders and not task.audit:
+            fitting = _holding(job, task, fitting)
+        return choose(fitting, need, now, self._board.rng)
 
     def fitting(self, job: Job, task: TaskCell, lanes: Sequence[Lane]) -> list[Lane]:
         """Those peers that may have a task: its rows' votes bar owners, an arbiter is our own."""
@@ -110,3 +113,13 @@ class Choosing:
         if (job.spec.engine == "local") != own_node:
             return False
         return not barred or lane.owner not in barred
+
+
+def _holding(job: Job, task: TaskCell, lanes: list[Lane]) -> list[Lane]:
+    """Those that have most of the blobs that a task's rows name; all if nobody has any."""
+    wanted = [job.blobs[k] for k in task.ks if k in job.blobs]
+    if not wanted:
+        return lanes
+    counts = [sum(lane.cell.peer in job.holders.get(blob, ()) for blob in wanted) for lane in lanes]
+    most = max(counts, default=0)
+    return [lane for lane, count in zip(lanes, counts, strict=True) if count == most]

@@ -9,6 +9,7 @@ import msgspec
 
 from federated.jobs.cache import CACHED
 from federated.jobs.effects import restore
+from federated.jobs.plan import blob_of
 from federated.jobs.state import (
     AttemptState,
     Base,
@@ -133,6 +134,8 @@ def _load_rows(connection: apsw.Connection, job: Job) -> None:
             else:
                 row.base, row.partial = found, found.value
         job.rows.append(row)
+        if (blob := blob_of(bytes(source))) is not None:
+            job.blobs[k] = blob
         job.counts[row.state] += 1
         job.cached += row.reason == CACHED
 

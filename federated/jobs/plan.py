@@ -27,6 +27,8 @@ from federated.jobs.state import Job, RowCell, TaskCell
 from federated.jobs.template import parse_template
 from federated.jobs.types import ByHandler, Count, Sum, TopK
 from federated.jobs.verify import parse_policy
+from p2p.blobs.manifest import parse_blob_untrusted
+from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +41,9 @@ ENGINES: Final = frozenset({"peers", "local"})
 ENGINE_SCHEMES: Final = ("dask://", "tls://")
 
 PIN: Final = "@peer"
+BLOB: Final = "@blob"
+"""Column of rows that are best computed where a blob is; a preference, no more."""
+_BLOB_KEY: Final = b'"@blob":'
 """Input column that names the device a row is for."""
 
 TITLE_CHARACTERS_MAX: Final = 200
@@ -160,6 +165,8 @@ def make_job(
         cell = RowCell(k, key, hasher.hash(source, suffix), source)
         cell.pin = pin
         job.rows.append(cell)
+        if (blob := _blob(row, i)) is not None:
+            job.blobs[k] = blob
     job.counts[0] = len(job.rows)
     _make_tasks(job, [normalised[i] for i in kept], auto_rows, now)
     return job
@@ -184,6 +191,24 @@ def _pin(row: Row, i: int, find_peer: Callable[[str], PeerId | None]) -> PeerId 
     if peer is None:
         raise PlanError("bad_spec", f"no device is called {name!r}", path=f"rows[{i}].{PIN}")
     return peer
+
+
+def _blob(row: Row, i: int) -> bytes | None:
+    text = row.get(BLOB)
+    if text is None:
+        return None
+    try:
+        return parse_blob_untrusted(str(text))
+    except DecodeError as error:
+        raise PlanError("bad_spec", str(error), path=f"rows[{i}].{BLOB}") from None
+
+
+def blob_of(source: bytes) -> bytes | None:
+    """The blob that a row of the journal names."""
+    if _BLOB_KEY not in source:
+        return None
+    row = msgspec.json.decode(source)
+    return _blob(row, 0) if isinstance(row, dict) else None
 
 
 def _make_tasks(

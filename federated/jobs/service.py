@@ -29,6 +29,7 @@ from federated.jobs.engines.door import DoorWithEngines, Engines
 from federated.jobs.engines.seam import engine_id
 from federated.jobs.erasing import Erasing
 from federated.jobs.held import Held
+from federated.jobs.holders import Holders
 from federated.jobs.journal import Journal
 from federated.jobs.lessons import Lessons
 from federated.jobs.places import Places
@@ -100,7 +101,7 @@ class Jobs:
         self.writer = Writer(self.journal, kept=self._after, filled=self._filled)
         self.cache = ResultCache(db)
         self.lessons = Lessons(db)
-        self._bulk = Bulk(blobs)
+        self._bulk, self._holders = Bulk(blobs), Holders(mesh, blobs)
         self.worker = Worker(
             mesh, handlers, env, offload, slots=slots,
             parse_template=lambda text: parse_template(text, None).render, held=Held(db),
@@ -172,6 +173,7 @@ class Jobs:
                 self._ended[job.id] = trio.Event()
                 job.only = await self.lessons.seeing(job.id)
                 core.resume_loaded(job)
+                nursery.start_soon(self._holders.ask, job)
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._tick)
             self._carry_out()
@@ -240,8 +242,8 @@ class Jobs:
 
     def _filled(self, full: bool) -> None:
         """The disk is full, or is not any more: jobs stop being handed out, or go on."""
-        now, wall_ms = self._env.now(), self._env.wall_ms()
-        stopped = self.core.halt(wall_ms) if full else self.core.unhalt(now, wall_ms)
+        wall_ms = self._env.wall_ms()
+        stopped = self.core.halt(wall_ms) if full else self.core.unhalt(self._env.now(), wall_ms)
         for job in stopped if full else ():
             # What cannot be kept now is at least said; its event comes when there is room.
             body = msgspec.json.encode({"state": job.phase, "reason": job.reason})
@@ -254,7 +256,7 @@ class Jobs:
         for peer, item in orders.after:
             self._sessions.send(peer, item)
         for event in orders.writes.get("event", ()):
-            seq, job, _at, kind, body = cast("tuple[int, bytes, int, str, bytes]", event)
+            seq, job, _, kind, body = cast("tuple[int, bytes, int, str, bytes]", event)
             self._tell(JobId(job), seq, kind, body)
         for ident in orders.reduces:
             self._spawn(self._reductions.run, ident)
@@ -411,6 +413,7 @@ class Jobs:
     async def _begin(self, job: Job, hashed: bytes, idem: str | None) -> JobId:
         """Keep a job, then run it."""
         await self.draw.take_cached(job)
+        await self._holders.ask(job)
         deadline_ms = job.submitted_ms + int(job.spec.deadline_s * 1000)
         gone = await self.journal.add(
             job, spec_hash=hashed, idem=idem, deadline_ms=deadline_ms, parent=job.parent
@@ -429,8 +432,7 @@ class Jobs:
 
     async def finished(self, ident: JobId) -> None:
         """Wait until a job is over."""
-        event = self._ended.get(ident)
-        if event is not None:
+        if (event := self._ended.get(ident)) is not None:
             await event.wait()
 
     def next_event(self) -> trio.Event:

@@ -425,6 +425,8 @@ class Job:
         cache_ms: how long its answers are kept for later jobs; 0: not at all.
         cached: rows that an earlier job answered.
         erasures: how often rows were erased: what was computed of them before is void.
+        blobs: the blob that each row names, of those that do.
+        holders: who has such a blob, as far as is known.
         judge, policies: made when first needed.
     """
 
@@ -466,6 +468,8 @@ class Job:
         self.cache_ms = 0
         self.cached = 0
         self.erasures = 0
+        self.blobs: dict[int, bytes] = {}
+        self.holders: dict[bytes, set[PeerId]] = {}
         self._tasks_of: list[int] = []
 
     def move(self, happened: JobInput) -> None:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+import trio
 
 from federated.errors import PlanError
 from federated.jobs import rowsource
 from federated.jobs.limits import ROWS_MAX
 from federated.jobs.rowsource import LINE_BYTES_MAX, rows_of_lines
-from federated.jobs.types import JobSpec, RowsRef, TopK
+from federated.jobs.types import JobSpec, PerRow, RowsRef, TopK
 from tests.helpers.jobs_kit import play_office
 
 if TYPE_CHECKING:
@@ -102,3 +103,47 @@ def test_a_file_that_is_no_table_is_told_by_its_line(
 def test_a_last_line_needs_no_end() -> None:
     assert rows_of_lines([b'{"a":1}\r\n', b"  \n", b'{"b":2}']) == [{"a": 1}, {"b": 2}]
     assert rowsource.rows_of_lines([]) == []
+
+
+def test_rows_go_where_the_blob_they_name_is(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        holder, other = await office.desk(2), await office.desk(3)
+        blob = await holder.blobs.put([b"x" * 1000], None)
+        rows: list[dict[str, object]] = [{"@blob": bytes(blob).hex(), "n": 1}]
+        for _ in range(6):
+            spec = JobSpec(handler="echo@1", rows=rows, batch=PerRow(), cache="off")
+            ident = await boss.jobs.submit(spec, agent="", group=None)
+            await boss.jobs.finished(ident)
+            job = boss.jobs.core.job(ident)
+            assert job is not None
+            assert set(job.peers) == {holder.id}
+        nowhere: list[dict[str, object]] = [{"@blob": "ab" * 32, "n": n} for n in range(40)]
+        spec = JobSpec(handler="echo@1", rows=nowhere, batch=PerRow(), cache="off")
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+        await boss.jobs.finished(ident)
+        job = boss.jobs.core.job(ident)
+        assert job is not None
+        assert set(job.peers) == {holder.id, other.id}, "a preference, no more"
+        bad = JobSpec(handler="echo@1", rows=[{"@blob": "no id"}])
+        with pytest.raises(PlanError, match=r"rows\[0\]\.@blob: a blob's id has 64"):
+            await boss.jobs.submit(bad, agent="", group=None)
+
+    play_office(scenario, tmp_path, seed=21)
+
+
+def test_a_restart_knows_which_blobs_rows_name(tmp_path: Path) -> None:
+    async def scenario(office: Office) -> None:
+        boss = await office.desk(1)
+        await office.desk(2)
+        rows: list[dict[str, object]] = [{"@blob": "cd" * 32}]
+        spec = JobSpec(handler="nobody@1", rows=rows)
+        ident = await boss.jobs.submit(spec, agent="", group=None)
+        await trio.sleep(1)
+        again = await office.restart(boss)
+        job = again.jobs.core.job(ident)
+        assert job is not None
+        assert job.blobs == {0: bytes.fromhex("cd" * 32)}
+        await trio.sleep(1)
+
+    play_office(scenario, tmp_path, seed=22)
