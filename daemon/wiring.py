@@ -252,7 +252,9 @@ def build(config: Config, paths: Paths, env: Env, control: Control) -> Parts:
         backups=Backups(paths, config.backup, env, ThreadOffload(), bytes(identity.id)),
         uploads=Uploads(blobs, env),
         jobs=jobs,
-        rounds=Rounds(door, jobs_db, env, ThreadOffload(), state / "models"),
+        rounds=Rounds(
+            door, jobs_db, env, ThreadOffload(), state / "models", Path(paths.pool_socket)
+        ),
     )
     dispatcher = Dispatcher(config.rpc, receipts, env.now)
     mcp = McpHost(

@@ -202,6 +202,57 @@ async def wait(call: Call, p: WaitParams) -> Waited:
     return Waited(applied=applied, model=await _info(call.services, federation))
 
 
+class OpenParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A model whose trainers on this machine share memory with the daemon.
+
+    Attributes:
+        name: of the model.
+        trainers: how many updates make this machine's.
+        group: whose machines; none: your own.
+    """
+
+    name: str
+    trainers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    group: str | None = None
+
+
+class Opened(msgspec.Struct, kw_only=True):
+    """Where trainers hand in their updates.
+
+    Attributes:
+        socket: path of the pool's socket.
+        lane: the model's number there.
+        items: numbers of an update, float32, tensors one after the other by name.
+        round: the round that is collected now.
+        path: the state that training begins with.
+    """
+
+    socket: str
+    lane: int
+    items: int
+    round: int
+    path: str
+
+
+@method("fed.open", scope="rounds")
+async def open_pool(call: Call, p: OpenParams) -> Opened:
+    """Let trainers of this machine hand in updates through shared memory, folded as they come."""
+    federation = _find(call, p.name, p.group)
+    rounds = call.services.rounds
+    try:
+        host = rounds.hosts.open(federation, p.trainers)
+    except (RoundError, UsageError) as error:
+        raise _rpc_error(error) from None
+    number = federation.standing.round
+    return Opened(
+        socket=str(rounds.pool_socket),
+        lane=host.lane.number,
+        items=federation.schema.size,
+        round=number + 1,
+        path=str(federation.store.state_path(number)),
+    )
+
+
 @method("fed.leave", scope="rounds", mutates=True)
 async def leave(call: Call, p: ModelParams) -> ModelInfo:
     """Take part in a model no longer; its states on this machine are removed."""

@@ -126,6 +126,7 @@ class Federation:
         self._ask_now = trio.Event()
         self._ahead: list[tuple[bytes, Packet]] = []
         self.scope = trio.CancelScope()
+        self.left = trio.Event()
         self.last_abort = ""
 
     # ---- what trainers ask
@@ -223,6 +224,7 @@ class Federation:
                     await self._one_round()
         finally:
             self._post.unseat(self.ident)
+            self.left.set()
 
     async def _one_round(self) -> None:
         setting = self._setting()

@@ -18,8 +18,10 @@ import trio
 
 from federated.errors import RoundError
 from federated.rounds.history import History
+from federated.rounds.host import Hosts
 from federated.rounds.meet import Meetings
 from federated.rounds.models import Models
+from federated.rounds.pool.server import Pool
 from federated.rounds.post import Post
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
@@ -105,9 +107,12 @@ class Rounds:
         env: clocks and random numbers.
         offload: where arrays are worked on.
         folder: where states of models are kept.
+        pool: socket of the pool that trainers of this machine share.
     """
 
-    def __init__(self, mesh: Mesh, db: Db, env: Env, offload: Offload, folder: Path) -> None:
+    def __init__(
+        self, mesh: Mesh, db: Db, env: Env, offload: Offload, folder: Path, pool: Path
+    ) -> None:
         self._mesh = mesh
         self._env = env
         self._offload = offload
@@ -117,6 +122,8 @@ class Rounds:
         self.models = Models(
             mesh, db, env, offload, folder, self._post, self._meetings, self.history, self._tell
         )
+        self.pool_socket = pool
+        self.hosts = Hosts(Pool(env, offload, pool), offload)
         self._post.register()
         self._meetings.register()
         self.models.register()
@@ -129,6 +136,7 @@ class Rounds:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._post.run)
+            await nursery.start(self.hosts.run)
             await nursery.start(self.models.run)
             task_status.started()
             await trio.sleep_forever()

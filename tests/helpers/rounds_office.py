@@ -72,7 +72,14 @@ class Team:
             self.folder / f"rounds{number}.db", env, inline=True, migrations="federated.migrations"
         )
         models = self.folder / f"models{number}"
-        rounds = Rounds(FakeDoor(member, self.office), db, env, InlineOffload(), models)
+        rounds = Rounds(
+            FakeDoor(member, self.office),
+            db,
+            env,
+            InlineOffload(),
+            models,
+            self.folder / f"pool{number}.sock",
+        )
         chair = Chair(member, rounds, trio.CancelScope())
         rounds.on_event(lambda _, kind, detail, __: chair.told.append((kind, detail)))
         await self.kit.nursery.start(_run, db, chair)

@@ -1,0 +1,183 @@
+"""Several trainers on one machine are one member: their updates are folded in shared memory.
+
+    hosts = Hosts(pool)
+    opened = hosts.open(federation, trainers=4)     # trainers get its socket, lane and size
+    await nursery.start(hosts.run)
+
+A lane runs beside its federation: it waits until the expected trainers have handed in their
+updates of the round, submits their weighted mean as this machine's update, and shows the state that
+the round left to whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import trio
+
+from federated.errors import RoundError, UsageError
+from federated.rounds.numeric import tensors
+from federated.rounds.pool.collecting import Schema
+
+if TYPE_CHECKING:
+    from federated.rounds.federation import Federation
+    from federated.rounds.numeric.dtypes import F32
+    from federated.rounds.pool.lane import Lane
+    from federated.rounds.pool.server import Pool, PoolEvent
+    from p2p.env import Offload
+
+log = logging.getLogger("covey.rounds.host")
+
+
+class Host:
+    """One federation's trainers on this machine.
+
+    Attributes:
+        lane: their place in the pool.
+        trainers: updates that make a round's.
+    """
+
+    def __init__(self, federation: Federation, lane: Lane, trainers: int, offload: Offload) -> None:
+        self.federation = federation
+        self.lane = lane
+        self.trainers = trainers
+        self._offload = offload
+        self._folded = 0
+        self._change = trio.Event()
+
+    def note(self, event: PoolEvent) -> None:
+        """An event of our lane."""
+        if event.kind == "folded" and event.round == self.federation.standing.round + 1:
+            self._folded += 1
+            self._change.set()
+
+    async def run(self) -> None:
+        """Collect and show, until the federation is left."""
+        try:
+            while True:
+                await self._one_round()
+        finally:
+            self.lane.close()
+
+    async def _one_round(self) -> None:
+        number = self.federation.standing.round + 1
+        while self.lane.rounds.next_round < number:  # rounds that passed without us
+            await self.lane.folded(self.lane.rounds.next_round)
+        await self._enough(number)
+        await self._hand_in(number)
+        standing = await self.federation.wait(number - 1)
+        self._folded = 0
+        state = await self._offload.run(self._flat)
+        if standing.round >= number:
+            while self.lane.rounds.next_round <= standing.round:
+                await self.lane.folded(self.lane.rounds.next_round)
+            await self.lane.publish(standing.round, state)
+
+    async def _enough(self, number: int) -> None:
+        """Wait for the trainers, or for the round to end without them."""
+        async with trio.open_nursery() as nursery:
+
+            async def ended() -> None:
+                await self.federation.wait(number - 1)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(ended)
+            while self._folded < self.trainers:
+                await self._change.wait()
+                self._change = trio.Event()
+            nursery.cancel_scope.cancel()
+
+    async def _hand_in(self, number: int) -> None:
+        folded = await self.lane.folded(number)
+        if folded.count == 0:
+            return
+        if not folded.finite:
+            log.warning("host_sum_not_finite", extra={"f": {"round": number}})
+            return
+
+        def mean() -> F32:
+            return np.multiply(folded.total, np.float32(1.0 / folded.weight))
+
+        update = await self._offload.run(mean)
+        try:
+            metrics = {"trainers": float(folded.count)}
+            await self.federation.submit(number - 1, update, folded.weight, metrics)
+        except (RoundError, UsageError) as error:
+            log.warning("host_update_refused", extra={"f": {"why": str(error)}})
+
+    def _flat(self) -> F32:
+        federation = self.federation
+        state = federation.store.load_state(federation.standing.round)
+        return tensors.flatten(federation.schema, state)
+
+
+class Hosts:
+    """All federations whose trainers use the pool.
+
+    Args:
+        pool: running beside.
+        offload: where sums are divided and states read.
+    """
+
+    def __init__(self, pool: Pool, offload: Offload) -> None:
+        self._pool = pool
+        self._offload = offload
+        self._hosts: dict[bytes, Host] = {}
+        self._nursery: trio.Nursery | None = None
+        self.problem = ""
+        """Why there is no pool here."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; without a pool where its socket cannot be made."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await nursery.start(self._pool.run)
+            except (OSError, UsageError) as error:
+                self.problem = str(error)
+                log.warning("no_host_pool", extra={"f": {"why": self.problem}})
+            else:
+                nursery.start_soon(self._listen)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _listen(self) -> None:
+        async for event in self._pool.events:
+            for host in self._hosts.values():
+                if host.lane.number == event.lane:
+                    host.note(event)
+
+    def open(self, federation: Federation, trainers: int) -> Host:
+        """Let trainers of this machine hand in updates of a model.
+
+        Args:
+            federation: the model.
+            trainers: how many make one update of this machine's.
+
+        Raises:
+            RoundError: `busy`: there is no pool here.
+            UsageError: too many models collect updates here.
+        """
+        if self.problem:
+            raise RoundError("busy", f"there is no shared memory pool here: {self.problem}")
+        known = self._hosts.get(federation.ident)
+        if known is not None and known.federation is federation:
+            known.trainers = trainers
+            return known
+        first = federation.standing.round + 1
+        lane = self._pool.open(Schema(items=federation.schema.size), first_round=first)
+        host = Host(federation, lane, trainers, self._offload)
+        self._hosts[federation.ident] = host
+        assert self._nursery is not None
+        self._nursery.start_soon(self._run_host, host)
+        return host
+
+    async def _run_host(self, host: Host) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.run)
+            await host.federation.left.wait()
+            nursery.cancel_scope.cancel()
+        if self._hosts.get(host.federation.ident) is host:
+            del self._hosts[host.federation.ident]
