@@ -216,7 +216,11 @@ def release_offers(board: Board, offers: Iterable[tuple[PeerId, int, Offer]]) ->
         job = board.jobs.get(JobId(offer.job))
         if cell is None or cell.down or cell.session != session or job is None or job.final:
             continue
-        tasks = [one for one in offer.tasks if job.tasks[one.task].attempts[one.attempt].live]
+        tasks = [
+            one for one in offer.tasks
+            # Whoever guessed its number has refused it already.
+            if (attempt := job.tasks[one.task].attempts.get(one.attempt)) and attempt.live
+        ]  # fmt: skip
         if tasks:
             board.orders.send(peer, Offer(offer.job, offer.lease_ms, tasks))
 

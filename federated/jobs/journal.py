@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _SPEC: Final = msgspec.json.Decoder(JobSpec)
 _FINAL: Final = tuple(sorted(JOB_FINAL))
 _FINAL_SQL: Final = "(" + ",".join("?" * len(_FINAL)) + ")"
+DURATIONS_MS: Final = 30 * 86_400_000
+"""How long a start believes what tasks took: as long as finished jobs are kept."""
 READ_MAX: Final = 1000
 
 
@@ -117,6 +119,8 @@ class Journal:
             first = last + EVENT_GAP
             if "quoted" not in have:
                 scan(connection)
+            old_ms = wall_s * 1000 - DURATIONS_MS
+            connection.execute("DELETE FROM duration WHERE at_ms<?", (old_ms,))
             connection.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?,?)",
                 [("epoch", epoch), ("next_event", first), ("quoted", 1)],
@@ -329,14 +333,13 @@ class Journal:
 
         return await self._db.read(read)
 
-    async def durations(self, since_ms: int) -> list[tuple[str, int, bytes]]:
-        """(handler, kind, body) of what tasks took, kept since then, the newest last."""
+    async def durations(self) -> list[tuple[str, int, bytes]]:
+        """(handler, kind, body) of what tasks took in the last 30 days, the newest last."""
 
         def read(connection: apsw.Connection) -> list[tuple[str, int, bytes]]:
             found = connection.execute(
-                "SELECT handler, kind, body FROM duration WHERE at_ms>=? ORDER BY at_ms DESC"
-                " LIMIT ?",
-                (since_ms, WINDOWS_MAX),
+                "SELECT handler, kind, body FROM duration ORDER BY at_ms DESC LIMIT ?",
+                (WINDOWS_MAX,),
             ).fetchall()
             return [(str(name), int(kind), bytes(body)) for name, kind, body in reversed(found)]
 

@@ -66,8 +66,6 @@ A = TypeVar("A")
 
 log = logging.getLogger("covey.jobs")
 
-DURATIONS_MS: Final = 30 * 86_400_000
-"""How long a restart believes what tasks took: as long as finished jobs are kept."""
 KEEP_ENDED_S: Final = 60.0
 """How long a finished job stays in memory: late results of it are still recognised."""
 
@@ -166,7 +164,7 @@ class Jobs:
             core.board.on_computed = self.cache.payoff.computed
             core.board.engines = dict(self.engines.by_id)
             core.board.reputation.load(await self.journal.stats(), await self.journal.alone())
-            core.learn(await self.journal.durations(wall_ms - DURATIONS_MS))
+            core.learn(await self.journal.durations())
             await self.lessons.load()
             await self.cache.load()
             for job in await self.journal.live(self._env.now(), wall_ms):

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from benchmarks.job_sims.fleet import HANDLER, Fleet
 from federated.jobs.board import Times
 from federated.jobs.coordinator import Coordinator
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.items import (
+    API,
     Beat,
     Bye,
     Cancelled,
@@ -25,6 +27,7 @@ from federated.jobs.items import (
     Holding,
     Load,
     Offer,
+    Offered,
     Refusal,
     Reply,
     Result,
@@ -36,13 +39,14 @@ from federated.jobs.items import (
 )
 from federated.jobs.plan import check_spec, make_job
 from federated.jobs.state import JobPhase, RowState
-from federated.jobs.types import Column, JobId, JobSpec, PerRow
+from federated.jobs.types import Column, JobId, JobSpec, Limits, PerRow
 from p2p.errors import DecodeError
 from p2p.identity import PeerId
 from tests.helpers.job_rogues import ECHO, echo
 
 if TYPE_CHECKING:
     from federated.jobs.items import Item
+    from federated.jobs.orders import Orders
     from federated.jobs.state import Job
     from federated.seams import GroupId, TrustClass
 
@@ -213,3 +217,33 @@ def test_no_item_makes_the_machine_fail_and_the_job_ends(seed: int) -> None:
     assert job.counts[RowState.PENDING] == 0
     assert [sum(row.state is state for row in job.rows) for state in RowState] == job.counts
     assert not job.live or job.audits
+
+
+@pytest.mark.parametrize("effect", ["none", "once"])
+def test_an_offer_that_is_refused_before_it_leaves_is_forgotten(effect: str) -> None:
+    """Sixteen bits can be guessed: a worker refuses what is still being written down."""
+    fleet = Fleet(seed=1)
+    info = HandlerInfo(
+        id=HANDLER, kind="named", deterministic=effect == "none", effect=effect == "once"
+    )
+    fleet.core.board.own_handlers = {HANDLER: info}
+    fleet.join("a", credit=4)
+    if effect == "once":
+        offered = Offered(HANDLER, "named", True, True, 2, 0, True)
+        fleet.say("a", Hello(API, 0, [offered], None))
+        fleet.say("a", Holding([]))
+    refused = []
+
+    def guess(orders: Orders) -> None:
+        for peer, session, offer in orders.offers:
+            for task in offer.tasks:
+                ref = (offer.job, task.task, task.attempt)
+                refused.append(ref)
+                item = Reply([], [Refusal(ref, "quota", 20_000)])
+                fleet.core.received(peer, session, item, now=0.0, wall_ms=fleet.wall_ms)
+
+    fleet.on_orders = guess
+    job = fleet.submit(rows=2, effect=effect, limits=Limits(executions=5))
+    assert refused
+    assert not fleet.offered("a")
+    assert job.executions == 0
