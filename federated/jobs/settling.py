@@ -102,8 +102,10 @@ class Settling:
         for result in decode_results_untrusted(item.body):
             if result.in_blob and self._is_fetched(job, peer, result, now):
                 continue
-            self._one(job, peer, trust, result, now, wall_ms)
-            refs.append((job.id, result.task, result.attempt))
+            taken = self._one(job, peer, trust, result, now, wall_ms)
+            if taken or not board.halted:
+                # What is said again and again fills no memory while nothing can be written.
+                refs.append((job.id, result.task, result.attempt))
         if refs:
             board.orders.after.append((peer.peer, Ack(refs)))
         board.orders.full = board.orders.full or effects.once(job)
@@ -141,18 +143,19 @@ class Settling:
     def _one(
         self, job: Job, peer: PeerCell, trust: TrustClass, result: TaskResult, now: float,
         wall_ms: int,
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
+        """Take a result in; False if nobody asked for it, or it is known."""
         attempt = self._attempt_of(job, peer, result)
         if attempt is None:
             self._board.count("results_unknown")
-            return
+            return False
         was_live = attempt.live
         if not was_live and attempt.state not in {AttemptState.LOST, AttemptState.CANCELLED}:
             self._board.count("results_twice")
-            return
+            return False
         if result.error:
             self._error(job, peer, attempt, result, now, wall_ms)
-            return
+            return True
         attempt.state = step(ATTEMPT_TRANSITIONS, attempt.state, AttemptInput.RESULT_OK)
         if was_live:
             # Tasks at a peer run side by side or wait for each other: each took its part.
@@ -172,11 +175,12 @@ class Settling:
                 self._leasing.failed(job, attempt, effects.OUTCOME_UNKNOWN, now, wall_ms)
             else:
                 self._leasing.give_back(job, task)
-            return
+            return True
         if task.audit and not job.final:
             self._audited(job, attempt, result, wall_ms)
         elif task.open and not job.final:
             self._answers(job, attempt, trust, result, wall_ms)
+        return True
 
     def _audited(self, job: Job, attempt: Attempt, result: TaskResult, wall_ms: int) -> None:
         task = attempt.task

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from benchmarks.job_sims.fleet import HANDLER, Fleet
+from benchmarks.job_sims.fleet import HANDLER, Fleet, PlayedTask
 from federated.jobs.board import Times
 from federated.jobs.coordinator import Coordinator
 from federated.jobs.handlers.base import HandlerInfo
@@ -247,3 +247,22 @@ def test_an_offer_that_is_refused_before_it_leaves_is_forgotten(effect: str) -> 
     assert refused
     assert not fleet.offered("a")
     assert job.executions == 0
+
+
+def test_results_said_again_on_a_full_disk_pile_up_nowhere() -> None:
+    fleet = Fleet(seed=2)
+    fleet.join("a", credit=4)
+    fleet.submit(rows=4)
+    (task,) = fleet.offered("a")
+    fleet.core.halt(fleet.wall_ms)
+    fleet.carry_out()
+    waiting: list[Orders] = []
+    fleet.on_orders = waiting.append
+    for _ in range(500):
+        fleet.answer(task)
+        other = msgspec.structs.replace(task.offered, attempt=task.offered.attempt ^ 1)
+        fleet.answer(PlayedTask("a", task.job, other))
+    assert sum(bool(orders.after or orders.writes) for orders in waiting) == 1
+    fleet.core.unhalt(fleet.now, fleet.wall_ms)
+    fleet.carry_out()
+    assert fleet.offered("a"), "it goes on"
