@@ -15,6 +15,7 @@ FLOWER = ("flwr==1.41.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "sci
 
 RAY = "ray==2.60.0"
 DASK = "distributed==2026.8.0"
+GRPC = ("grpcio==1.85.3", "numpy==2.4.6")
 
 
 class PeerMissing(Exception):
@@ -74,6 +75,15 @@ def flower() -> str:
         PeerMissing: it could not be installed.
     """
     return _environment(*FLOWER)
+
+
+def grpc() -> str:
+    """The Python of gRPC's environment.
+
+    Raises:
+        PeerMissing: it could not be installed.
+    """
+    return _environment(*GRPC)
 
 
 def _environment(*requirements: str) -> str:

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from benchmarks.report import Options, Report
 
-PARTS: Final[tuple[str, ...]] = ("kernels", "byzantine", "topology", "deadlines", "outer")
+PARTS: Final[tuple[str, ...]] = (
+    "kernels",
+    "byzantine",
+    "topology",
+    "deadlines",
+    "outer",
+    "handoff",
+)
 """Modules of `benchmarks.round_parts`, in the order in which they run."""
 
 

@@ -227,7 +227,14 @@ async def _serve(path: str, items: int) -> None:
             match word:
                 case "fold":
                     folded = await lane.folded(int(number))
-                    _say([folded.count, folded.weight, float(folded.total[-1]), folded.finite])
+                    _say(
+                        [
+                            folded.count,
+                            folded.weight,
+                            float(folded.total[-1]) * folded.unit,
+                            folded.finite,
+                        ]
+                    )
                 case "publish":
                     await lane.publish(int(number))
                     _say("published")

@@ -73,13 +73,13 @@ async def test_trainers_at_once_are_folded_into_one_sum(tmp_path: Path) -> None:
                 nursery.start_soon(train, subject, value)
         folded = await lane.folded(1)
         assert (folded.count, folded.weight) == (8, 12.0)
-        assert set(folded.total.tolist()) == {2.0 * 10 + 100}
-        folded.total /= folded.weight
+        assert set((folded.total * folded.unit).tolist()) == {2.0 * 10 + 100}
+        assert set(folded.mean().tolist()) == {10.0}
         await lane.publish(1)
         for subject in trainers:
             assert await ask(subject, "wait", 1) == [1, 10.0]
         folded = await lane.folded(2)
-        assert (folded.count, set(folded.total.tolist())) == (4, {20.0})
+        assert (folded.count, set(folded.mean().tolist())) == (4, {2.5})
         for subject in trainers:
             subject.close()
 
@@ -142,7 +142,8 @@ async def test_updates_that_are_complete_are_folded_though_their_trainers_are_ki
             assert states(pool) == [State.FILLED, State.FOLDING]
             gate.open.set()
             folded = await lane.folded(1)
-            assert (folded.count, folded.weight, folded.total[-1]) == (2, 5.0, 32.0)
+            assert (folded.count, folded.weight) == (2, 5.0)
+            assert folded.total[-1] * folded.unit == 32.0
             assert states(pool) == [State.FREE, State.FREE]
 
 

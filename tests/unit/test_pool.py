@@ -71,8 +71,8 @@ async def test_updates_become_a_weighted_sum_and_its_result_is_shown(
         folded = await lane.folded(1)
         assert (folded.round, folded.count, folded.weight, folded.finite) == (1, 3, 10.5, True)
         expected = sum(u.astype(np.float64) * w for u, w in zip(updates, weights, strict=True))
-        np.testing.assert_allclose(folded.total, expected, rtol=1e-5, atol=1e-5)
-        folded.total /= folded.weight
+        np.testing.assert_allclose(folded.total * folded.unit, expected, rtol=1e-5, atol=1e-5)
+        folded.mean()
         await lane.publish(1)
         result = await aside(client.wait, 1)
         assert (result.round, result.weight, result.count) == (1, 10.5, 3)
@@ -136,7 +136,8 @@ async def test_an_update_that_is_not_finite_leaves_no_trace(
             assert refused.value.reason is Reason.NOT_FINITE
         folded = await lane.folded(1)
         assert (folded.count, folded.weight) == (1, 2.0)
-        assert np.array_equal(folded.total, good * np.float32(2))
+        assert np.array_equal(folded.total, good)
+        assert folded.unit == 2.0
         del folded
         client.close()
 
@@ -289,7 +290,7 @@ async def test_lanes_do_not_mix(tmp_path: Path) -> None:
         await aside(two.submit, np.full(10, 2, np.float32), 3.0, 7)
         assert (await first.folded(1)).weight == 1.0
         folded = await second.folded(7)
-        assert (folded.weight, folded.total.tolist()) == (3.0, [6.0] * 10)
+        assert (folded.weight, folded.unit, folded.total.tolist()) == (3.0, 3.0, [2.0] * 10)
         second.close()
         with pytest.raises(PoolRefused) as refused:
             await aside(two.lend)
@@ -303,9 +304,14 @@ async def test_lanes_do_not_mix(tmp_path: Path) -> None:
 async def test_a_sum_that_leaves_the_range_of_its_type_says_so(tmp_path: Path) -> None:
     async with running(tmp_path, ITEMS) as (pool, lane):
         client = await connect(pool)
-        await aside(client.submit, np.full(ITEMS, 3e38, np.float32), 2.0**53, 1)
+        large = np.full(ITEMS, 3e38, np.float32)
+        await aside(client.submit, large, 2.0**53, 1)
         folded = await lane.folded(1)
-        assert (folded.count, folded.finite) == (1, False)
+        assert (folded.finite, folded.mean()[0]) == (True, np.float32(3e38)), "weights are relative"
+        for _ in range(2):
+            await aside(client.submit, large, 2.0**53, 2)
+        folded = await lane.folded(2)
+        assert (folded.count, folded.finite) == (2, False)
         del folded
         client.close()
 

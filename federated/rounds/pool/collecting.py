@@ -68,18 +68,32 @@ class Folded:
 
     Attributes:
         round: its number.
-        total: float32[n], sum of weight * update; may be changed in place, until it is published.
+        total: float32[n], sum of weight / unit * update; may be changed in place, until it is
+            published.
+        unit: the weight that counts as 1, so that updates of one weight are added as they are and
+            large weights do not leave float32's range; 1 without updates.
         weight: sum of the weights.
         count: updates in it.
-        finite: whether all of `total` is. It is not when weighted sums leave float32's range, or
-            when a trainer wrote on after it had said `filled`: then the round must not use it.
+        finite: whether all of `total` is. It is not when sums leave float32's range, or when a
+            trainer wrote on after it had said `filled`: then the round must not use it.
     """
 
     round: int
     total: F32
+    unit: float
     weight: float
     count: int
     finite: bool
+
+    def mean(self) -> F32:
+        """The weighted mean of the updates, in `total`'s place. Call it once; none: zeros.
+
+        Blocks for as long as it takes to read and write `total`: for large ones in an `Offload`.
+        """
+        if self.count:
+            self.total *= np.float32(self.unit / self.weight)
+            self.unit = self.weight
+        return self.total
 
 
 @dataclass(eq=False)
@@ -112,6 +126,7 @@ class Sum:
     Attributes:
         data: its memory; empty until the first update.
         segment: number of the segment it is in; None: private memory.
+        unit: weight of the first update, the one that counts as 1.
         weight: sum of the weights.
         count: updates in it.
         pending: updates taken but not folded or refused yet.
@@ -121,6 +136,7 @@ class Sum:
 
     data: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
     segment: int | None = None
+    unit: float = 1.0
     weight: float = 0.0
     count: int = 0
     pending: int = 0

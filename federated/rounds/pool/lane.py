@@ -49,7 +49,7 @@ class Lane:
             held.data = np.zeros(self.schema.nbytes, np.uint8)
         total = held.f32(self.schema.items)
         finite = held.count == 0 or (await folding.check([total], self._pool.offload))[0]
-        return Folded(round_, total, held.weight, held.count, finite)
+        return Folded(round_, total, held.unit, held.weight, held.count, finite)
 
     async def publish(self, round_: int, state: NDArray[np.float32] | Bytes | None = None) -> None:
         """Show the result of a closed round to the trainers.

@@ -4,7 +4,7 @@
     await nursery.start(pool.run)
     lane = pool.open(Schema(items=25_000_000))       # trainers ask for lane.number
     folded = await lane.folded(1)                    # closes the round: total, weight, count
-    folded.total /= folded.weight                    # in place, or an array of one's own
+    folded.mean()                                    # in place; or publish an array of one's own
     await lane.publish(1)                            # trainers that wait get it, read-only
 
 Theory of operation. A trainer connects, is lent a segment, writes its update there and says
@@ -382,20 +382,22 @@ class Pool:
         verdicts = await folding.check([update.row for update in batch], self.offload, workers)
         good = [update for update, fine in zip(batch, verdicts, strict=True) if fine]
         if good:
-            total, first = await self._total(lane, good[0].held)
+            held, first = good[0].held, good[0].held.count == 0
+            total = await self._total(lane, held)
+            held.unit = good[0].weight if first else held.unit
             rows: list[F32] = [update.row for update in good]
-            weights = [update.weight for update in good]
+            weights = [update.weight / held.unit for update in good]
             await folding.add(total, rows, weights, self.offload, workers, first=first)
         self._batch = []
         for update, fine in zip(batch, verdicts, strict=True):
             self._settle(lane, update, Reason.NONE if fine else Reason.NOT_FINITE)
 
-    async def _total(self, lane: Lane, held: Sum) -> tuple[F32, bool]:
-        """The memory of a sum, and whether nothing is in it yet."""
+    async def _total(self, lane: Lane, held: Sum) -> F32:
+        """The memory of a sum."""
         if not len(held.data):
             made = await self.sum_for(lane.schema.nbytes)
             held.data, held.segment = made.data, made.segment
-        return held.f32(lane.schema.items), held.count == 0
+        return held.f32(lane.schema.items)
 
     def _settle(self, lane: Lane, update: Update, reason: Reason) -> None:
         if update.segment is not None:
