@@ -58,6 +58,10 @@ CELL_RECORDS_MAX: Final = 10_000
 """Records the value of a cell may be made of; a write beyond is refused here, never a foreign one
 (replicas would differ)."""
 
+CELL_OWN_MIN: Final = 1_000
+"""Of these, how many this device may write however many others wrote: a member that fills a cell
+closes it for itself, and leaves everybody else this much."""
+
 EXPECTED_MAX: Final = 20_000
 """Records between admission and telling whose cells are remembered. Guess: many frames' worth."""
 
@@ -164,7 +168,8 @@ class Cells:
                         "expect_failed", "the cell has changed since: read it again, then write"
                     )
             adds = change.op == WRITING[change.type]
-            if adds and len(rows) >= CELL_RECORDS_MAX:
+            own = sum(one.author == self._core.me for one, _ in here.values())
+            if adds and len(rows) >= CELL_RECORDS_MAX and own >= CELL_OWN_MIN:
                 raise GroupError(
                     "cell_too_large",
                     f"a cell holds {CELL_RECORDS_MAX} records: spread it over several paths",

@@ -475,7 +475,7 @@ class Driver:
         try:
             async with self._core.keeper.turn(group):
                 _, admitted = await self._core.admission.retry_held(group)
-                await self._core.keeper.after(group, admitted)
+                await self._core.keeper.heard(group, admitted)
                 await self._core.keeper.prove(group)
                 await self._core.keeper.close_invites(group)
                 await self._core.keeper.do_duties(group)

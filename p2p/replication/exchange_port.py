@@ -56,8 +56,5 @@ class Port(Protocol):
     def serve(self, exchange: Tails, job: Serving) -> None:
         """Queue an answer, sent as the peer reads."""
 
-    def own_log_ahead(self, group: bytes) -> None:
-        """The peer has more of a log of ours than we: our database is an old copy."""
-
     def finished(self, report: GroupReport) -> None:
         """The exchange ended."""

@@ -93,8 +93,6 @@ class Tails(ExchangeBase, ABC):
             raise ProtocolError("too many logs")
         if len(message.entries) == LIST_MAX:
             return
-        if heads.own_log_ahead(self._port.salt, entries, self._places, self._port.me, lane):
-            self._port.own_log_ahead(self.group)
         if lane == 0:
             self._control.peer_heads_complete = True
             self._answer_control_heads()

@@ -205,26 +205,14 @@ def gap_suspects(
 
 
 def confirms(salt: bytes, theirs: Sequence[HeadEntry], log: LogState) -> bool:
-    """Whether the peer's heads show that it holds all of this log of ours."""
+    """Whether the peer's heads show that it holds all of this log of ours, and no more.
+
+    Of more it would have to show the records: then our database is an old copy.
+    """
     place = place_of(salt, log.key)
     head = short_id(salt, log.head_id)
     return any(
         (entry.author, entry.incarnation) == (place.author, place.incarnation)
-        and entry.contiguous >= log.contiguous
-        and (entry.contiguous > log.contiguous or entry.head == head)
+        and (entry.contiguous, entry.head) == (log.contiguous, head)
         for entry in theirs
     )
-
-
-def own_log_ahead(
-    salt: bytes, theirs: Sequence[HeadEntry], ours: Mapping[Place, LogState], me: bytes, lane: int
-) -> bool:
-    """Whether the peer shows more of a log of ours than we have: our database is an old copy."""
-    mine = short_id(salt, me)
-    for entry in theirs:
-        if entry.author != mine:
-            continue
-        log = ours.get(Place(entry.author, entry.incarnation, lane))
-        if entry.max_seq > (log.max_seq if log is not None else 0):
-            return True
-    return False

@@ -138,7 +138,7 @@ async def enter_group(core: Core, talk: Talk, ticket: Ticket) -> Group:
         else:
             async with core.keeper.turn(group):
                 _, admitted = await core.admission.admit(group, offered, talk.peer)
-                await core.keeper.after(group, admitted)
+                await core.keeper.heard(group, admitted)
     if was_member and group.role(core.me) is not None:
         raise GroupError("already_member", f"this device is in {group.name} already")
     join = await _own_join(core, group, ticket, invite_key)
@@ -291,7 +291,7 @@ async def _take_answer(core: Core, talk: Talk, group: Group) -> None:
         if message.wires:
             async with core.keeper.turn(group):
                 _, admitted = await core.admission.admit(group, message.wires, talk.peer)
-                await core.keeper.after(group, admitted)
+                await core.keeper.heard(group, admitted)
 
 
 async def _set_state(core: Core, group: Group, state: str) -> None:

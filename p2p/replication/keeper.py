@@ -217,6 +217,20 @@ class Keeper:
 
     # --- follow up ----------------------------------------------------------------------------
 
+    async def heard(self, group: Group, records: Sequence[Record]) -> None:
+        """As `after`, for records that a peer brought.
+
+        One of ours among them that we lacked proves that our database is an old copy: nothing less
+        than its signature does. The logs in force are not continued then, or they would fork.
+        """
+        if any(
+            record.author == self._me and record.incarnation >= group.incarnations[record.lane]
+            for record in records
+        ):
+            await self.renew(group)
+            self._emit("own_log.restored", {"group": group.id, "why": "behind"})
+        await self.after(group, records)
+
     async def after(self, group: Group, records: Sequence[Record]) -> None:
         """Bring everything in line with new records of a group, own or foreign."""
         control = [record for record in records if record.lane == LANE_CONTROL]

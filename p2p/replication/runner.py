@@ -23,7 +23,6 @@ from p2p.replication.session_types import (
     FetchAsk,
     IdsAsk,
     LogsAsk,
-    OwnLogAhead,
     Query,
     RangesAsk,
     Report,
@@ -54,7 +53,7 @@ async def carry_admission(
     """Judge, store and follow up on records of a peer, under the group's lock."""
     async with core.keeper.turn(group):
         result, admitted = await core.admission.admit(group, wires, peer)
-        await core.keeper.after(group, admitted)
+        await core.keeper.heard(group, admitted)
         if group.evidence:
             await core.keeper.prove(group)
     return result
@@ -169,8 +168,6 @@ class SessionRunner:
                 case Admit():
                     admitted = await self._admit(event)
                     queue += self.machine.answer(event.id, admitted, self._core.env.now())
-                case OwnLogAhead(group=group):
-                    await self._renew(group)
                 case _:
                     self._note([event])
             if self.machine.unsent_bytes:
@@ -230,10 +227,3 @@ class SessionRunner:
         peer: bytes = self._stream.peer
         self._note_origins(event.wires, peer)
         return await carry_admission(self._core, group, event.wires, peer)
-
-    async def _renew(self, group_id: bytes) -> None:
-        group = self._core.groups.get(group_id)
-        if group is not None:
-            async with self._core.keeper.turn(group):
-                await self._core.keeper.renew(group)
-            self._core.events.emit("own_log.restored", {"group": group_id, "why": "behind"})

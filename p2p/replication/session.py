@@ -68,7 +68,6 @@ from p2p.replication.session_types import (
     FetchAsk,
     IdsAsk,
     LogsAsk,
-    OwnLogAhead,
     Query,
     RangesAsk,
     Report,
@@ -451,10 +450,6 @@ class Session:
             raise LimitError("too many ranges asked for at once")
         exchange.serving += 1
         self._jobs.append((exchange, job))
-
-    def own_log_ahead(self, group: bytes) -> None:
-        """Our database is an old copy."""
-        self._events.append(OwnLogAhead(group))
 
     def finished(self, report: GroupReport) -> None:
         """An exchange ended."""

@@ -131,13 +131,6 @@ class Report:
 
 
 @dataclass(frozen=True)
-class OwnLogAhead:
-    """The peer has more of a log of ours than we: begin a new incarnation before the next write."""
-
-    group: bytes
-
-
-@dataclass(frozen=True)
 class Unshared:
     """Groups the peer does not list for us, a member to us: it may lack our admit."""
 
@@ -155,4 +148,4 @@ class Close:
     error: PeerError | None = None
 
 
-Event: TypeAlias = Query | Admit | Report | OwnLogAhead | Unshared | Close
+Event: TypeAlias = Query | Admit | Report | Unshared | Close

@@ -465,7 +465,30 @@ def test_ids_that_are_listed_and_not_delivered_are_counted_and_told() -> None:
     play(attack)
 
 
-async def lie_about_heads(liar: Liar) -> None:
+def test_nobody_makes_a_device_believe_that_its_logs_are_longer_than_it_knows() -> None:
+    """It would begin a new log at each such word. Only a record that it signed proves it."""
+
+    async def attack() -> None:
+        async with town() as t:
+            await t.alice.write(t.group, "in the log in force")
+            held = t.alice.replication._core.groups.get(t.group)
+            assert held is not None
+            before = list(held.incarnations)
+            for incarnation in (before[1], before[1] + 1):
+                stream = await t.mallory.node.fabric.open(PeerId(t.alice.id), "/covey/sync/1")
+                await lie_about_heads(Liar(stream), t.alice.id, incarnation)
+                await stream.aclose()
+            await wait_until(lambda: bool(t.alice.named("sync.finished")))
+            assert held.incarnations == before
+            assert not t.alice.named("own_log.restored")
+            await t.still_works()
+
+    play(attack)
+
+
+async def lie_about_heads(
+    liar: Liar, author: bytes = record_id(b"nobody"), incarnation: int = 9
+) -> None:
     """Claim a log of 50 records and deliver none of it."""
     tag, state = await liar.greet()
     del state
@@ -478,8 +501,8 @@ async def lie_about_heads(liar: Liar) -> None:
     await liar.receive(State)
     await liar.send(State(tag, bytes(32), bytes(32)))
     await liar.receive(Heads)
-    author = short_id(liar.salt, record_id(b"nobody"))
-    await liar.send(Heads(tag, 1, (HeadEntry(author, 9, 50, 50, b"h" * 8),)))
+    short = short_id(liar.salt, author)
+    await liar.send(Heads(tag, 1, (HeadEntry(short, incarnation, 50, 50, b"h" * 8),)))
     want = await liar.receive(Want)
     assert isinstance(want, Want)
     assert want.ranges[0].last == 50

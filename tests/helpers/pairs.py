@@ -26,7 +26,6 @@ from p2p.replication.session_types import (
     FetchAsk,
     IdsAsk,
     LogsAsk,
-    OwnLogAhead,
     Query,
     RangesAsk,
     Report,
@@ -72,7 +71,6 @@ class Side:
     reports: dict[bytes, GroupReport] = field(default_factory=dict)
     suspects: list[Suspect] = field(default_factory=list)
     closed: Close | None = None
-    own_ahead: list[bytes] = field(default_factory=list)
     unshared: tuple[bytes, ...] = ()
     refuse: frozenset[bytes] = frozenset()
     """Ids it pretends not to have when asked for a log or for control records."""
@@ -124,8 +122,6 @@ class Side:
                 case Close():
                     assert self.closed is None, "closed twice"
                     self.closed = event
-                case OwnLogAhead(group=group):
-                    self.own_ahead.append(group)
                 case Unshared(groups=groups):
                     self.unshared = groups
 

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from p2p.errors import UsageError
+from p2p.replication import cells
 from p2p.replication.epoch import key_tag
 from p2p.replication.events import GroupError
 from p2p.replication.holders import HOLDS, HoldsQuery
@@ -409,5 +410,51 @@ def test_a_stranger_to_the_group_learns_nothing_of_who_holds_what() -> None:
                 alice.identity.id, HOLDS, HoldsQuery(secret_group, [ident])
             )
             assert reply.held == []
+
+    play(scene)
+
+
+def test_a_cell_takes_so_many_records_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "CELL_RECORDS_MAX", 12)
+    monkeypatch.setattr(cells, "CELL_OWN_MIN", 4)
+
+    async def scene() -> None:
+        async with nodes("alice") as (alice,):
+            group = (await alice.replication.create_group("team")).group
+            for n in range(12):
+                await do(alice, group, "set", "add", f"item {n}")
+            with pytest.raises(GroupError, match="spread it") as refused:
+                await do(alice, group, "set", "add", "one more")
+            assert refused.value.reason == "cell_too_large"
+            await do(alice, group, "set", "remove", "item 3")
+            await do(alice, group, "set", "remove", "item 4")
+
+    play(scene)
+
+
+@pytest.mark.parametrize("junk", [True, False])
+def test_who_fills_a_shared_cell_closes_it_for_itself_alone(
+    *, junk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "CELL_RECORDS_MAX", 12)
+    monkeypatch.setattr(cells, "CELL_OWN_MIN", 4)
+
+    async def scene() -> None:
+        async with nodes("alice", "mallory") as (alice, mallory):
+            group = await pair_up(alice, mallory)
+            tag = filed(mallory, group, "set")
+            path = ("elsewhere",) if junk else ITEMS
+            bodies = [encode_body("m", "set", path, "add", f"junk {n}") for n in range(40)]
+            await mallory.store.append(group, [Drafted(body, tag, ()) for body in bodies])
+            await agree(alice, mallory, group)
+            with pytest.raises(GroupError, match="spread it"):
+                await do(mallory, group, "set", "add", "one more")
+            for n in range(4):
+                await do(alice, group, "set", "add", f"item {n}")
+            with pytest.raises(GroupError, match="spread it"):
+                await do(alice, group, "set", "add", "one more")
+            found = await value(alice, group, "set")
+            assert isinstance(found, list)
+            assert {f"item {n}" for n in range(4)} <= set(map(str, found))
 
     play(scene)

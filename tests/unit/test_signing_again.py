@@ -6,6 +6,7 @@ replaced does not come back and an erasure misses nothing.
 
 from __future__ import annotations
 
+import copy
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from memory.bodies import ForgetBody, LinkBody, VerdictBody, decode_body_untrust
 from memory.records.erase import HERE
 from memory.records.readdress import readdress
 from p2p.replication import again
-from p2p.replication.ops import Role
+from p2p.replication.ops import ForkProof, Kind, Role
 from tests.helpers.chains import PlainDraft
 from tests.helpers.memories import note_body
 from tests.helpers.mesh import Mesh, wait_until
@@ -367,5 +368,41 @@ def test_nothing_is_signed_anew_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             await trio.sleep(300)
             await agree(group, alice, bob)
             assert alice.texts(group) == bob.texts(group) == texts
+
+    play(scene)
+
+
+def test_a_fork_proven_lower_down_later_has_nothing_signed_twice() -> None:
+    async def scene() -> None:
+        mesh = Mesh(5)
+        alice, bob = mesh.peer("alice"), mesh.peer("bob")
+        async with alice.running(), bob.running():
+            group = (await alice.replication.create_group("team")).group
+            await bob.replication.join((await alice.replication.create_invite(group)).ticket)
+            await alice.write(group, "old")
+            await wait_until(lambda: bob.texts(group) == ["old"])
+            image = copy.deepcopy(alice.disk)
+            for n in range(3):
+                await alice.write(group, f"held by bob {n}")
+            await wait_until(lambda: len(bob.texts(group)) == 4)
+        there = {r.record.seq: r.record for r in bob.disk.rows.values() if r.record.kind == 32}
+        alice.disk = image
+        texts = [f"written alone {n}" for n in range(3)]
+        async with alice.running():
+            for text in texts:
+                await alice.write(group, text)
+            here = {r.record.seq: r.record for r in alice.disk.rows.values() if r.record.kind == 32}
+            (held,) = alice.replication._core.groups.all()
+            for seq, wanted in ((4, ["old", *texts[:2], texts[2]]), (2, ["old", *texts])):
+                a, b = here[seq], there[seq]
+                proof = ForkProof(a.header, a.signature, b.header, b.signature)
+                async with alice.replication._core.keeper.turn(held):
+                    await alice.replication._core.keeper.write(held, [(Kind.FORK_PROOF, proof)])
+                assert alice.texts(group) == sorted(wanted)
+            await trio.sleep(60)
+            assert alice.texts(group) == sorted(["old", *texts])
+        async with alice.running(), bob.running():
+            await agree(group, alice, bob)
+            assert bob.texts(group) == sorted(["old", *texts])
 
     play(scene)

@@ -89,7 +89,6 @@ class NullPort:
     def ask_ids(self, group: object, places: object, then: object) -> None: ...
     def admit(self, group: object, wires: object, then: object) -> None: ...
     def serve(self, exchange: object, job: object) -> None: ...
-    def own_log_ahead(self, group: object) -> None: ...
     def finished(self, report: object) -> None: ...
 
 
@@ -566,15 +565,13 @@ def test_withheld_control_records_are_flagged() -> None:
     assert not a.reports[GROUP].equal
 
 
-def test_more_of_our_own_log_than_we_have_is_noticed_before_anything_else() -> None:
+def test_more_of_our_own_log_than_we_have_is_fetched_as_any() -> None:
     a, b = pair()
     chain = Chain(GROUP, A)
     records = chain.many(6)
     a.hold(records[:2])
     b.hold(records)
     run_pair(a, b)
-    assert a.own_ahead == [GROUP]
-    assert b.own_ahead == []
     both_hold_the_union(a, b)
 
 
