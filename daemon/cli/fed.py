@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from daemon.cli import out
 from daemon.cli.client import CliError
+from daemon.cli.fed_chart import add_files, configure_chart, run_chart, show
 from daemon.cli.fed_input import read_numbers
 from daemon.cli.fed_models import VERBS, configure_models, run_models
 from daemon.cli.memory import connect
@@ -25,6 +26,7 @@ examples:
   covey fed histogram latency.csv --column ms --edges 0,10,20,50,100
   covey fed quantiles latency.csv --column ms --q 0.5,0.95 --bounds 0,1000 --peers 3
   covey fed run mymodel:train digits --rounds 20 --peers 3
+  covey fed chart digits --html digits.html
   covey fed history
   covey fed explain 3f9a2c"""
 
@@ -54,6 +56,7 @@ def configure_fed(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--weight-column", metavar="NAME", help="column of weights above 0")
     sub = _add_question(verbs, "histogram", "how many values lie between given edges")
     sub.add_argument("--edges", required=True, metavar="A,B,C", help="ascending numbers")
+    add_files(sub)
     sub = _add_question(verbs, "quantiles", "values below which given shares of all lie")
     sub.add_argument("--q", default="0.5,0.95", metavar="A,B", help="shares (0.5,0.95)")
     sub.add_argument("--bounds", required=True, metavar="LOW,HIGH", help="where to look")
@@ -63,6 +66,7 @@ def configure_fed(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--limit", type=int, default=20)
     sub = add_verb(verbs, "explain", "who was included in a round, late, lost or rejected, and why")
     sub.add_argument("id", help="the id or its beginning")
+    configure_chart(verbs)
     configure_models(verbs)
     parser.epilog = EPILOG
 
@@ -72,6 +76,8 @@ def run_fed(args: argparse.Namespace) -> int:
     if args.verb in VERBS:
         return run_models(args)
     match args.verb:
+        case "chart":
+            return run_chart(args)
         case "history":
             return _history(args)
         case "explain":
@@ -115,15 +121,17 @@ def _question(args: argparse.Namespace) -> int:
     answer = out.mapping(connect(args).call("fed.stat", params))
     if args.json:
         out.say_json(answer)
+        if args.verb == "histogram":
+            _show_histogram(out.mapping(answer.get("histogram")), args)
         return 0
-    _show_answer(answer)
+    _show_answer(answer, args)
     if not args.quiet:
         ident = out.text(out.mapping(answer.get("round")).get("id"))
         out.note(f"`covey fed explain {ident[:8]}` shows how it came about")
     return 0
 
 
-def _show_answer(answer: dict[str, Json]) -> None:
+def _show_answer(answer: dict[str, Json], args: argparse.Namespace) -> None:
     mean = out.mapping(answer.get("mean"))
     histogram = out.mapping(answer.get("histogram"))
     quantiles = out.mapping(answer.get("quantiles"))
@@ -133,7 +141,7 @@ def _show_answer(answer: dict[str, Json]) -> None:
         out.say(f"spread   {spread:.6g}  (standard deviation of the values)")
         out.say(f"values   {int(out.number(mean.get('values'))):,}")
     elif histogram:
-        _show_histogram(histogram)
+        _show_histogram(histogram, args)
     elif quantiles:
         shares, values = _list(quantiles.get("q")), _list(quantiles.get("values"))
         for share, value in zip(shares, values, strict=True):
@@ -150,15 +158,17 @@ def _list(value: Json) -> list[float]:
     return [out.number(item) for item in value] if isinstance(value, list) else []
 
 
-def _show_histogram(histogram: dict[str, Json]) -> None:
-    edges, counts = _list(histogram.get("edges")), _list(histogram.get("counts"))
-    most = max([*counts, 1.0])
-    for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        bar = "█" * round(30 * count / most)
-        out.say(f"{low:>10.6g} … {high:<10.6g} {int(count):>10,}  {bar}")
-    outside = out.number(histogram.get("below")) + out.number(histogram.get("above"))
-    if outside:
-        out.note(f"{int(outside):,} values lie outside the edges")
+def _show_histogram(histogram: dict[str, Json], args: argparse.Namespace) -> None:
+    from daemon.charts.model import histogram_bars
+
+    bars = histogram_bars(
+        args.name,
+        _list(histogram.get("edges")),
+        _list(histogram.get("counts")),
+        below=out.number(histogram.get("below")),
+        above=out.number(histogram.get("above")),
+    )
+    show(bars, args)
 
 
 def _show_members(info: dict[str, Json]) -> None:

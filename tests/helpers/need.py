@@ -125,6 +125,9 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         _landlock, "run a kernel with Landlock (since 5.13), switched on", optional_in_ci=True
     ),
     "dask": Requirement(_dask, "install the extra: `pip install covey[dask]`", optional_in_ci=True),
+    "pillow": Requirement(
+        functools.partial(_importable, "PIL"), "install the extra: `pip install covey[chart]`"
+    ),
     "scipy": Requirement(
         functools.partial(_importable, "scipy"),
         "install the extra: `pip install covey[fast]`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -13,7 +14,6 @@ from tests.helpers.daemons import Home, connected_peers, joined_homes, wait_unti
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from daemon.json_types import Json
 
@@ -98,10 +98,16 @@ def test_weights_histogram_and_quantiles(
     )
     edges = "-100,0,100,200,400"
     found = everywhere(
-        three, *[["fed", "histogram", str(path), *column, f"--edges={edges}"] for path in paths]
+        three,
+        *[
+            ["fed", "histogram", str(path), *column, f"--edges={edges}", "--html", f"{path}.html"]
+            for path in paths
+        ],
     )
     counts, _ = np.histogram(everything, [float(edge) for edge in edges.split(",")])
     assert the(found[1], "histogram")["counts"] == counts.tolist()
+    drawn = Path(f"{paths[1]}.html").read_text("utf-8")
+    assert all(f"<td>{count:,}</td>" in drawn for count in counts.tolist())
     found = everywhere(
         three,
         *[

@@ -92,6 +92,14 @@ def test_five_train_while_one_lies_and_one_is_killed(five: tuple[Home, ...]) -> 
     ]
     assert ("liar", "rejected") in fates
 
+    page = five[0].work / "line.html"
+    shown = five[0].ok("fed", "chart", "line", "--html", str(page))
+    figures = cast("dict[str, list[list[float]]]", five[0].json("fed", "chart", "line"))
+    assert [x for x, _ in figures["loss"]] == list(range(1, ROUNDS + 1))
+    assert figures["loss"][-1][1] < figures["loss"][0][1]
+    assert f"loss: {figures['loss'][-1][1]:.4g} at {ROUNDS}" in shown
+    assert "<svg" in page.read_text("utf-8")
+
     five[3].up()
     wait_until("it is back", lambda: connected_peers(five[0]) == 4)
     wait_until("it caught up", lambda: model(five[3])["root"] == model(five[0])["root"])

@@ -1,0 +1,1 @@
+"""Charts of rounds: on a terminal, as one page of HTML, as a picture."""
