@@ -243,7 +243,8 @@ class Federation:
         began = self._env.now()
         ahead, self._ahead = self._ahead, []
         for sender, packet in ahead:
-            self._give_early(seat, sender, packet)
+            if decode_untrusted(packet.body).round == setting.number:
+                self._give_early(seat, sender, packet)
         if bytes(self._mesh.id) not in setting.circle:
             self._ask_now.set()
         async with trio.open_nursery() as nursery:
@@ -354,6 +355,8 @@ class Federation:
             halved = msgspec.structs.replace(self._submission, weight=self._submission.weight / 2)
             self._submission = halved
         self._past = workshop
+        # Who was left out of this roster is asked in again, once: it may have been slow.
+        self._wanting |= set(self.standing.circle) - set(standing.circle)
         return standing
 
     def _offsets(self, seat: RoundSeat) -> tuple[float, ...]:
@@ -394,12 +397,14 @@ class Federation:
             if not isinstance(message, Apply) and sender != bytes(self._mesh.id):
                 proof = decode_untrusted(self.standing.proof)
                 self._post.send(sender, self.ident, unsigned(proof))
-        elif message.round > self.standing.round + 1:
+        elif message.round == self.standing.round + 1 and seat is not None:
+            seat.receive(sender, packet)
+        elif message.round > self.standing.round:
+            # For a round that has not begun here: the last one is being written, or we are behind.
             if len(self._ahead) < AHEAD_MAX:
                 self._ahead.append((sender, packet))
-            self._ask_now.set()
-        elif seat is not None:
-            seat.receive(sender, packet)
+            if message.round > self.standing.round + 1:
+                self._ask_now.set()
 
     def _give_early(self, seat: RoundSeat, sender: bytes, packet: Packet) -> None:
         try:

@@ -22,8 +22,12 @@ PROMISES = {
     "mcp_agent.py": "The staging database is reset every night at 02:00.",
     "read_export_asyncio.py": "  Exports open with any SQLite.",
     "character_model.py": " times fewer bytes",
+    "digits.py": "with eve lying in each",
 }
-WORDS = {"character_model.py": ["--steps", "100", "--workers", "3", "--missing", "0.2"]}
+WORDS = {
+    "digits.py": ["--rounds", "6"],
+    "character_model.py": ["--steps", "100", "--workers", "3", "--missing", "0.2"],
+}
 
 # What starts machines of its own is run by test_job_examples.py; the rest is what those share.
 ELSEWHERE = {
