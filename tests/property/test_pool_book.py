@@ -216,6 +216,13 @@ class BookMachine(RuleBasedStateMachine):
     def withdraw(self) -> None:
         self.book.withdraw(self.shown.pop(0))
 
+    @rule()
+    def trim(self) -> None:
+        for number in self.book.trim():
+            assert not self.writers.pop(number, set()) & set(self.alive), "somebody has it mapped"
+            assert not self.readers.pop(number, set())
+            del self.sizes[number]
+
     @invariant()
     def the_books_agree(self) -> None:
         assert {e.number: e.size for e in self.book} == self.sizes

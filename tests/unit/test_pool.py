@@ -301,6 +301,53 @@ async def test_lanes_do_not_mix(tmp_path: Path) -> None:
         two.close()
 
 
+async def test_memory_goes_back_to_the_system_when_nothing_is_collected(
+    tmp_path: Path, limits: PoolLimits
+) -> None:
+    async with running(tmp_path, ITEMS, limits=limits) as (pool, lane):
+        client = await connect(pool)
+        await aside(client.submit, rows(1)[0], 1.0, 1)
+        await lane.folded(1)
+        await lane.publish(1)
+        lane.close()
+        assert [e.holder for e in pool.book] == [1] * (limits is not NO_SHARING), "it lives"
+        assert len(pool._staging) == 0
+        client.close()
+
+
+async def test_a_lane_closed_while_it_folds_lets_nobody_wait(tmp_path: Path) -> None:
+    class Gate(Threads):
+        def __init__(self) -> None:
+            self.reached, self.open = trio.Event(), trio.Event()
+
+        async def run(self, fn: Callable[[], T]) -> T:
+            self.reached.set()
+            await self.open.wait()
+            return await super().run(fn)
+
+    gate = Gate()
+    async with running(tmp_path, ITEMS, limits=NO_SHARING, offload=gate) as (pool, lane):
+        clients = [await connect(pool), await connect(pool)]
+        outcomes: list[str] = []
+
+        async def submit(client: PoolClient) -> None:
+            try:
+                await aside(client.submit, rows(1)[0], 1.0, 1)
+                outcomes.append("folded")
+            except PoolRefused as refused:
+                outcomes.append(refused.reason.name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit, clients[0])
+            await gate.reached.wait()
+            nursery.start_soon(submit, clients[1])
+            lane.close()
+            gate.open.set()
+        assert sorted(outcomes) in (["LANE", "folded"], ["CLOSED", "folded"])
+        for client in clients:
+            client.close()
+
+
 async def test_a_sum_that_leaves_the_range_of_its_type_says_so(tmp_path: Path) -> None:
     async with running(tmp_path, ITEMS) as (pool, lane):
         client = await connect(pool)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from federated.rounds.pool.records import (
 )
 from p2p.errors import DecodeError
 
+ROOT = Path(__file__).resolve().parents[2]
 FILLED = Record(
     kind=Kind.FILLED,
     dtype=Dtype.F32,
@@ -146,3 +149,12 @@ def some_records(draw: st.DrawFn) -> Record:
 def test_what_is_written_is_read(record: Record) -> None:
     assert decode_record_untrusted(record.encode()) == record
     assert decode_record_untrusted(bytearray(record.encode())) == record
+
+
+def test_the_specification_has_our_reasons_and_kinds() -> None:
+    text = (ROOT / "docs" / "specs" / "pool.md").read_text("utf-8")
+    listed = re.search(r"Reasons: ([^.]*)\.", text)
+    assert listed
+    assert re.findall(r"\d+", listed[1]) == [str(reason.value) for reason in list(Reason)[1:]]
+    kinds = ", ".join(f"{kind.value} {kind.name.lower()}" for kind in Kind)
+    assert f"kind: {kinds};" in text

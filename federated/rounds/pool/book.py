@@ -20,7 +20,7 @@ writes; a shown one is not used again before all who read it are done with it or
 count towards one limit of bytes. What does not fit is refused, and travels over the socket.
 
 A hostile trainer of the same user can spoil its own update, and hold as much memory as the limits
-say. Source: docs/specs/rounds.md, host pool; LIFL, arXiv 2405.10968.
+say. Source: docs/specs/pool.md; LIFL, arXiv 2405.10968.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STEP_BYTES: Final = 2 << 20
 """Segments are whole steps, so that updates of almost one size share them: a huge page's size."""
 POOL_BYTES_MAX: Final = 2 << 30
 FREE_BYTES_MIN: Final = 512 << 20
-"""Of the machine's memory, left to others (docs/specs/rounds.md)."""
+"""Of the machine's memory, left to others (docs/specs/pool.md s.3)."""
 SEGMENTS_MAX: Final = 256
 LENDS_MAX: Final = 4
 """Open lends a process: two in flight and two being written is more than a trainer needs."""
@@ -300,6 +300,13 @@ class Book:
     def withdraw(self, number: int) -> None:
         """A sum or result is over. It is used again when nobody reads it any more."""
         self._entries[number].step(Input.WITHDRAW)
+
+    def trim(self) -> list[int]:
+        """Forget what nobody uses or may have mapped for writing. Returns what is to be closed."""
+        idle = [e for e in self if e.state is State.FREE and e.holder is None and not e.readers]
+        for entry in idle:
+            self._drop(entry)
+        return [entry.number for entry in idle]
 
     def lost(self, number: int) -> None:
         """A fresh segment could not be made, or is closed by the caller."""

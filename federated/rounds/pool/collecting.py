@@ -39,7 +39,7 @@ class Schema:
 
     Attributes:
         items: elements in all.
-        dtype: of the elements; updates are float32 (docs/specs/rounds.md).
+        dtype: of the elements; updates are float32 (docs/specs/pool.md s.3).
     """
 
     items: int

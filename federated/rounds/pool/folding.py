@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from p2p.env import Offload
 
 CHECK_BLOCK: Final = 65_536
-"""256 KiB: of 32 to 1,024 KiB the least time on the machine of docs/specs/rounds.md."""
+"""256 KiB: of 32 to 1,024 KiB the least time on a 2-core machine."""
 FOLD_BLOCK: Final = 262_144
 """1 MiB of the sum stays in a second-level cache of 2 MiB while a batch is added to it."""
 PIECE_ITEMS: Final = 32 * 1024 * 1024

@@ -103,6 +103,7 @@ class Lane:
         self.rounds.give_up(1 << 63, Reason.CLOSED)
         self._pool.forget(self)
         self._withdraw(keep=None, up_to=1 << 63)
+        self._pool.rest()
 
     def _withdraw(self, *, keep: Sum | None, up_to: int) -> None:
         """Take back the last result, and sums that nobody will publish."""

@@ -16,7 +16,7 @@ kind, `filled` with `done`; a `nack` says what was refused and why:
 
 A descriptor travels beside a `lend` or `result` (SCM_RIGHTS) when the trainer cannot have it yet.
 Little-endian; a field that a kind does not use is zero, a segment that is none is `NO_SEGMENT`.
-Source: docs/specs/rounds.md, host pool.
+Source: docs/specs/pool.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROUND_MAX: Final = (1 << 63) - 1
 LANE_MAX: Final = 1023
 """8 open rounds a group, 128 groups."""
 UPDATE_BYTES_MAX: Final = 4 << 30
-"""An update's size (docs/specs/rounds.md, limits)."""
+"""An update's size (docs/specs/pool.md s.2)."""
 WEIGHT_MAX: Final = float(1 << 53)
 """Up to here a float64 counts every example."""
 ALIGN_BYTES: Final = 64

@@ -10,7 +10,7 @@ registers it with a tracker, which unlinks it when that process ends, under ever
 only its maker ever opens it, and unregisters it: by `track=False`, or before 3.13 by `unlink`.
 
 Functions here block: making a segment touches its pages (25,000 faults for 100 MB).
-Source: memfd_create(2), fcntl(2) File Sealing; docs/specs/rounds.md, host pool.
+Source: memfd_create(2), fcntl(2) File Sealing; docs/specs/pool.md.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ is there as soon as the last one came. It is itself a segment, which trainers ge
 - What does not fit into shared memory comes over the socket with a checksum, one update at a time.
 
 Whoever ends the pool's process ends its segments; the next removes a socket file that it left.
-Source: docs/specs/rounds.md, host pool; LIFL, arXiv 2405.10968.
+Source: docs/specs/pool.md; LIFL, arXiv 2405.10968.
 """
 
 from __future__ import annotations
@@ -154,6 +154,15 @@ class Pool:
         queue, lane.rounds.queue = lane.rounds.queue, []
         for update in queue:
             self._settle(lane, update, Reason.CLOSED)
+
+    def rest(self) -> None:
+        """Give memory back that is kept warm for updates, once nothing is collected any more."""
+        if self._lanes:
+            return
+        for number in self.book.trim():
+            self._segments.pop(number).close()
+        if not self._staging_lock.locked():
+            self._staging = np.empty(0, np.uint8)
 
     # ---- life
 
