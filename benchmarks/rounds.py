@@ -22,6 +22,7 @@ PARTS: Final[tuple[str, ...]] = (
     "deadlines",
     "outer",
     "handoff",
+    "masks",
 )
 """Modules of `benchmarks.round_parts`, in the order in which they run."""
 
