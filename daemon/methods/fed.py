@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
@@ -24,6 +25,7 @@ from federated.rounds.statistics.plain import (
     answer,
     call_id,
     contribution,
+    fault,
     kind_of,
 )
 
@@ -241,6 +243,7 @@ async def stat(call: Call, p: StatParams) -> StatResult:
         wait_s=p.wait_s,
         timeout_s=p.timeout_s,
         allow_plain=p.allow_plain,
+        check=functools.partial(fault, query),
     )
     try:
         total = await services.rounds.total(ask, vector)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from federated.rounds.history import RoundReport
     from federated.rounds.protocol.meeting import Circle
+    from federated.rounds.workshop import Check
     from federated.seams import Db, GroupId, Mesh
     from p2p.env import Env, Offload
 
@@ -77,6 +78,7 @@ class Ask:
         wait_s: how long to wait for them.
         timeout_s: how long the round itself may take.
         allow_plain: whether members of several owners may see each other's sums.
+        check: why no data lead to a member's vector, or nothing; asked by who merges them.
     """
 
     group: GroupId | None
@@ -87,6 +89,7 @@ class Ask:
     wait_s: float = 60.0
     timeout_s: float = 60.0
     allow_plain: bool = False
+    check: Check | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +228,7 @@ class Rounds:
         assert self._nursery is not None
         ident = setting.federation.hex()[:32]
         began = self._env.now()
-        workshop = Workshop(owners=dict(setting.owners))
+        workshop = Workshop(owners=dict(setting.owners), check=ask.check)
         seat = RoundSeat(
             setting, Machine(setting), workshop, self._post, self._env, self._offload, NoKeeper(),
             lambda told: self._tell(ident, told),

@@ -19,7 +19,7 @@ from federated.rounds.protocol.policy import voters_of
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from federated.rounds.protocol.wire import Plan
 
     Vector = NDArray[np.float32] | NDArray[np.float64]
+    Check = Callable[[F64], str]
 
 
 def encoded_bytes(name: str, count: int) -> int:
@@ -72,14 +73,19 @@ class Workshop:
     Args:
         reference: the last applied update, row 0 of the rules; None: zeros.
         owners: each member's owner.
+        check: what is wrong with a sender's whole vector, or nothing.
     """
 
     def __init__(
-        self, reference: F32 | None = None, owners: dict[bytes, bytes] | None = None
+        self,
+        reference: F32 | None = None,
+        owners: dict[bytes, bytes] | None = None,
+        check: Check | None = None,
     ) -> None:
         self.vector: Vector | None = None
         self._reference = reference
         self._owners = owners or {}
+        self._check = check
         self._own: dict[tuple[bytes, int], bytes] = {}
         self._rows: dict[tuple[bytes, int, bytes], Vector] = {}
         self.merged: dict[bytes, bytes] = {}
@@ -134,6 +140,10 @@ class Workshop:
             row = decode_part_untrusted(plan.codec, data, plan.parts[part].count)
         except DecodeError as error:
             return str(error)
+        if self._check is not None and plan.parts[part].count == plan.elements:
+            wrong = self._check(row.astype(np.float64))
+            if wrong:
+                return wrong
         self._rows[plan_hash, part, sender] = row
         return ""
 

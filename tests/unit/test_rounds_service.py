@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import trio
 
-from federated.errors import RoundError
+from federated.errors import RoundError, UsageError
 from federated.rounds.service import Ask
+from federated.rounds.statistics.plain import MeanQuery, answer, contribution, fault
 from tests.helpers.rounds_office import Team, play_team
 
 if TYPE_CHECKING:
@@ -104,6 +106,47 @@ def test_several_owners_are_refused_before_anything_leaves(tmp_path: Path) -> No
         assert caught.value.reason == "plain_refused"
 
     play_team(scenario, tmp_path, seed=1)
+
+
+@pytest.mark.attack
+def test_a_vector_that_no_data_lead_to_is_left_out_or_no_answer(tmp_path: Path) -> None:
+    query = MeanQuery()
+    honest = contribution(query, np.array([1.0, 2.0]))
+    lie = honest.copy()
+    lie[0] = -5.0
+    rejected = []
+
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2, 3)]
+        for liar in range(3):
+            found: dict[int, Total] = {}
+
+            async def one(index: int, liar: int, found: dict[int, Total]) -> None:
+                told = ask(
+                    expected=3,
+                    question=sha256(bytes([liar])).digest(),
+                    check=None if index == liar else functools.partial(fault, query),
+                )
+                vector = lie if index == liar else honest
+                found[index] = await chairs[index].rounds.total(told, vector)
+
+            async with trio.open_nursery() as nursery:
+                for index in range(3):
+                    nursery.start_soon(one, index, liar, found)
+            for index in {0, 1, 2} - {liar}:
+                total = found[index]
+                statuses = sorted(member.status for member in total.report.members)
+                if total.peers == 2:
+                    assert np.array_equal(total.vector, 2 * honest)
+                    assert statuses == ["included", "included", "rejected"]
+                    rejected.append(liar)
+                else:  # the liar merged
+                    assert fault(query, total.vector, total.peers)
+                    with pytest.raises(UsageError, match="no data can lead to"):
+                        answer(query, total.vector, total.peers)
+
+    play_team(scenario, tmp_path, seed=1)
+    assert len(set(rejected)) >= 2
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.3, 0.5, 0.7, 1.0, 2.5])
