@@ -25,7 +25,7 @@ PROMISES = {
     "digits.py": "with eve lying in each",
 }
 WORDS = {
-    "digits.py": ["--rounds", "6"],
+    "digits.py": ["--rounds", "3"],
     "character_model.py": ["--steps", "100", "--workers", "3", "--missing", "0.2"],
 }
 
