@@ -101,7 +101,8 @@ def enter(connection: apsw.Connection, n: int, *, supersedes: bool = True) -> No
 def _supersede(connection: apsw.Connection, here: _Place, n: int) -> None:
     """What record `n` names is superseded now; of each log the newest stays all the same."""
     for log, seq in connection.execute(
-        "SELECT c.log, c.seq FROM supersede s JOIN record o ON o.id = s.dst JOIN cell c"
+        # As in _GONE: the planner might begin with the cell, for each record that is written to it.
+        "SELECT c.log, c.seq FROM supersede s CROSS JOIN record o ON o.id = s.dst CROSS JOIN cell c"
         " ON c.grp = o.grp AND c.key_tag = o.key_tag AND c.log = o.log AND c.seq = o.seq"
         " WHERE s.src = ? AND o.grp = ? AND o.key_tag = ?",
         (n, here.grp, here.tag),
