@@ -6,6 +6,8 @@ Bytes of peers raise `p2p.errors.DecodeError`; what a caller asked for and canno
 
 from __future__ import annotations
 
+import errno
+
 
 class FederatedError(Exception):
     """Root of the package's errors."""
@@ -73,3 +75,12 @@ class HandlerError(FederatedError):
         super().__init__(f"{reason}: {message}" if message else reason)
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or all errors of a group, say that a disk is full; see `seams.Db`."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_full(one) for one in error.exceptions)
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return getattr(error, "reason", "") == "full"

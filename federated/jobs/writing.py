@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from federated.errors import JobError
+from federated.errors import JobError, is_full
 from federated.jobs.orders import Orders
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ log = logging.getLogger("covey.jobs")
 RETRY_S: Final = 1.0
 """How often a full disk is tried again: about when a person looks whether it helped."""
 FULL: Final = "journal_full"
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a database's error says that its disk is full; see `seams.Db`."""
-    return getattr(error, "reason", "") == "full"
 
 
 def full_error(done: str = "") -> JobError:

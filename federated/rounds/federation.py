@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import trio
 
-from federated.errors import RoundError, UsageError
+from federated.errors import RoundError, UsageError, is_full
 from federated.rounds.federation_store import KEPT_STATES
 from federated.rounds.numeric import rules, safetensors, tensors
 from federated.rounds.post import STATE_PART
@@ -53,6 +53,7 @@ log = logging.getLogger("covey.rounds")
 KNOCK_S: Final = 10.0
 LOOK_S: Final = 10.0
 """How often a member whose round does not end asks the others whether they are further."""
+FULL_RETRY_S: Final = 10.0
 AHEAD_MAX: Final = 256
 """Packets kept for the round after the one that ends here."""
 
@@ -221,10 +222,23 @@ class Federation:
         try:
             with self.scope:
                 while True:
-                    await self._one_round()
+                    await self._one_round_or_pause()
         finally:
             self._post.unseat(self.ident)
             self.left.set()
+
+    async def _one_round_or_pause(self) -> None:
+        """A full disk ends the attempt before anything is said that could not be kept."""
+        try:
+            await self._one_round()
+        except Exception as error:
+            if not is_full(error):
+                raise
+            self._seat = None
+            self.last_abort = "storage: the disk is full; free space on it, it goes on by itself"
+            self._tell(Tell("round.storage", self.last_abort))
+            log.exception("round_disk_full")
+            await trio.sleep(FULL_RETRY_S)
 
     async def _one_round(self) -> None:
         setting = self._setting()
