@@ -42,7 +42,7 @@ from federated.jobs.staging import Stages
 from federated.jobs.template import parse_template
 from federated.jobs.types import JobId
 from federated.jobs.worker import Worker
-from federated.jobs.writing import FULL, Writer, is_full
+from federated.jobs.writing import FULL, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

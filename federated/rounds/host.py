@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
 import trio
 
 from federated.errors import RoundError, UsageError
@@ -96,11 +95,8 @@ class Host:
         if not folded.finite:
             log.warning("host_sum_not_finite", extra={"f": {"round": number}})
             return
-
-        def mean() -> F32:
-            return np.multiply(folded.total, np.float32(1.0 / folded.weight))
-
-        update = await self._offload.run(mean)
+        # A copy: the segment is shown again as the result while this may still be fetched.
+        update = await self._offload.run(lambda: folded.mean().copy())
         try:
             metrics = {"trainers": float(folded.count)}
             await self.federation.submit(number - 1, update, folded.weight, metrics)
