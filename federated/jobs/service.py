@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 import msgspec
 import trio
 
-from federated.errors import JobError
+from federated.errors import JobError, is_full
 from federated.jobs.bulk import Bulk
 from federated.jobs.cache import ResultCache
 from federated.jobs.coordinator import TICK_S, Coordinator
