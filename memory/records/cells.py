@@ -55,6 +55,29 @@ _REBUILD: Final = (
 )
 
 
+_NEWEST_BELOW: Final = (
+    f"INSERT OR REPLACE INTO cell SELECT r.grp, r.key_tag, r.log, r.seq, r.n, {_GONE} FROM record r"
+    f" WHERE r.log = ? AND r.seq < ? AND +r.grp = ? AND +r.key_tag = ? AND {_COUNTS}"
+    " ORDER BY r.seq DESC LIMIT 1"
+)
+"""The signs keep the planner on the log's own order: it ends at the first that fits."""
+
+_GIVE_BACK: Final = (
+    "INSERT OR REPLACE INTO cell SELECT r.grp, r.key_tag, r.log, r.seq, r.n, 0"
+    " FROM supersede s CROSS JOIN record r ON r.id = s.dst WHERE s.src = ?"
+    f" AND +r.grp = ? AND +r.key_tag = ? AND {_COUNTS} AND NOT {_GONE}"
+)
+
+_TRIM: Final = (
+    "DELETE FROM cell WHERE grp = ? AND key_tag = ? AND superseded AND (log, seq) NOT IN"
+    " (SELECT log, max(seq) FROM cell WHERE grp = ? AND key_tag = ? GROUP BY log)"
+)
+"""Superseded and not the newest of its log: left by records that turned at once."""
+
+TURNED_MAX: Final = 1_000
+"""Records of a cell that are put in or taken out one by one in a unit: about 50 ms."""
+
+
 def _place(connection: apsw.Connection, n: int) -> _Place | None:
     row = connection.execute(
         "SELECT grp, key_tag, log, seq, id FROM record WHERE n = ? AND kind = ?"
@@ -82,9 +105,10 @@ def enter(connection: apsw.Connection, n: int, *, supersedes: bool = True) -> No
         (n,),
     ).get
     newest = connection.execute(
-        "SELECT seq, superseded FROM cell WHERE grp = ? AND key_tag = ? AND log = ?"
+        # Not itself: what left in the same unit may have given it back.
+        "SELECT seq, superseded FROM cell WHERE grp = ? AND key_tag = ? AND log = ? AND seq <> ?"
         " ORDER BY seq DESC LIMIT 1",
-        here[:3],
+        here[:4],
     ).fetchone()
     is_newest = newest is None or newest[0] < here.seq
     if newest is not None and is_newest and newest[1]:
@@ -101,7 +125,6 @@ def enter(connection: apsw.Connection, n: int, *, supersedes: bool = True) -> No
 def _supersede(connection: apsw.Connection, here: _Place, n: int) -> None:
     """What record `n` names is superseded now; of each log the newest stays all the same."""
     for log, seq in connection.execute(
-        # As in _GONE: the planner might begin with the cell, for each record that is written to it.
         "SELECT c.log, c.seq FROM supersede s CROSS JOIN record o ON o.id = s.dst CROSS JOIN cell c"
         " ON c.grp = o.grp AND c.key_tag = o.key_tag AND c.log = o.log AND c.seq = o.seq"
         " WHERE s.src = ? AND o.grp = ? AND o.key_tag = ?",
@@ -118,21 +141,50 @@ def _supersede(connection: apsw.Connection, here: _Place, n: int) -> None:
 
 
 def renew(txn: Txn, n: int) -> None:
-    """Record `n` counts again or no more, so what it supersedes may have changed: its cell anew.
+    """Record `n` counts again or no more, so what it supersedes may have changed.
 
     At the end of the unit, by `rebuild`: a whole log may turn at once.
     """
     here = _place(txn.connection, n)
     if here is not None:
-        txn.cells.add((here.grp, here.tag))
+        txn.cells.setdefault((here.grp, here.tag), {})[n] = None
 
 
 def rebuild(txn: Txn) -> None:
-    """Make anew the cells that a unit has touched so."""
-    for bound in sorted(txn.cells):
-        txn.connection.execute("DELETE FROM cell WHERE grp = ? AND key_tag = ?", bound)
-        txn.connection.execute(_REBUILD, bound)
+    """Bring the cells in line in which a unit has turned records.
+
+    A few are taken out or put in one by one: of a large cell that turns part by part, made anew
+    with each part, the time would grow with its square while all other writers wait.
+    """
+    for bound, turned in sorted(txn.cells.items()):
+        if len(turned) > TURNED_MAX:
+            txn.connection.execute("DELETE FROM cell WHERE grp = ? AND key_tag = ?", bound)
+            txn.connection.execute(_REBUILD, bound)
+            continue
+        for n in turned:
+            counts = f"SELECT 1 FROM record r WHERE r.n = ? AND {_COUNTS}"
+            if txn.connection.execute(counts, (n,)).get is None:
+                _leave(txn.connection, n)
+            else:
+                enter(txn.connection, n)
+        txn.connection.execute(_TRIM, bound * 2)
     txn.cells.clear()
+
+
+def _leave(connection: apsw.Connection, n: int) -> None:
+    """Record `n` counts no more. Others of its unit may not be taken out yet: in any order."""
+    here = _place(connection, n)
+    assert here is not None, "it had a place a moment ago"
+    place = here[:4]
+    connection.execute(
+        "DELETE FROM cell WHERE grp = ? AND key_tag = ? AND log = ? AND seq = ?", place
+    )
+    later = connection.execute(
+        "SELECT 1 FROM cell WHERE grp = ? AND key_tag = ? AND log = ? AND seq > ? LIMIT 1", place
+    ).get
+    if later is None:
+        connection.execute(_NEWEST_BELOW, (here.log, here.seq, here.grp, here.tag))
+    connection.execute(_GIVE_BACK, (n, here.grp, here.tag))
 
 
 # ---- reading

@@ -66,7 +66,7 @@ class Txn:
     Attributes:
         connection: inside the transaction.
         stored: ids of records stored, by group, in order.
-        cells: (group row, tag) of state cells to make anew at the end of the unit.
+        cells: (group row, tag) of state cells -> their records that turned in the unit.
         changed: groups whose set of counting records changed.
         erased: ids erased, for the side file.
         events: (name, id, scope row) to announce.
@@ -111,7 +111,7 @@ class Txn:
         scanner: Scanner | None = None,
         now_ms: int = 0,
     ) -> None:
-        self.cells: set[tuple[int, bytes]] = set()
+        self.cells: dict[tuple[int, bytes], dict[int, None]] = {}
         self.connection = connection
         self.lookups: Lookups = {} if lookups is None else lookups
         self.stored: dict[bytes, list[bytes]] = {}
