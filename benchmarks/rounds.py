@@ -23,6 +23,7 @@ PARTS: Final[tuple[str, ...]] = (
     "outer",
     "handoff",
     "masks",
+    "audit",
 )
 """Modules of `benchmarks.round_parts`, in the order in which they run."""
 

@@ -47,6 +47,7 @@ CONTROLS = {
     "rooms of rounds": [
         ("federated/rounds/numeric/__init__.py", "import federated.rounds.privacy"),
         ("federated/rounds/training/__init__.py", "import federated.rounds.protocol"),
+        ("federated/rounds/privacy/__init__.py", "import federated.rounds.statistics"),
     ],
     "pure rounds": [
         ("federated/rounds/protocol/__init__.py", "import trio"),
