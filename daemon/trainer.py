@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
     from typing import Self
+
+    from numpy.typing import NDArray
 
     from daemon.json_types import Json
     from federated.rounds.numeric.dtypes import Array
@@ -74,6 +76,19 @@ class Round:
             CliError: the daemon refused them; the message says why.
         """
         self.late = self._trainer.submit(self._base, new, weight, metrics)
+
+
+class State(NamedTuple):
+    """A state and the round that left it."""
+
+    number: int
+    state: dict[str, NDArray[np.float32]]
+
+
+def _state_of(model: Mapping[str, Json]) -> State:
+    loaded = load_state(Path(out.text(model["path"])))
+    arrays = {name: np.array(array, np.float32) for name, array in loaded.items()}
+    return State(int(out.number(model.get("round"))), arrays)
 
 
 class Trainer:
@@ -145,6 +160,19 @@ class Trainer:
     def model(self) -> dict[str, Json]:
         """How far the model is here: `round`, `path`, `machines`, `phase` and more."""
         return self._wait(-1, 1.0)[1]
+
+    def latest(self) -> State:
+        """The state after the last applied round."""
+        return _state_of(self.model())
+
+    def later(self, after_round: int) -> State | None:
+        """The state after a later round, or None if there is none within half a minute."""
+        applied, model = self._wait(after_round, STEP_S)
+        return _state_of(model) if applied else None
+
+    def submit_from(self, base: State, new: Tensors, *, weight: float) -> int:
+        """Hand in a state that was made of `base`; rounds it is late."""
+        return self.submit(base.number, new, weight, {})
 
     def wait(self, after_round: int) -> dict[str, Json]:
         """The model once a round later than that is applied."""

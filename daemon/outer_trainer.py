@@ -1,0 +1,243 @@
+"""Training with others that talks now and then and never waits: Streaming DiLoCo over the daemons.
+
+    with OuterTrainer("story", params, expected=3) as outer:       # params: {name: float32 array}
+        for batch in batches:
+            my_optimiser_step(params, batch)
+            outer.step(params, tokens=len(batch))                  # never blocks, changes params
+
+Every fragment of the model is a federation of its own, `NAME.0`, `NAME.1` and so on, whose state is
+the sum of all merged differences: what one round adds to it is what the outer optimiser takes. A
+thread a fragment talks to the daemon, so a step costs no call.
+
+A member that missed a whole round of a fragment (its machine slept) cannot go on from its own copy:
+`step` says so, and training begins again from `common` of a member.
+Source: docs/specs/rounds.md; `federated.rounds.training.outer`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from daemon.cli.client import CliError
+from daemon.trainer import Trainer
+from federated.errors import FederatedError, RoundError
+from federated.rounds.training.outer import Outer
+from federated.rounds.training.outer_words import Applied, OuterConfig, Sync
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from daemon.json_types import Json
+    from federated.rounds.numeric.dtypes import F32
+
+STATE: Final = "d"
+"""The one tensor of a fragment's federation: the sum of its merged differences."""
+ROOTS_KEPT: Final = 1000
+FREE: Final = 1e30
+"""A clip that shortens nobody: the outer optimiser takes differences as they are."""
+
+
+@dataclass
+class _Merged:
+    """What a round of a fragment added."""
+
+    fragment: int
+    number: int
+    d: F32
+
+
+class _Lane:
+    """One fragment's talk with the daemon: a thread waits for rounds, another hands in.
+
+    Each has a connection of its own, as a call waits for its answer.
+    """
+
+    def __init__(
+        self, fragment: int, trainer: Trainer, sender: Trainer,
+        inbox: queue.Queue[_Merged | Exception],
+    ) -> None:  # fmt: skip
+        self._fragment = fragment
+        self._trainer = trainer
+        self._sender = sender
+        self._inbox = inbox
+        self._outbox: queue.Queue[Sync] = queue.Queue()
+        self._base = trainer.latest()
+        self._ended = threading.Event()
+        self.threads = [
+            threading.Thread(target=run, daemon=True) for run in (self._watch, self._send)
+        ]
+
+    def start(self) -> None:
+        """Begin to watch and to send."""
+        for thread in self.threads:
+            thread.start()
+
+    def send(self, sync: Sync) -> None:
+        """Hand in a difference; sent by and by."""
+        self._outbox.put(sync)
+
+    def end(self) -> None:
+        """Stop at the next chance."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        try:
+            while not self._ended.is_set():
+                fresh = self._trainer.later(self._base.number)
+                if fresh is None:
+                    continue
+                d = fresh.state[STATE] - self._base.state[STATE]
+                if fresh.number != self._base.number + 1:
+                    raise RoundError(
+                        "stale",
+                        f"fragment {self._fragment} went on without this machine: begin again from"
+                        " the common copy of another member",
+                    )
+                self._base = fresh
+                self._inbox.put(_Merged(self._fragment, fresh.number, d))
+        except (CliError, FederatedError, OSError) as error:
+            if not self._ended.is_set():
+                self._inbox.put(error)
+
+    def _send(self) -> None:
+        while not self._ended.is_set():
+            try:
+                sync = self._outbox.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            base = self._base
+            try:
+                new = {STATE: base.state[STATE] + sync.delta}
+                self._sender.submit_from(base, new, weight=max(sync.weight, 1.0))
+            except (CliError, FederatedError, OSError) as error:
+                if not self._ended.is_set():
+                    self._inbox.put(error)
+
+
+class OuterTrainer:
+    """One member's outer optimiser, joined to its daemon.
+
+    Args:
+        name: of the model.
+        params: its parameters, float32, the same values on all members.
+        config: the same on all members.
+        expected: machines to begin with; 0: begin when nobody new comes.
+        group: whose machines; None: your own.
+        wait_s: how long to wait for them.
+        socket_path: the daemon's; None: where this user's daemon listens.
+        first_deadline_s: how long the first sync waits for members; later ones learn it.
+
+    Attributes:
+        outer: the optimiser itself: `common()`, `save()`.
+        synced: syncs merged so far.
+        roots: (fragment, round, hash of the common copy after it) of the last ones: equal on all
+            members.
+
+    Raises:
+        CliError: no daemon, nobody else, or another model of that name.
+    """
+
+    def __init__(
+        self, name: str, params: Mapping[str, object], config: OuterConfig | None = None, *,
+        expected: int = 0, group: str | None = None, wait_s: float = 60.0,
+        socket_path: str | None = None, first_deadline_s: float = 60.0,
+    ) -> None:  # fmt: skip
+        self.outer = Outer(params, config)
+        self.synced = 0
+        self.roots: deque[tuple[int, int, bytes]] = deque(maxlen=ROOTS_KEPT)
+        self._inbox: queue.Queue[_Merged | Exception] = queue.Queue()
+        self._trainers: list[Trainer] = []
+        policy: dict[str, Json] = {
+            "rule": "mean", "codec": self.outer.config.codec, "clip": FREE,
+            "first_deadline_s": first_deadline_s,
+        }  # fmt: skip
+        for fragment in range(len(self.outer.fragment_names)):
+            zeros = {STATE: np.zeros(self.outer.size(fragment), np.float32)}
+            self._trainers.append(
+                Trainer(
+                    f"{name}.{fragment}", zeros, group=group, expected=expected, wait_s=wait_s,
+                    socket_path=socket_path, **policy,
+                )
+            )  # fmt: skip
+        senders = [
+            Trainer(trainer.name, group=group, socket_path=socket_path)
+            for trainer in self._trainers
+        ]
+        self._lanes = [
+            _Lane(fragment, trainer, sender, self._inbox)
+            for fragment, (trainer, sender) in enumerate(zip(self._trainers, senders, strict=True))
+        ]
+        self._trainers += senders
+        for lane in self._lanes:
+            lane.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def close(self) -> None:
+        """Stop talking; this machine stays a member of each fragment's federation."""
+        for lane in self._lanes:
+            lane.end()
+        for trainer in self._trainers:
+            trainer.close()
+
+    def step(self, params: Mapping[str, object], tokens: int = 1) -> bool:
+        """An inner step is done: take over what was merged, hand in what falls due. Never blocks.
+
+        Args:
+            params: the trainer's parameters, float32, changed in place.
+            tokens: that the step was made of.
+
+        Returns:
+            Whether parameters changed.
+
+        Raises:
+            RoundError: a fragment went on without this machine.
+            CliError: the daemon refused or is gone.
+            UsageError: parameters of another shape.
+        """
+        self._take_merged()
+        changed = False
+        for request in self.outer.step(params, tokens):
+            match request:
+                case Sync():
+                    self._lanes[request.fragment].send(request)
+                case Applied():
+                    changed = True
+                case _:
+                    pass  # a turn that passed: the difference stays for the next
+        return changed
+
+    def settle(self, timeout_s: float) -> int:
+        """Wait until a merged result is there, at most so long; how many are merged so far."""
+        try:
+            self._merge(self._inbox.get(timeout=timeout_s))
+        except queue.Empty:
+            return self.synced
+        self._take_merged()
+        return self.synced
+
+    def _take_merged(self) -> None:
+        while not self._inbox.empty():
+            self._merge(self._inbox.get())
+
+    def _merge(self, came: _Merged | Exception) -> None:
+        if isinstance(came, Exception):
+            raise came
+        self.outer.merged(came.fragment, self.outer.root(came.fragment), came.d)
+        self.synced += 1
+        self.roots.append((came.fragment, came.number, self.outer.root(came.fragment)))
