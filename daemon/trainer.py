@@ -26,7 +26,7 @@ from federated.rounds.numeric.tensors import schema_of
 from federated.rounds.statefile import load_state, write_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Array]
 
+LOOK_S: Final = 2.0
+"""How often who watches is told how far a round is."""
 STEP_S: Final = 30.0
 """How long one call waits: a daemon that is started anew meanwhile is asked again after it."""
 
@@ -145,11 +147,18 @@ class Trainer:
         self._client.close()
         self._folder.cleanup()
 
-    def rounds(self, last: int) -> Iterator[Round]:
+    def rounds(
+        self, last: int, *, waiting: Callable[[dict[str, Json]], None] | None = None
+    ) -> Iterator[Round]:
         """States to train on, one a round, until the model's round `last` is applied.
 
         The number is the model's, not this loop's: all members end at the same one, whenever each
         began.
+
+        Args:
+            last: the model's last round.
+            waiting: told now and then how far the round is that is waited for: `phase`,
+                `machines`, `deadline_s`.
         """
         model = self.model()
         while int(out.number(model.get("round"))) < last:
@@ -174,12 +183,21 @@ class Trainer:
         """Hand in a state that was made of `base`; rounds it is late."""
         return self.submit(base.number, new, weight, {})
 
-    def wait(self, after_round: int) -> dict[str, Json]:
-        """The model once a round later than that is applied."""
+    def wait(
+        self, after_round: int, *, waiting: Callable[[dict[str, Json]], None] | None = None
+    ) -> dict[str, Json]:
+        """The model once a round later than that is applied.
+
+        Args:
+            after_round: the round that is known.
+            waiting: as for `rounds`.
+        """
         while True:
-            applied, model = self._wait(after_round, STEP_S)
+            applied, model = self._wait(after_round, STEP_S if waiting is None else LOOK_S)
             if applied:
                 return model
+            if waiting is not None:
+                waiting(model)
 
     def leave(self) -> None:
         """Take part no longer; the model's states on this machine are removed."""

@@ -265,7 +265,8 @@ def _first_state(args: argparse.Namespace, initial: Callable[[], Tensors] | None
 
 def _rounds(args: argparse.Namespace, trainer: Trainer, train: Train) -> None:
     began = time.perf_counter()
-    for rnd in trainer.rounds(args.rounds):
+    shown = None if args.json or args.quiet else _say_waiting
+    for rnd in trainer.rounds(args.rounds, waiting=shown):
         new, weight, metrics = _trained(train(rnd.state))
         rnd.submit(new, weight=weight, **metrics)
         _say_round(args, rnd, metrics, time.perf_counter() - began)
@@ -292,6 +293,21 @@ def _trained(made: object) -> tuple[Tensors, float, dict[str, float]]:
                 2,
                 name="invalid_params",
             )
+
+
+def _say_waiting(model: dict[str, Json]) -> None:
+    """Which phase the round is in: one line that is written over on a terminal, else silence."""
+    if not sys.stderr.isatty():
+        return
+    machines = model.get("machines")
+    count = len(machines) if isinstance(machines, list) else 0
+    number = int(out.number(model.get("round"))) + 1
+    line = (
+        f"round {number:>4}  {count} machines  {out.text(model.get('phase'))}, waits up to"
+        f" {out.number(model.get('deadline_s')):.0f} s for updates"
+    )
+    sys.stderr.write(f"\r\x1b[2K{out.paint(line, out.DIM)}\r")
+    sys.stderr.flush()
 
 
 def _say_round(
