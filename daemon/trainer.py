@@ -164,7 +164,7 @@ class Trainer:
         while int(out.number(model.get("round"))) < last:
             rnd = Round(self, model)
             yield rnd
-            model = self.wait(rnd.number - 1)
+            model = self.wait(rnd.number - 1, waiting=waiting)
 
     def model(self) -> dict[str, Json]:
         """How far the model is here: `round`, `path`, `machines`, `phase` and more."""
