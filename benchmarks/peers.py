@@ -10,6 +10,7 @@ from benchmarks.processes import ROOT
 
 LATTICA = "lattica==1.0.21"
 SUPERLOCALMEMORY = "superlocalmemory==4.1.18"
+WORDFREQ = ("wordfreq==3.1.1",)
 FLOWER = ("flwr==1.41.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "scikit-learn==1.9.0")
 """Flower, what our own kernels take where it is installed, and a data set of digits."""
 
@@ -84,6 +85,15 @@ def grpc() -> str:
         PeerMissing: it could not be installed.
     """
     return _environment(*GRPC)
+
+
+def wordfreq() -> str:
+    """The Python of an environment with word frequencies of many languages.
+
+    Raises:
+        PeerMissing: it could not be installed.
+    """
+    return _environment(*WORDFREQ)
 
 
 def _environment(*requirements: str) -> str:

@@ -24,6 +24,7 @@ PARTS: Final[tuple[str, ...]] = (
     "handoff",
     "masks",
     "audit",
+    "topk",
 )
 """Modules of `benchmarks.round_parts`, in the order in which they run."""
 
