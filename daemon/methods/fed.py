@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
-import numpy as np
 
 from daemon.errors import RpcError
 from daemon.methods.group import find_group
 from daemon.methods.peers import device_names, shown_name
 from daemon.rpc.registry import Call, method
 from federated.errors import RoundError, UsageError
-from federated.rounds.service import Ask
-from federated.rounds.statistics.plain import (
-    Answer,
-    Histogram,
-    HistogramQuery,
-    Mean,
-    MeanQuery,
-    Quantiles,
-    QuantilesQuery,
-    answer,
-    call_id,
-    contribution,
-    fault,
-    kind_of,
-)
+from federated.rounds.statistics.answers import Histogram, Mean, Quantiles
 
 if TYPE_CHECKING:
     from daemon.services import Services
     from federated.rounds.history import RoundReport
-    from federated.rounds.statistics.plain import Query
 
 VALUES_MAX: Final = 500_000
 LIMIT_MAX: Final = 200
@@ -225,29 +208,17 @@ async def stat(call: Call, p: StatParams) -> StatResult:
             f"{len(p.values)} values: at most {VALUES_MAX} a call",
             data={"limit": VALUES_MAX},
         )
+    from daemon.fed_questions import Question
+
+    services = call.services
+    group = None if p.group is None else find_group(services, p.group)
     try:
-        query = _query(p)
-        values = np.asarray(p.values, np.float64)
-        weights = None if p.weights is None else np.asarray(p.weights, np.float64)
-        vector = contribution(query, values, weights)
+        asked = await services.rounds.offload.run(lambda: Question(p, group))
     except UsageError as error:
         raise RpcError("invalid_params", str(error)) from None
-    services = call.services
-    policy = b"plain" if p.allow_plain else b""
-    ask = Ask(
-        group=None if p.group is None else find_group(services, p.group),
-        kind=kind_of(query),
-        question=call_id(query, policy),
-        name=p.name,
-        expected=p.expected,
-        wait_s=p.wait_s,
-        timeout_s=p.timeout_s,
-        allow_plain=p.allow_plain,
-        check=functools.partial(fault, query),
-    )
     try:
-        total = await services.rounds.total(ask, vector)
-        found = answer(query, total.vector, total.peers)
+        total = await services.rounds.total(asked.ask, asked.vector)
+        found = asked.answer(total)
     except RoundError as error:
         raise RpcError(ERROR_OF[error.reason], str(error), data={"reason": error.reason}) from None
     except UsageError as error:
@@ -255,19 +226,7 @@ async def stat(call: Call, p: StatParams) -> StatResult:
     return _stat_result(found, await _info(services, total.report))
 
 
-def _query(p: StatParams) -> Query:
-    match p.kind:
-        case "mean":
-            return MeanQuery(name=p.name)
-        case "histogram":
-            return HistogramQuery(name=p.name, edges=tuple(p.edges))
-        case "quantiles":
-            if p.bounds is None:
-                raise UsageError("bounds: give the numbers between which quantiles are looked for")
-            return QuantilesQuery(name=p.name, q=tuple(p.q), bounds=p.bounds)
-
-
-def _stat_result(found: Answer, info: RoundInfo) -> StatResult:
+def _stat_result(found: Mean | Histogram | Quantiles, info: RoundInfo) -> StatResult:
     match found:
         case Mean():
             return StatResult(mean=found, round=info)

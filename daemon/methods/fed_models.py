@@ -172,7 +172,7 @@ async def join(call: Call, p: JoinParams) -> ModelInfo:
             quorum=p.quorum, min_peers=p.min_peers, rule=p.rule, codec=p.codec, clip=p.clip,
             first_deadline_s=p.first_deadline_s, allow_plain=p.allow_plain,
         )  # fmt: skip
-        federation = await call.services.rounds.models.join(
+        federation = await (await call.services.rounds.models()).join(
             _group(call, p.group), p.name, policy, _path(p.path), expected=p.expected,
             wait_s=p.wait_s,
         )  # fmt: skip
@@ -184,7 +184,7 @@ async def join(call: Call, p: JoinParams) -> ModelInfo:
 @method("fed.submit", scope="rounds", mutates=True)
 async def submit(call: Call, p: SubmitParams) -> Accepted:
     """Hand in a new state; this round's, or half as heavy the next one's if it comes too late."""
-    federation = _find(call, p.name, p.group)
+    federation = await _find(call, p.name, p.group)
     try:
         late = await federation.submit_file(p.round, Path(_path(p.path)), p.weight, p.metrics)
     except (RoundError, UsageError, OSError) as error:
@@ -195,7 +195,7 @@ async def submit(call: Call, p: SubmitParams) -> Accepted:
 @method("fed.wait", scope="rounds")
 async def wait(call: Call, p: WaitParams) -> Waited:
     """Wait until a round later than the one named is applied, or the time is over."""
-    federation = _find(call, p.name, p.group)
+    federation = await _find(call, p.name, p.group)
     with trio.move_on_after(p.timeout_s):
         await federation.wait(p.after_round)
     applied = federation.standing.round > p.after_round
@@ -237,10 +237,10 @@ class Opened(msgspec.Struct, kw_only=True):
 @method("fed.open", scope="rounds")
 async def open_pool(call: Call, p: OpenParams) -> Opened:
     """Let trainers of this machine hand in updates through shared memory, folded as they come."""
-    federation = _find(call, p.name, p.group)
+    federation = await _find(call, p.name, p.group)
     rounds = call.services.rounds
     try:
-        host = rounds.hosts.open(federation, p.trainers)
+        host = (await rounds.hosts()).open(federation, p.trainers)
     except (RoundError, UsageError) as error:
         raise _rpc_error(error) from None
     number = federation.standing.round
@@ -256,9 +256,9 @@ async def open_pool(call: Call, p: OpenParams) -> Opened:
 @method("fed.leave", scope="rounds", mutates=True)
 async def leave(call: Call, p: ModelParams) -> ModelInfo:
     """Take part in a model no longer; its states on this machine are removed."""
-    federation = _find(call, p.name, p.group)
+    federation = await _find(call, p.name, p.group)
     info = await _info(call.services, federation)
-    await call.services.rounds.models.leave(_group(call, p.group), p.name)
+    await (await call.services.rounds.models()).leave(_group(call, p.group), p.name)
     return info
 
 
@@ -270,16 +270,16 @@ class StatusParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
 async def status(call: Call, p: StatusParams) -> list[ModelInfo]:
     """The models that this machine trains with others."""
     del p
-    return [await _info(call.services, one) for one in call.services.rounds.models.all()]
+    return [await _info(call.services, one) for one in (await call.services.rounds.models()).all()]
 
 
 def _group(call: Call, name: str | None) -> bytes | None:
     return None if name is None else find_group(call.services, name)
 
 
-def _find(call: Call, name: str, group: str | None) -> Federation:
+async def _find(call: Call, name: str, group: str | None) -> Federation:
     try:
-        return call.services.rounds.models.find(_group(call, group), name)
+        return (await call.services.rounds.models()).find(_group(call, group), name)
     except RoundError as error:
         raise _rpc_error(error) from None
 

@@ -12,7 +12,7 @@ import logging
 import mmap
 from collections import Counter
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ import trio
 
 from federated.errors import RoundError, UsageError, is_full
 from federated.rounds.federation_store import KEPT_STATES
+from federated.rounds.knocking import KNOCK, Knock, Where
 from federated.rounds.numeric import rules, safetensors, tensors
 from federated.rounds.post import STATE_PART
 from federated.rounds.protocol.checks import Setting
@@ -34,7 +35,6 @@ from federated.rounds.statefile import load_state
 from federated.rounds.workshop import Workshop, encoded_bytes, join_parts
 from p2p.errors import DecodeError, P2pError
 from p2p.identity import PeerId
-from p2p.rpc_types import Method
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -56,29 +56,6 @@ LOOK_S: Final = 10.0
 FULL_RETRY_S: Final = 10.0
 AHEAD_MAX: Final = 256
 """Packets kept for the round after the one that ends here."""
-
-
-class Knock(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """Where is this federation, and may I take part from the next round on?"""
-
-    federation: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-
-
-class Where(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """A member's last applied round; `round` -1: it is no member."""
-
-    round: Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
-    root: Annotated[bytes, msgspec.Meta(max_length=32)]
-    state_sha: Annotated[bytes, msgspec.Meta(max_length=32)]
-    nbytes: Annotated[int, msgspec.Meta(ge=0, le=2**33)]
-    circle: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-    clip: float
-    policy: Annotated[bytes, msgspec.Meta(max_length=32)]
-    schema: Annotated[bytes, msgspec.Meta(max_length=32)]
-
-
-KNOCK: Final = Method("fed.knock", request=Knock, reply=Where, idempotent=True)
-NOWHERE: Final = Where(-1, b"", b"", 0, (), 0.0, b"", b"")
 
 
 class Submission(msgspec.Struct, frozen=True):

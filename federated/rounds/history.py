@@ -125,3 +125,12 @@ class History:
 def _bytes(value: object) -> bytes:
     assert isinstance(value, bytes)
     return value
+
+
+async def any_federation(db: Db) -> bool:
+    """Whether this machine trains a model with others."""
+
+    def read(connection: apsw.Connection) -> bool:
+        return connection.execute("SELECT 1 FROM fed_state LIMIT 1").fetchone() is not None
+
+    return await db.read(read)

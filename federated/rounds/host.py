@@ -122,6 +122,7 @@ class Hosts:
         self._offload = offload
         self._hosts: dict[bytes, Host] = {}
         self._nursery: trio.Nursery | None = None
+        self.ready = trio.Event()
         self.problem = ""
         """Why there is no pool here."""
 
@@ -136,6 +137,7 @@ class Hosts:
                 log.warning("no_host_pool", extra={"f": {"why": self.problem}})
             else:
                 nursery.start_soon(self._listen)
+            self.ready.set()
             task_status.started()
             await trio.sleep_forever()
 

@@ -12,8 +12,6 @@ import trio
 
 from federated.errors import RoundError, UsageError
 from federated.rounds.federation import (
-    KNOCK,
-    NOWHERE,
     Federation,
     ask_where,
     fetch_state,
@@ -21,6 +19,7 @@ from federated.rounds.federation import (
     resolved_rule,
 )
 from federated.rounds.federation_store import FederationStore, Standing, load_all
+from federated.rounds.knocking import NOWHERE
 from federated.rounds.numeric import tensors
 from federated.rounds.reports import report_of
 from federated.rounds.statefile import load_state
@@ -28,8 +27,8 @@ from federated.rounds.statefile import load_state
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from federated.rounds.federation import Knock, Where
     from federated.rounds.history import History
+    from federated.rounds.knocking import Knock, Where
     from federated.rounds.meet import Meetings
     from federated.rounds.numeric.dtypes import Array
     from federated.rounds.post import Post
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from federated.rounds.seat import RoundSeat
     from federated.seams import Db, GroupId, Mesh
     from p2p.env import Env, Offload
-    from p2p.rpc_types import Caller, CallStream
+    from p2p.identity import PeerId
 
 log = logging.getLogger("covey.rounds")
 
@@ -75,10 +74,7 @@ class Models:
         self._tell = tell
         self._live: dict[bytes, Federation] = {}
         self._nursery: trio.Nursery | None = None
-
-    def register(self) -> None:
-        """Serve the method."""
-        self._mesh.rpc.serve(KNOCK, self._on_knock)
+        self.ready = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Go on with every federation, until cancelled."""
@@ -86,6 +82,7 @@ class Models:
             self._nursery = nursery
             for ident, standing in await load_all(self._db):
                 self._start(ident, standing)
+            self.ready.set()
             task_status.started()
             await trio.sleep_forever()
 
@@ -227,14 +224,15 @@ class Models:
 
     # ---- others
 
-    async def _on_knock(self, caller: Caller, knock: Knock, _: CallStream) -> Where:
+    def where(self, peer: PeerId, knock: Knock) -> Where:
+        """Where a federation is here, for a member that asks."""
         federation = self._live.get(knock.federation)
         if federation is None:
             return NOWHERE
         group = federation.standing.group or None
-        if self._mesh.trust(caller.peer, group) == "none":
+        if self._mesh.trust(peer, group) == "none":
             return NOWHERE
-        return federation.where(bytes(caller.peer))
+        return federation.where(bytes(peer))
 
 
 def _votes(answers: Mapping[bytes, Where], wanted: Where) -> int:

@@ -11,50 +11,43 @@ gets their sum. Source: docs/specs/rounds.md.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from federated.errors import RoundError
-from federated.rounds.history import History
-from federated.rounds.host import Hosts
+from federated.rounds.history import History, any_federation
+from federated.rounds.knocking import KNOCK, NOWHERE
 from federated.rounds.meet import Meetings
-from federated.rounds.models import Models
-from federated.rounds.pool.server import Pool
 from federated.rounds.post import Post
-from federated.rounds.protocol.checks import Setting
-from federated.rounds.protocol.machine import Machine
-from federated.rounds.protocol.member import Update
-from federated.rounds.protocol.orders import Tell
-from federated.rounds.protocol.policy import Policy, federation_id
-from federated.rounds.reports import report_of
-from federated.rounds.seat import NoKeeper, RoundSeat
-from federated.rounds.workshop import Workshop, encoded_bytes
-from p2p.identity import PeerId
+from federated.rounds.protocol.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from federated.rounds.history import RoundReport
+    from federated.rounds.host import Hosts
+    from federated.rounds.knocking import Knock, Where
+    from federated.rounds.models import Models
     from federated.rounds.protocol.meeting import Circle
+    from federated.rounds.protocol.orders import Tell
+    from federated.rounds.sums import SumRound
     from federated.rounds.workshop import Check
     from federated.seams import Db, GroupId, Mesh
     from p2p.env import Env, Offload
+    from p2p.rpc_types import Caller, CallStream
 
 log = logging.getLogger("covey.rounds")
 
-LINGER_S: Final = 60.0
-"""How long a decided round stays, for members that have not heard of it."""
 PRESENT_MAX: Final = 64
 """Rounds of this node at once, those that linger included."""
 SUM_DEADLINE_S: Final = 10.0
 SUM_TRANSFER_S: Final = 10.0
-SUM_BACKOFF_S: Final = 1.0
 
 
 class OnRound(Protocol):
@@ -90,6 +83,8 @@ class Ask:
     timeout_s: float = 60.0
     allow_plain: bool = False
     check: Check | None = None
+    private: bool = False
+    """Whether what a member brings is private by itself, so that others may see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +94,41 @@ class Total:
     vector: NDArray[np.float64]
     peers: int
     report: RoundReport
+
+
+class Among:
+    """Members that met: one sum after the other among them.
+
+    Attributes:
+        peers: their ids, ascending; each knows its own place.
+        place: ours.
+    """
+
+    def __init__(self, rounds: Rounds, ask: Ask, policy: Policy, circle: Circle) -> None:
+        self._rounds = rounds
+        self._ask = ask
+        self._policy = policy
+        self._circle = circle
+        self._sums = 0
+        self.peers = circle.peers
+        self.place = circle.peers.index(rounds.me)
+
+    async def total(self, vector: NDArray[np.float64], check: Check | None = None) -> Total:
+        """The next sum.
+
+        Args:
+            vector: float64[n], finite.
+            check: as in `Ask`; None: the ask's own.
+
+        Raises:
+            RoundError: why there is none.
+        """
+        question = self._ask.question
+        if self._sums:
+            question = sha256(question + self._sums.to_bytes(4, "big")).digest()
+        self._sums += 1
+        ask = replace(self._ask, question=question, check=check or self._ask.check)
+        return await self._rounds.total_among(ask, self._policy, self._circle, vector)
 
 
 class Rounds:
@@ -117,19 +147,20 @@ class Rounds:
         self, mesh: Mesh, db: Db, env: Env, offload: Offload, folder: Path, pool: Path
     ) -> None:
         self._mesh = mesh
+        self.me = bytes(mesh.id)
         self._env = env
-        self._offload = offload
+        self.offload = offload
         self.history = History(db)
         self._post = Post(mesh, env)
         self._meetings = Meetings(mesh, env)
-        self.models = Models(
-            mesh, db, env, offload, folder, self._post, self._meetings, self.history, self._tell
-        )
+        self._db = db
+        self._folder = folder
+        self._models: Models | None = None
+        self._hosts: Hosts | None = None
         self.pool_socket = pool
-        self.hosts = Hosts(Pool(env, offload, pool), offload)
         self._post.register()
         self._meetings.register()
-        self.models.register()
+        mesh.rpc.serve(KNOCK, self._on_knock)
         self._nursery: trio.Nursery | None = None
         self._listeners: list[OnRound] = []
         self._present = 0
@@ -139,10 +170,42 @@ class Rounds:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._post.run)
-            await nursery.start(self.hosts.run)
-            await nursery.start(self.models.run)
+            if await any_federation(self._db):
+                await self.models()
             task_status.started()
             await trio.sleep_forever()
+
+    # ---- models: loaded, with the arrays, where there are some
+
+    async def models(self) -> Models:
+        """The models that this machine trains with others."""
+        from federated.rounds.models import Models
+
+        assert self._nursery is not None
+        if self._models is None:
+            self._models = Models(
+                self._mesh, self._db, self._env, self.offload, self._folder, self._post,
+                self._meetings, self.history, self._tell,
+            )  # fmt: skip
+            await self._nursery.start(self._models.run)
+        await self._models.ready.wait()
+        return self._models
+
+    async def hosts(self) -> Hosts:
+        """The pool that trainers of this machine share."""
+        from federated.rounds.host import Hosts
+        from federated.rounds.pool.server import Pool
+
+        assert self._nursery is not None
+        if self._hosts is None:
+            pool = Pool(self._env, self.offload, self.pool_socket)
+            self._hosts = Hosts(pool, self.offload)
+            await self._nursery.start(self._hosts.run)
+        await self._hosts.ready.wait()
+        return self._hosts
+
+    async def _on_knock(self, caller: Caller, knock: Knock, _: CallStream) -> Where:
+        return NOWHERE if self._models is None else self._models.where(caller.peer, knock)
 
     def on_event(self, fn: OnRound) -> None:
         """Have `fn` told what happens."""
@@ -164,6 +227,14 @@ class Rounds:
         Raises:
             RoundError: why there is no sum.
         """
+        return await (await self.gather(ask)).total(vector)
+
+    async def gather(self, ask: Ask) -> Among:
+        """Meet the others that ask the same, for one sum or several among the same members.
+
+        Raises:
+            RoundError: why there is nobody.
+        """
         if self._present >= PRESENT_MAX:
             raise RoundError("busy", f"{PRESENT_MAX} rounds are under way here: wait a minute")
         policy = Policy(
@@ -181,8 +252,29 @@ class Rounds:
         circle = await self._meetings.meet(
             ask.group, ask.question, policy, expected=ask.expected, wait_s=ask.wait_s
         )
-        setting = self._sum_setting(ask, policy, circle, len(vector))
-        return await self._take_part(ask, setting, vector)
+        return Among(self, ask, policy, circle)
+
+    async def total_among(
+        self, ask: Ask, policy: Policy, circle: Circle, vector: NDArray[np.float64]
+    ) -> Total:
+        """One sum of a circle; `ask.question` names it, and what it is named for.
+
+        Raises:
+            RoundError: why there is no sum.
+        """
+        # Loaded by who takes part: a daemon that only listens needs no arrays.
+        from federated.rounds.sums import SumRound, setting_of
+
+        assert self._nursery is not None
+        setting = setting_of(self._mesh, ask, policy, circle, len(vector))
+        under_way = SumRound(setting, ask, self._post, self._env, self.offload, self._tell)
+        self._nursery.start_soon(self._drive, under_way)
+        report, decided = await under_way.outcome(vector)
+        await self.history.add(report)
+        if not decided:
+            raise under_way.refusal(report)
+        peers = sum(member.status == "included" for member in report.members)
+        return Total(vector=await under_way.whole(), peers=peers, report=report)
 
     def _check_owners(self, ask: Ask) -> None:
         """Refuse before anything leaves what would show one owner's data to another.
@@ -192,7 +284,7 @@ class Rounds:
         """
         members = [self._mesh.id, *self._mesh.members(ask.group)]
         owners = {self._mesh.owner(peer, ask.group) for peer in members}
-        if len(owners) > 1 and not ask.allow_plain:
+        if len(owners) > 1 and not ask.allow_plain and not ask.private:
             raise RoundError(
                 "plain_refused",
                 f"this group has {len(owners)} owners, and who adds up sees each machine's sums:"
@@ -200,64 +292,9 @@ class Rounds:
                 " machines alone",
             )
 
-    def _sum_setting(self, ask: Ask, policy: Policy, circle: Circle, count: int) -> Setting:
-        lineage = circle.lineage(ask.question)
-        return Setting(
-            me=bytes(self._mesh.id),
-            signer=self._mesh,
-            federation=federation_id(ask.group or b"", ask.kind, lineage),
-            number=1,
-            circle=circle.peers,
-            newcomers=(),
-            owners=self._owners(circle.peers, ask.group),
-            base_root=bytes(32),
-            policy=policy,
-            schema=ask.question,
-            elements=count,
-            rule="sum",
-            deadline_s=policy.first_deadline_s,
-            payload_bytes=encoded_bytes("f64", count),
-            backoff_s=SUM_BACKOFF_S,
-        )
-
-    def _owners(self, peers: Sequence[bytes], group: GroupId | None) -> dict[bytes, bytes]:
-
-        return {peer: self._mesh.owner(PeerId(peer), group) for peer in peers}
-
-    async def _take_part(self, ask: Ask, setting: Setting, vector: NDArray[np.float64]) -> Total:
-        assert self._nursery is not None
-        ident = setting.federation.hex()[:32]
-        began = self._env.now()
-        workshop = Workshop(owners=dict(setting.owners), check=ask.check)
-        seat = RoundSeat(
-            setting, Machine(setting), workshop, self._post, self._env, self._offload, NoKeeper(),
-            lambda told: self._tell(ident, told),
-        )  # fmt: skip
-        seat.submit(Update(1.0), vector)
-        scope = trio.CancelScope()
-        self._nursery.start_soon(self._run_seat, seat, scope)
-        with trio.move_on_after(ask.timeout_s):
-            await seat.outcome.finished.wait()
-        report = report_of(
-            self._env, setting, seat, began, kind=ask.kind, name=ask.name, group=ask.group or b"",
-            ident=ident, limit_s=ask.timeout_s,
-        )  # fmt: skip
-        decided = seat.outcome.decided
-        await self.history.add(report)
-        if decided is None:
-            scope.cancel()
-            self._tell(ident, Tell("round.failed", report.reason))
-            raise RoundError("timeout" if not seat.outcome.ended else "below_quorum", report.reason)
-        scope.deadline = trio.current_time() + LINGER_S
-        self._tell(ident, Tell("round.applied", f"{len(report.members)} members"))
-        merged = await self._offload.run(lambda: workshop.whole(decided.plan, decided.hashes))
-        peers = sum(member.status == "included" for member in report.members)
-        return Total(vector=merged.astype("f8"), peers=peers, report=report)
-
-    async def _run_seat(self, seat: RoundSeat, scope: trio.CancelScope) -> None:
+    async def _drive(self, under_way: SumRound) -> None:
         self._present += 1
         try:
-            with scope:
-                await seat.run()
+            await under_way.drive()
         finally:
             self._present -= 1

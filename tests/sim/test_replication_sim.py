@@ -246,7 +246,7 @@ def test_nodes_agree_whatever_their_clocks_say(seed: int, clock_faults: Sometime
     run_seeded(ClockWorld(seed, clock_faults).main, seed=seed)
 
 
-@pytest.mark.parametrize("seed", some_slow(24, fast=8))
+@pytest.mark.parametrize("seed", some_slow(24, fast=12))
 def test_nodes_agree_after_old_images_came_back(seed: int, image_faults: Sometimes) -> None:
     run_seeded(ImageWorld(seed, image_faults).main, seed=seed)
 

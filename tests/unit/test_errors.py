@@ -164,6 +164,7 @@ def test_every_public_exception_type_has_a_row_or_inherits_one() -> None:
 
 # A caller in the same package turns these into one of the rows.
 MAPPED_BY_THEIR_CALLERS = {
+    "daemon.charts.picture.PictureMissing",  # the command line writes a page instead
     "daemon.client.CallFailed",  # raised in the client's process
     "memory.errors.EmbedError",  # recall goes on by words, daemon.wiring names the setting
     "memory.transfer.importing.ImportFileError",  # read by the command line, which names the file

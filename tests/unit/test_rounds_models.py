@@ -42,7 +42,7 @@ async def join_all(
     found: dict[int, Federation] = {}
 
     async def join(index: int) -> None:
-        found[index] = await chairs[index].rounds.models.join(
+        found[index] = await (await chairs[index].rounds.models()).join(
             None, "m", policy, path, expected=len(chairs), wait_s=60
         )
 
@@ -124,7 +124,7 @@ def test_a_member_that_is_killed_and_restarted_catches_up(tmp_path: Path, delay:
                 await federation.wait(1)
         for number in (2, 3, 4):
             await train(federations[:2], [1.0, 1.0], number)
-        federation = fresh.rounds.models.all()[0]
+        federation = (await fresh.rounds.models()).all()[0]
         with trio.fail_after(300):
             await federation.wait(4)
         assert np.array_equal(state_of(federation)["w"], state_of(federations[0])["w"])
@@ -144,7 +144,7 @@ def test_a_newcomer_gets_the_state_and_takes_part(tmp_path: Path) -> None:
         federations = await join_all(chairs, tmp_path)
         await train(federations, [1.0, 1.0, 1.0], 0)
         fourth = await team.seat(4)
-        newcomer = await fourth.rounds.models.join(
+        newcomer = await (await fourth.rounds.models()).join(
             None, "m", POLICY, first_state(tmp_path), expected=0, wait_s=10
         )
         assert newcomer.standing.round == 1

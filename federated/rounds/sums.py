@@ -1,0 +1,128 @@
+"""A round of sums among members that met: its setting, its run, what came of it.
+
+Apart from the service, which every daemon loads at its start: arrays are worked on here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from federated.errors import RoundError
+from federated.rounds.protocol.checks import Setting
+from federated.rounds.protocol.machine import Machine
+from federated.rounds.protocol.member import Update
+from federated.rounds.protocol.orders import Tell
+from federated.rounds.protocol.policy import federation_id
+from federated.rounds.reports import report_of
+from federated.rounds.seat import NoKeeper, RoundSeat
+from federated.rounds.workshop import Workshop, encoded_bytes
+from p2p.identity import PeerId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from federated.rounds.history import RoundReport
+    from federated.rounds.post import Post
+    from federated.rounds.protocol.meeting import Circle
+    from federated.rounds.protocol.policy import Policy
+    from federated.rounds.service import Ask
+    from federated.seams import Mesh
+    from p2p.env import Env, Offload
+
+LINGER_S: Final = 60.0
+"""How long a decided round stays, for members that have not heard of it."""
+BACKOFF_S: Final = 1.0
+
+
+def setting_of(mesh: Mesh, ask: Ask, policy: Policy, circle: Circle, count: int) -> Setting:
+    """The setting of a circle's sum of `count` numbers."""
+    lineage = circle.lineage(ask.question)
+    return Setting(
+        me=bytes(mesh.id),
+        signer=mesh,
+        federation=federation_id(ask.group or b"", ask.kind, lineage),
+        number=1,
+        circle=circle.peers,
+        newcomers=(),
+        owners={peer: mesh.owner(PeerId(peer), ask.group) for peer in circle.peers},
+        base_root=bytes(32),
+        policy=policy,
+        schema=ask.question,
+        elements=count,
+        rule="sum",
+        deadline_s=policy.first_deadline_s,
+        payload_bytes=encoded_bytes("f64", count),
+        backoff_s=BACKOFF_S,
+    )
+
+
+class SumRound:
+    """One sum under way.
+
+    Args:
+        setting: of `setting_of`.
+        ask: what it is for.
+        post: messages and bytes.
+        env: clocks.
+        offload: where arrays are worked on.
+        tell: hears what happens.
+    """
+
+    def __init__(
+        self, setting: Setting, ask: Ask, post: Post, env: Env, offload: Offload,
+        tell: Callable[[str, Tell], None],
+    ) -> None:  # fmt: skip
+        self._setting = setting
+        self._ask = ask
+        self._env = env
+        self._offload = offload
+        self._tell = tell
+        self._ident = setting.federation.hex()[:32]
+        self._scope = trio.CancelScope()
+        self._workshop = Workshop(owners=dict(setting.owners), check=ask.check)
+        self._seat = RoundSeat(
+            setting, Machine(setting), self._workshop, post, env, offload, NoKeeper(),
+            lambda told: tell(self._ident, told),
+        )  # fmt: skip
+
+    async def drive(self) -> None:
+        """Take part, and a while longer for members that have not heard of the decision."""
+        with self._scope:
+            await self._seat.run()
+
+    async def outcome(self, vector: NDArray[np.float64]) -> tuple[RoundReport, bool]:
+        """Bring a vector and wait, while `drive` runs; what to note, and whether there is a sum."""
+        began = self._env.now()
+        self._seat.submit(Update(1.0), vector)
+        with trio.move_on_after(self._ask.timeout_s):
+            await self._seat.outcome.finished.wait()
+        report = report_of(
+            self._env, self._setting, self._seat, began, kind=self._ask.kind, name=self._ask.name,
+            group=self._ask.group or b"", ident=self._ident, limit_s=self._ask.timeout_s,
+        )  # fmt: skip
+        decided = self._seat.outcome.decided is not None
+        if decided:
+            self._scope.deadline = trio.current_time() + LINGER_S
+            self._tell(self._ident, Tell("round.applied", f"{len(report.members)} members"))
+        else:
+            self._scope.cancel()
+            self._tell(self._ident, Tell("round.failed", report.reason))
+        return report, decided
+
+    def refusal(self, report: RoundReport) -> RoundError:
+        """Why there is no sum."""
+        ended = bool(self._seat.outcome.ended)
+        return RoundError("below_quorum" if ended else "timeout", report.reason)
+
+    async def whole(self) -> NDArray[np.float64]:
+        """The sum, once it is decided."""
+        decided = self._seat.outcome.decided
+        assert decided is not None
+        workshop = self._workshop
+        merged = await self._offload.run(lambda: workshop.whole(decided.plan, decided.hashes))
+        return merged.astype("f8")
