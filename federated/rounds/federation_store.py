@@ -1,7 +1,7 @@
 """What a federation must not forget: rows in `jobs.db`, states and merged parts as files.
 
 A state file is there before the row that names it; merged parts of a vote are there before the
-vote. Files that no row names are removed at the start.
+vote. Files that no row names go when the next round is saved.
 """
 
 from __future__ import annotations

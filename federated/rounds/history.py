@@ -16,10 +16,7 @@ KEPT_MAX: Final = 10_000
 
 
 class MemberReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How one member fared.
-
-    `coefficient` is what its row was multiplied by; None where nobody told us.
-    """
+    """How one member fared."""
 
     peer: str
     status: str
@@ -50,7 +47,7 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     began_ms: int
     seconds: float
     outcome: str
-    """`applied`, `aborted` or `failed`."""
+    """`applied` or `failed`."""
     reason: str = ""
     root: str = ""
     view: int = 0
