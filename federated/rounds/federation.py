@@ -22,17 +22,18 @@ from federated.errors import RoundError, UsageError, is_full
 from federated.rounds.federation_store import KEPT_STATES
 from federated.rounds.knocking import KNOCK, Knock, Where
 from federated.rounds.numeric import rules, safetensors, tensors
+from federated.rounds.numeric.payload import encoded_bytes, join_parts
 from federated.rounds.post import STATE_PART
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.deadline import History as Offsets
 from federated.rounds.protocol.machine import Machine
-from federated.rounds.protocol.member import Update
+from federated.rounds.protocol.member import Link, Update
 from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import MEMBERS_MAX, federation_id, quorum_of
 from federated.rounds.protocol.wire import Apply, decode_untrusted, encode, unsigned
 from federated.rounds.seat import RoundSeat
 from federated.rounds.statefile import load_state
-from federated.rounds.workshop import Workshop, encoded_bytes, join_parts
+from federated.rounds.workshop import Workshop
 from p2p.errors import DecodeError, P2pError
 from p2p.identity import PeerId
 
@@ -201,7 +202,7 @@ class Federation:
                 while True:
                     await self._one_round_or_pause()
         finally:
-            self._post.unseat(self.ident)
+            self._post.unseat(self.ident, self)
             self.left.set()
 
     async def _one_round_or_pause(self) -> None:
@@ -223,7 +224,9 @@ class Federation:
         self.store.begin(number)
         promised, vote = await self.store.promised(number)
         workshop = await self._workshop(setting)
-        machine = Machine(setting, promised=promised, vote=vote)
+        # Who has not the last update, row 0 of the rules, merges nothing.
+        link = Link(merges=workshop.has_reference or not self.standing.round)
+        machine = Machine(setting, link, promised=promised, vote=vote)
         seat = RoundSeat(
             setting, machine, workshop, self._post, self._env, self._offload, self.store,
             self._heard,
@@ -290,7 +293,13 @@ class Federation:
     async def _workshop(self, setting: Setting) -> Workshop:
         kept = await self._offload.run(self.store.parts_kept)
         reference = await self._offload.run(lambda: self._reference(kept))
-        workshop = Workshop(reference, dict(setting.owners))
+        base = await self._offload.run(lambda: self.store.load_state(self.standing.round))
+        workshop = Workshop(
+            reference, dict(setting.owners),
+            applies=lambda start, values: tensors.refused(
+                self.schema, base, start, cast("F32", values)
+            ),
+        )  # fmt: skip
         workshop.merged.update(kept)
         if self._past is None:
             self._past = workshop

@@ -8,7 +8,7 @@ circle one after the other.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from federated.seams import Mesh
-    from p2p.env import Env
+    from p2p.env import Env, Offload
     from p2p.rpc_types import Caller, CallStream
 
 log = logging.getLogger("covey.rounds")
@@ -38,6 +38,13 @@ STATE_PART: Final = 2**32 - 1
 EARLY_MAX: Final = 256
 EARLY_S: Final = 10.0
 EARLY_BYTES_MAX: Final = 4 * 2**20
+SILENT_S: Final = 15.0
+"""Without a byte for so long a transfer is dead, and another holder is asked."""
+RATE_MIN: Final = 16_384
+"""Bytes a second below which a transfer as a whole is given up. Guess: a phone's poor uplink."""
+PARTIAL_MAX: Final = 64
+PARTIAL_BYTES_MAX: Final = 256 * 2**20
+"""Of what came in part and waits for its next try."""
 
 
 class Letter(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -82,17 +89,19 @@ class Post:
     Args:
         mesh: peers and calls.
         env: clocks.
+        offload: where large bytes are hashed.
     """
 
-    def __init__(self, mesh: Mesh, env: Env) -> None:
+    def __init__(self, mesh: Mesh, env: Env, offload: Offload) -> None:
         self._mesh = mesh
         self._env = env
+        self._offload = offload
         self._seats: dict[bytes, Seat] = {}
         self._queues: dict[bytes, deque[Letter]] = {}
         self._early: deque[tuple[float, bytes, Letter]] = deque()
         self._early_bytes = 0
         self._nursery: trio.Nursery | None = None
-        self._partial: dict[tuple[bytes, bytes], bytearray] = {}
+        self._partial: OrderedDict[tuple[bytes, Wanted], bytearray] = OrderedDict()
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -121,9 +130,10 @@ class Post:
             else:
                 self._keep_early(at, sender, letter)
 
-    def unseat(self, federation: bytes) -> None:
-        """The round has ended here."""
-        self._seats.pop(federation, None)
+    def unseat(self, federation: bytes, seat: Seat) -> None:
+        """A round has ended here; another one of the same federation may have its seat already."""
+        if self._seats.get(federation) is seat:
+            del self._seats[federation]
 
     def _keep_early(self, at: float, sender: bytes, letter: Letter) -> None:
         size = len(letter.packet.body)
@@ -211,33 +221,48 @@ class Post:
 
         What arrived stays for the next try; bytes that turn out wrong are forgotten.
         """
-        data = self._partial.setdefault((peer, wanted.sha256), bytearray())
-        wanted = msgspec.structs.replace(wanted, offset=len(data))
-        if not await self._receive(peer, wanted, data, nbytes):
+        data = self._partial.pop((peer, wanted), bytearray())
+        rest = msgspec.structs.replace(wanted, offset=len(data))
+        if not await self._receive(peer, rest, data, nbytes):
+            self._keep_partial((peer, wanted), data)
             return None
-        self._partial.pop((peer, wanted.sha256), None)
-        if len(data) != nbytes or sha256(data).digest() != wanted.sha256:
+        if len(data) != nbytes or await self._digest(data) != wanted.sha256:
             log.warning("round_bytes_wrong", extra={"f": {"bytes": len(data)}})
             return None
         return bytes(data)
 
+    async def _digest(self, data: bytearray) -> bytes:
+        # SHA-256 of a large part takes as long as many messages: not in the loop.
+        return await self._offload.run(lambda: sha256(data).digest())
+
+    def _keep_partial(self, key: tuple[bytes, Wanted], data: bytearray) -> None:
+        if not data:
+            return
+        self._partial[key] = data
+        while (
+            len(self._partial) > PARTIAL_MAX
+            or sum(map(len, self._partial.values())) > PARTIAL_BYTES_MAX
+        ):
+            self._partial.popitem(last=False)
+
     async def _receive(self, peer: bytes, wanted: Wanted, data: bytearray, nbytes: int) -> bool:
         """Append what comes, a little more than `nbytes` at most; whether it came to its end."""
-        try:
-            async with self._mesh.rpc.stream(PeerId(peer), FETCH, wanted) as call:
-                async for item in call:
-                    assert isinstance(item, bytes)
-                    data += item
-                    self.bytes_in += len(item)
-                    if len(data) > nbytes:
-                        break
-                else:
+        last = trio.current_time() + SILENT_S + nbytes / RATE_MIN
+        with trio.CancelScope(deadline=trio.current_time() + SILENT_S) as patience:
+            try:
+                async with self._mesh.rpc.stream(PeerId(peer), FETCH, wanted) as call:
+                    async for item in call:
+                        assert isinstance(item, bytes)
+                        data += item
+                        self.bytes_in += len(item)
+                        if len(data) > nbytes:
+                            return True
+                        if item:
+                            patience.deadline = min(last, trio.current_time() + SILENT_S)
                     await call.result()
-        except P2pError as error:
-            log.debug("round_bytes_lost", extra={"f": {"why": type(error).__name__}})
-            return False
-        return True
-
-    def forget_partial(self) -> None:
-        """No round is under way: nothing half fetched is wanted any more."""
-        self._partial.clear()
+            except P2pError as error:
+                log.debug("round_bytes_lost", extra={"f": {"why": type(error).__name__}})
+                return False
+        if patience.cancelled_caught:
+            log.info("round_bytes_stalled", extra={"f": {"bytes": len(data)}})
+        return not patience.cancelled_caught

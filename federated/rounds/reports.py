@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federated.rounds.history import MemberReport, PartReport, RoundReport
-from federated.rounds.workshop import encoded_bytes
+from federated.rounds.numeric.payload import encoded_bytes
 
 if TYPE_CHECKING:
     from federated.rounds.protocol.checks import Setting

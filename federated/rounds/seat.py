@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from federated.errors import UsageError
+from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.post import Wanted
 from federated.rounds.protocol.orders import (
     Decided,
@@ -30,13 +31,14 @@ from federated.rounds.protocol.orders import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from federated.rounds.numeric.payload import Vector
     from federated.rounds.post import Post
     from federated.rounds.protocol.checks import Setting
     from federated.rounds.protocol.machine import Machine
     from federated.rounds.protocol.member import Update
     from federated.rounds.protocol.orders import Event, Order
     from federated.rounds.protocol.wire import Packet
-    from federated.rounds.workshop import Vector, Workshop
+    from federated.rounds.workshop import Workshop
     from p2p.env import Env, Offload
 
 log = logging.getLogger("covey.rounds")
@@ -141,7 +143,7 @@ class RoundSeat:
         try:
             await self.drive()
         finally:
-            self._post.unseat(self._setting.federation)
+            self._post.unseat(self._setting.federation, self)
 
     async def drive(self) -> None:
         """As `run`, for who gives us what comes for our federation."""
@@ -156,6 +158,8 @@ class RoundSeat:
         if pause > 0:
             with trio.move_on_after(pause):
                 await self._wake.wait()
+        else:
+            await trio.lowlevel.checkpoint()
         self._wake = trio.Event()
         if self.machine.next_time() <= self._env.now():
             self.machine.on_time(self._env.now())
@@ -176,9 +180,7 @@ class RoundSeat:
                 self.workshop.see(order.plan_hash, order.plan)
                 nursery.start_soon(self._prepare, order)
             case ServePart():
-                self._serving[order.plan_hash, order.part] = order.reducer
-                if self.machine.member.made is not None:
-                    self.workshop.see(order.plan_hash, self.machine.member.made.plan)
+                self._serve_part(order)
             case FetchPart():
                 nursery.start_soon(self._fetch_part, order)
             case MakeGram():
@@ -196,6 +198,14 @@ class RoundSeat:
             case Tell():
                 self._tell(order)
 
+    def _serve_part(self, order: ServePart) -> None:
+        made = self.machine.member.made
+        if made is None or made.hash != order.plan_hash:
+            return  # the view has changed since
+        self._serving = {key: to for key, to in self._serving.items() if key[0] == made.hash}
+        self._serving[order.plan_hash, order.part] = order.reducer
+        self.workshop.see(made.hash, made.plan)
+
     def _happened(self, event: Event) -> None:
         self.machine.event(self._env.now(), event)
         self._wake.set()
@@ -203,25 +213,30 @@ class RoundSeat:
     # ---- work
 
     async def _compute(self, fn: Callable[[], Event]) -> None:
-        self._happened(await self._offload.run(fn))
+        """Products or a merge.
+
+        What cannot be computed is left: another member does it, or the view ends without a result.
+        """
+        try:
+            done = await self._offload.run(fn)
+        except UsageError as error:
+            self._tell(Tell("part.failed", str(error)))
+        else:
+            self._happened(done)
 
     async def _prepare(self, order: Prepare) -> None:
         try:
-            await self._compute(lambda: self.workshop.prepare(order.plan_hash, order.plan))
+            done = await self._offload.run(lambda: self.workshop.prepare(order.plan_hash))
         except UsageError as error:
-            self.outcome.failure = error
-            self.outcome.finished.set()
+            made = self.machine.member.made
+            if made is not None and made.hash == order.plan_hash:
+                self.outcome.failure = error
+                self.outcome.finished.set()
+        else:
+            self._happened(done)
 
     async def _fetch_part(self, order: FetchPart) -> None:
-        nbytes = self.workshop.part_bytes(order.plan_hash, order.part)
-        if order.sender == self._setting.me:
-            data = self.workshop.own_part(order.plan_hash, order.part)
-        else:
-            wanted = Wanted(
-                self._setting.federation, order.plan_hash, order.part, False, order.sha256, 0
-            )
-            async with self._slots:
-                data = await self._post.fetch(order.sender, wanted, nbytes)
+        data = await self._part(order)
         if data is None:
             self._happened(PartFailed(order.plan_hash, order.part, order.sender))
             return
@@ -230,22 +245,43 @@ class RoundSeat:
         )
         self._happened(PartArrived(order.plan_hash, order.part, order.sender, unfit))
 
+    async def _part(self, order: FetchPart) -> bytes | None:
+        if order.sender == self._setting.me:
+            return self.workshop.own_part(order.plan_hash, order.part)
+        made = self.machine.member.made
+        if made is None or made.hash != order.plan_hash:
+            return None
+        nbytes = encoded_bytes(made.plan.codec, made.plan.parts[order.part].count)
+        wanted = Wanted(
+            self._setting.federation, order.plan_hash, order.part, False, order.sha256, 0
+        )
+        async with self._slots:
+            return await self._post.fetch(order.sender, wanted, nbytes)
+
     async def _fetch_result(self, order: FetchResult) -> None:
         if order.sha256 in self._fetching:
             return
-        if self.workshop.merged_part(order.sha256) is not None:
-            self._happened(ResultArrived(order.part, order.sha256))
-            return
         self._fetching.add(order.sha256)
         try:
-            data = await self._from_any(order)
+            self._happened(await self._result(order))
         finally:
             self._fetching.discard(order.sha256)
+
+    async def _result(self, order: FetchResult) -> ResultArrived | ResultFailed:
+        data = self.workshop.merged_part(order.sha256)
         if data is None:
-            self._happened(ResultFailed(order.part, order.sha256))
-            return
-        self.workshop.keep_merged(order.sha256, data)
-        self._happened(ResultArrived(order.part, order.sha256))
+            data = await self._from_any(order)
+        if data is None:
+            return ResultFailed(order.part, order.sha256)
+        found, codec = data, self._setting.policy.codec
+        unfit = await self._offload.run(
+            lambda: self.workshop.unfit_merged(codec, order.piece, found)
+        )
+        if unfit:
+            self._tell(Tell("part.unfit", f"merged part {order.part}: {unfit}"))
+            return ResultFailed(order.part, order.sha256, unfit)
+        self.workshop.keep_merged(order.sha256, found)
+        return ResultArrived(order.part, order.sha256)
 
     async def _from_any(self, order: FetchResult) -> bytes | None:
         wanted = Wanted(

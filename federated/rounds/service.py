@@ -151,7 +151,7 @@ class Rounds:
         self._env = env
         self.offload = offload
         self.history = History(db)
-        self._post = Post(mesh, env)
+        self._post = Post(mesh, env, offload)
         self._meetings = Meetings(mesh, env)
         self._db = db
         self._folder = folder

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from federated.errors import RoundError
+from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Update
@@ -17,7 +18,7 @@ from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import federation_id
 from federated.rounds.reports import report_of
 from federated.rounds.seat import NoKeeper, RoundSeat
-from federated.rounds.workshop import Workshop, encoded_bytes
+from federated.rounds.workshop import Workshop
 from p2p.identity import PeerId
 
 if TYPE_CHECKING:

@@ -146,7 +146,7 @@ ADAPTERS: Final[Mapping[str, Callable[[Untrusted, bytes], object]]] = {
     "federated.rounds.statistics.plain:decode_sums_untrusted": lambda fn, data: fn(
         data, HistogramQuery(edges=(0.0, 1.0)) if len(data) < 100 else MeanQuery()
     ),
-    "federated.rounds.workshop:decode_part_untrusted": lambda fn, data: fn(
+    "federated.rounds.numeric.payload:decode_part_untrusted": lambda fn, data: fn(
         "f64", data, len(data) // 8
     ),
     "daemon.rpc.jsonrpc:decode_params_untrusted": lambda fn, data: fn(_Entry(), data),

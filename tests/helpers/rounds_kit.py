@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.numeric.tensors import next_root
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from federated.rounds.protocol.orders import Order, Vote
+    from federated.rounds.protocol.wire import Plan
 
 POLICY = Policy(rule="sum", codec="f64", first_deadline_s=20.0, transfer_s=15.0)
 
@@ -258,7 +260,9 @@ class World:
                 made = b"".join(order.order) + repr(order.coefficients).encode()
                 digest = sha256(order.plan_hash + bytes([order.part]) + made).digest()
                 node.kept.add(digest)
-                done = Merged(order.plan_hash, order.part, order.counter, 100, digest)
+                plan = self._plan_of(node)
+                size = encoded_bytes(plan.codec, plan.parts[order.part].count)
+                done = Merged(order.plan_hash, order.part, order.counter, size, digest)
                 self._later(node, done)
             case FetchResult():
                 self._fetch_result(node, order)
@@ -273,6 +277,12 @@ class World:
                 node.told.append(order)
                 if self.on_tell is not None:
                     self.on_tell(me, order)
+
+    @staticmethod
+    def _plan_of(node: Node) -> Plan:
+        made = node.machine.member.made
+        assert made is not None
+        return made.plan
 
     def _later(self, node: Node, event: object) -> None:
         life = node.life

@@ -326,14 +326,44 @@ def apply(schema: Schema, base: Mapping[str, Array], merged: F32) -> dict[str, A
     _check_vector(schema, merged)
     state: dict[str, Array] = {}
     for spec, start, end in schema.spans():
-        total = np.empty(end - start, np.float32)
-        widen(held(base[spec.name], spec.dtype), spec.dtype, total)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.add(total, merged[start:end], out=total)
-        narrowed = narrow(total, spec.dtype)
-        _check_finite(spec, narrowed, f"leaves the range of {spec.dtype}")
+        old = held(base[spec.name], spec.dtype)
+        narrowed = _added(spec, old, merged[start:end])
+        _check_finite(spec, narrowed, _leaves(spec))
         state[spec.name] = narrowed.reshape(spec.shape)
     return state
+
+
+def refused(schema: Schema, base: Mapping[str, Array], start: int, merged: F32) -> str:
+    """Why `apply` would refuse this piece of a merged update, or nothing.
+
+    Args:
+        schema: of the state.
+        base: the state before, which follows it.
+        start: the piece's first element of the flattened update.
+        merged: float32[n], finite.
+    """
+    for spec, first, end in schema.spans():
+        lo, hi = max(first, start), min(end, start + len(merged))
+        if lo >= hi:
+            continue
+        old = held(base[spec.name], spec.dtype)[lo - first : hi - first]
+        at = first_not_finite(_added(spec, old, merged[lo - start : hi - start]), spec.dtype)
+        if at is not None:
+            return _not_finite(spec, at + lo - first, _leaves(spec))
+    return ""
+
+
+def _added(spec: TensorSpec, old: Array, merged: F32) -> Array:
+    """One f32 add, then the tensor's dtype."""
+    total = np.empty(len(old), np.float32)
+    widen(old, spec.dtype, total)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.add(total, merged, out=total)
+        return narrow(total, spec.dtype)
+
+
+def _leaves(spec: TensorSpec) -> str:
+    return f"leaves the range of {spec.dtype}"
 
 
 def genesis_root(schema: Schema, tensors: Mapping[str, Array]) -> bytes:

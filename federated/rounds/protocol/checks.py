@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.numeric.tensors import next_root
 from federated.rounds.protocol.policy import (
     coordinators,
@@ -39,6 +40,8 @@ _M = TypeVar("_M")
 
 TICK_S: Final = 3.0
 PATIENCE_S: Final = 10.0
+VIEW_MAX: Final = 2**31
+"""Views below; a view lasts seconds, so that an honest member never comes near."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ def check_results(setting: Setting, signed: Signed, made: MadePlan) -> MadeResul
         belongs(setting, header)
         if header.plan != made.hash or header.part != number or one.signer not in made.roster:
             raise DecodeError("a result that belongs elsewhere")
+        if header.nbytes != encoded_bytes(made.plan.codec, made.plan.parts[number].count):
+            raise DecodeError("a merged part of another size than the plan's")
         headers.append(header)
     return MadeResults(
         results, signed, tuple(headers), tuple(one.signer for one in results.headers),
@@ -250,6 +255,8 @@ def check_state(setting: Setting, signed: Signed, view: int) -> ViewState:
     """
     state = _of(open_signed(signed, setting.signer), ViewState)
     belongs(setting, state)
+    if not view < VIEW_MAX:
+        raise DecodeError("a view that no round comes to")
     if state.view != view or signed.signer not in setting.circle or state.vote_view >= view:
         raise DecodeError("a view state that belongs elsewhere")
     return state

@@ -48,6 +48,7 @@ from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from collections.abc import Set as AbstractSet
 
     from federated.rounds.numeric.engines import F64
     from federated.rounds.protocol.checks import Chosen, MadeResults, Setting
@@ -80,10 +81,17 @@ class Leader:
         setting: the round's.
         view: the view.
         give: takes orders.
+        merges: whether this machine can merge parts itself.
+        unreliable: members that get no part to merge.
     """
 
-    def __init__(self, setting: Setting, view: int, give: Callable[[Order], None]) -> None:
+    def __init__(
+        self, setting: Setting, view: int, give: Callable[[Order], None], merges: bool = True,
+        unreliable: AbstractSet[bytes] = frozenset(),
+    ) -> None:  # fmt: skip
         self._setting = setting
+        self._merges = merges
+        self._unreliable = unreliable
         self._view = view
         self._give = give
         self.phase = "states" if view else "joining"
@@ -135,7 +143,8 @@ class Leader:
             look = next_look(self._seen - self._planned_at, self._made.plan.deadline_s)
             if look is not None:
                 looks.append(self._planned_at + look)
-        return min(looks)
+        # Never at once again: what was due when it was called has been done.
+        return max(min(looks), self._seen + 0.001)
 
     _seen = 0.0
 
@@ -272,6 +281,7 @@ class Leader:
     def _cut(self, roster: list[bytes]) -> tuple[PartOf, ...]:
         # Who holds no reference row merges nothing: newcomers have not seen the last update.
         able = [peer for peer in roster if peer in self._setting.circle]
+        able = [peer for peer in able if peer not in self._unreliable] or able
         links = [
             topology.PeerLink(peer, join.dialable, join.up, join.down)
             for peer in able
@@ -280,7 +290,7 @@ class Leader:
         cut = topology.parts(
             self._setting.elements, links, self._setting.payload_bytes,
             group=self._setting.federation, round_number=self._setting.number,
-            coordinator=self._setting.me if self._setting.me in able else None,
+            coordinator=self._setting.me if self._merges and self._setting.me in able else None,
         )  # fmt: skip
         return tuple(PartOf(part.start, part.n, part.reducer, part.standby) for part in cut)
 
@@ -324,11 +334,13 @@ class Leader:
         """A reducer says what it has."""
         if self._made is None or self._reducers.get(message.part, (b"", 0))[0] != sender:
             return
-        self._have.setdefault(message.part, set()).update(message.senders)
+        roster = set(self._made.roster)
+        self._have.setdefault(message.part, set()).update(roster & set(message.senders))
         for peer, reason in message.unfit:
             # One reducer's word is enough to leave somebody out of this round, not to defame him:
             # the reason says whose word it is.
-            self._unfit.setdefault(peer, f"{reason} (found by {sender[:4].hex()})")
+            if peer in roster:
+                self._unfit.setdefault(peer, f"{reason} (found by {sender[:4].hex()})")
         if self.phase == "scatter":
             self._maybe_close(now, late=False)
 
@@ -502,16 +514,30 @@ class Leader:
 
     def _overdue(self, now: float) -> None:
         """A phase took too long: another reducer for who is silent, else without who is missing."""
-        silent = [number for number in self._reducers if not self._heard(number)]
-        movable = [number for number in silent if self._reducers[number][1] == 0]
         if self.phase == "scatter" and self._quorum_whole():
             self._maybe_close(now, late=True)
-        elif movable:
-            for number in movable:
-                self._move(number)
+            return
+        movable = [number for number in self._late_parts() if self._reducers[number][1] == 0]
+        for number in movable:
+            self._move(number)
+        if movable:
             self._phase_at = now
         else:
             self._abort(f"overdue: {self.phase} took too long")
+
+    def _late_parts(self) -> list[int]:
+        """Parts whose reducer is silent; if none is, those of which the fewest updates came.
+
+        A part that one reducer alone does not get is worth a try at another.
+        """
+        silent = [number for number in self._reducers if not self._heard(number)]
+        if silent or self.phase != "scatter":
+            return silent
+        fewest = min(self._came(number) for number in self._reducers)
+        return [number for number in self._reducers if self._came(number) == fewest]
+
+    def _came(self, number: int) -> int:
+        return len(self._have.get(number, ()))
 
     def _quorum_whole(self) -> bool:
         assert self._made is not None
@@ -522,7 +548,7 @@ class Leader:
         if self.phase == "scatter":
             assert self._made is not None
             needed = quorum_of(len(self._made.roster), self._setting.policy.quorum)
-            return len(self._have.get(number, ())) >= needed
+            return self._came(number) >= needed
         return number in (self._grams if self.phase == "gram" else self._headers)
 
     def _move(self, number: int) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from federated.rounds.protocol.checks import TICK_S, belongs, check_state
+from federated.rounds.protocol.checks import TICK_S, VIEW_MAX, belongs, check_state
 from federated.rounds.protocol.leader import Leader
 from federated.rounds.protocol.member import Link, Member, Update
 from federated.rounds.protocol.orders import (
@@ -69,6 +69,9 @@ if TYPE_CHECKING:
 
 DOUBLINGS_MAX: Final = 5
 """Of a member's patience with silent coordinators."""
+VIEWS_A_SECOND: Final = 1024
+"""How fast others are followed through views: where few members move a round on, one alone must not
+take it to where there are no more. Who was away for a year is up with the others in minutes."""
 
 
 class Machine:
@@ -89,12 +92,17 @@ class Machine:
         self._setting = setting
         self._out: list[Order] = []
         self._local: list[Packet] = []
-        self.member = Member(setting, link or Link(), self._give, promised=promised, vote=vote)
+        self._link = link or Link()
+        self.member = Member(
+            setting, self._link, self._give, promised=min(promised, VIEW_MAX - 2), vote=vote
+        )
         self.leader: Leader | None = None
         if decided is not None:
             self.member.recall(decided)
         self._restarted = promised >= 0
         self._heard = 0.0
+        self._began = 0.0
+        self._first_view = max(0, self.member.view)
         self._says_at: float | None = None
         self._enter_at: float | None = None
         self._views: dict[bytes, int] = {}
@@ -104,7 +112,7 @@ class Machine:
 
     def start(self, now: float) -> None:
         """Begin; after a restart in the next view, as what was said in this one is forgotten."""
-        self._heard = now
+        self._heard = self._began = now
         if self.member.done:
             return
         if self._restarted and self._decides:
@@ -137,7 +145,7 @@ class Machine:
             case ResultArrived():
                 self.member.result_arrived(event)
             case ResultFailed():
-                pass  # the coordinator asks again, with the holders of that time
+                self.member.result_failed(event)
             case PartArrived() | PartFailed() | GramMade() | Merged():
                 if reducing is not None and made is not None and event.plan_hash == made.hash:
                     self._to_reducing(event)
@@ -220,7 +228,8 @@ class Machine:
         self._says_at = None
         self.leader = None
         if setting.coordinator(view) == setting.me:
-            self.leader = Leader(setting, view, self._give)
+            able = self._link.merges
+            self.leader = Leader(setting, view, self._give, able, self.member.unreliable)
             self.leader.begin(now)
         if view > 0:
             self._says_at = now + TICK_S
@@ -247,8 +256,12 @@ class Machine:
         self._views[sender] = max(view, self._views.get(sender, -1))
         needed = moves_on(len(self._setting.circle), self._setting.policy.quorum)
         views = sorted(self._views.values(), reverse=True)
-        if len(views) >= needed and views[needed - 1] > self.member.view:
-            self._enter(now, views[needed - 1])
+        if len(views) < needed:
+            return
+        furthest = self._first_view + VIEWS_A_SECOND * (1 + int(now - self._began))
+        view = min(views[needed - 1], furthest)
+        if view > self.member.view:
+            self._enter(now, view)
 
     # ---- messages
 
@@ -265,7 +278,11 @@ class Machine:
     def _loop(self, now: float) -> None:
         """Hear what we said to ourselves."""
         while self._local:
-            self._receive(now, self._setting.me, self._local.pop(0))
+            try:
+                self._receive(now, self._setting.me, self._local.pop(0))
+            except DecodeError as error:
+                # Of our own making: told, and this attempt is without it.
+                self._give(Tell("round.fault", str(error)))
 
     def _receive(self, now: float, sender: bytes, packet: Packet) -> None:
         message = decode_untrusted(packet.body)

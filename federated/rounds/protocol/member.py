@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from federated.rounds.protocol.checks import MadeResults, Setting
-    from federated.rounds.protocol.orders import Order, Prepared, ResultArrived
-    from federated.rounds.protocol.wire import MemberStatus, Message, Signed
+    from federated.rounds.protocol.orders import Order, Prepared, ResultArrived, ResultFailed
+    from federated.rounds.protocol.wire import MemberStatus, Message, Result, Signed
 
 
 class Update:
@@ -67,12 +67,22 @@ class Update:
 
 
 class Link:
-    """How this machine is reached, as the plan's topology needs it."""
+    """How this machine is reached, as the plan's topology needs it.
 
-    def __init__(self, *, dialable: bool = True, up: float = 2.5e6, down: float = 2.5e6) -> None:
-        self.dialable = dialable
+    Args:
+        dialable: whether others can open a connection to it.
+        up, down: bytes a second.
+        merges: whether it can merge parts: it has the last update, row 0 of the rules. Who cannot
+            joins as one that nobody can dial, so that it gets no part.
+    """
+
+    def __init__(
+        self, *, dialable: bool = True, up: float = 2.5e6, down: float = 2.5e6, merges: bool = True
+    ) -> None:
+        self.dialable = dialable and merges
         self.up = up
         self.down = down
+        self.merges = merges
 
 
 class Member:
@@ -114,6 +124,9 @@ class Member:
         self._confirm: Signed | None = None
         self._commits_seen: dict[bytes, Signed] = {}
         self._early: dict[bytes, Signed] = {}
+        self._ended_view = -1
+        self.unreliable: set[bytes] = set()
+        """Who signed a merged part that is none: it merges no more in views of ours."""
 
     def recall(self, decided: Apply) -> None:
         """A decision from before a restart, as it was kept."""
@@ -217,10 +230,10 @@ class Member:
             if part.reducer == self._setting.me:
                 self._reducing.assign(number, 0)
         self._give(Tell("round.planned", f"{len(made.roster)} members"))
+        self._prepare()
         early, self._early = self._early, {}
         for one in early.values():
             self.commit(one)
-        self._prepare()
 
     def submit(self, update: Update) -> None:
         """The update is there."""
@@ -256,13 +269,16 @@ class Member:
         Raises:
             DecodeError: not signed by it, or of another round.
         """
-        if self.made is None or self._reducing is None:
-            # It had the plan before us. One a member, so that nobody fills this.
-            if signed.signer in self._setting.circle or self._setting.may_join(signed.signer):
-                self._early[signed.signer] = signed
+        if signed.signer not in self._setting.circle and not self._setting.may_join(signed.signer):
             return
         commit = open_signed(signed, self._setting.signer)
-        if not isinstance(commit, Commit) or commit.plan != self.made.hash:
+        if not isinstance(commit, Commit):
+            return
+        if self.made is None or self._reducing is None:
+            # It had the plan before us. One a member, so that nobody fills this.
+            self._early[signed.signer] = signed
+            return
+        if commit.plan != self.made.hash:
             return
         known = self._commits_seen.setdefault(signed.signer, signed)
         if known.body != signed.body:
@@ -363,7 +379,7 @@ class Member:
         for header, reducer in zip(results.headers, results.reducers, strict=True):
             if header.sha256 not in self._here:
                 first = (reducer, *(peer for peer in holders if peer != reducer))
-                self._give(FetchResult(made.hash, header.part, header.nbytes, header.sha256, first))
+                self._give(self._fetch(made, header, first))
         self._vote_if_whole()
 
     def result_arrived(self, event: ResultArrived) -> None:
@@ -371,6 +387,24 @@ class Member:
         self._here.add(event.sha256)
         self._vote_if_whole()
         self._decide_if_whole()
+
+    @staticmethod
+    def _fetch(made: MadePlan, header: Result, holders: tuple[bytes, ...]) -> FetchResult:
+        piece = made.plan.parts[header.part]
+        return FetchResult(made.hash, header.part, piece, header.nbytes, header.sha256, holders)
+
+    def result_failed(self, event: ResultFailed) -> None:
+        """Bytes of a merged part cannot be had, or are none: then who signed for them is noted.
+
+        In the first case the coordinator asks again, with the holders of that time.
+        """
+        results = self._results
+        if not event.unfit or results is None:
+            return
+        for header, reducer in zip(results.headers, results.reducers, strict=True):
+            if header.sha256 == event.sha256 and reducer not in self.unreliable:
+                self.unreliable.add(reducer)
+                self._give(Tell("member.unfit_part", event.unfit[:200], reducer))
 
     def _vote_if_whole(self) -> None:
         results, made = self._results, self._results_plan
@@ -402,9 +436,7 @@ class Member:
         voters = tuple(sorted({one.signer for one in message.confirms} - {self._setting.me}))
         for header in results.headers:
             if header.sha256 not in self._here:
-                self._give(
-                    FetchResult(made.hash, header.part, header.nbytes, header.sha256, voters)
-                )
+                self._give(self._fetch(made, header, voters))
         if self._decide_if_whole():
             self._say_applied(sender)
 
@@ -433,6 +465,9 @@ class Member:
         """An attempt ends; whether it was the one we are in."""
         if message.view != self.view or sender != self._setting.coordinator(self.view):
             return False
+        if self._ended_view == message.view:
+            return False  # said again: it must not put off the next view
+        self._ended_view = message.view
         self.statuses = message.members
         self._give(Ended(message.reason))
         return True

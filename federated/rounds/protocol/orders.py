@@ -93,10 +93,11 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """Get a merged part; answer with `ResultArrived` or `ResultFailed`."""
+    """Get a merged part and try it; answer with `ResultArrived` or `ResultFailed`."""
 
     plan_hash: bytes
     part: int
+    piece: PartOf
     nbytes: int
     sha256: bytes
     holders: tuple[bytes, ...]
@@ -199,10 +200,11 @@ class ResultArrived:
 
 @dataclass(frozen=True, slots=True)
 class ResultFailed:
-    """A merged part could not be had now."""
+    """A merged part could not be had now; `unfit` says why it is none, if it came and is not."""
 
     part: int
     sha256: bytes
+    unfit: str = ""
 
 
 Event: TypeAlias = (
