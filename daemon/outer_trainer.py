@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from daemon.json_types import Json
     from federated.rounds.numeric.dtypes import F32
 
 STATE: Final = "d"
@@ -155,16 +154,13 @@ class OuterTrainer:
         self.roots: deque[tuple[int, int, bytes]] = deque(maxlen=ROOTS_KEPT)
         self._inbox: queue.Queue[_Merged | Exception] = queue.Queue()
         self._trainers: list[Trainer] = []
-        policy: dict[str, Json] = {
-            "rule": "mean", "codec": self.outer.config.codec, "clip": FREE,
-            "first_deadline_s": first_deadline_s,
-        }  # fmt: skip
         for fragment in range(len(self.outer.fragment_names)):
             zeros = {STATE: np.zeros(self.outer.size(fragment), np.float32)}
             self._trainers.append(
                 Trainer(
                     f"{name}.{fragment}", zeros, group=group, expected=expected, wait_s=wait_s,
-                    socket_path=socket_path, **policy,
+                    socket_path=socket_path, rule="mean", codec=self.outer.config.codec, clip=FREE,
+                    first_deadline_s=first_deadline_s,
                 )
             )  # fmt: skip
         senders = [

@@ -6,24 +6,30 @@
         rnd.submit(new, weight=len(my_data), loss=loss)
 
 Every member runs such a loop beside its daemon. A round that ended without us is not lost: the next
-`rnd` has the state that the others reached, and our late update counts half in the next round.
+`rnd` has the state that the others reached, and our late update counts half in the next round; one
+that is too late for that is dropped (`rnd.dropped`). A daemon that is stopped and started anew
+meanwhile is waited for, and given what it had not yet used of ours.
 Blocking; needs numpy and the standard library, whatever framework made the arrays.
 Source: docs/specs/rounds.md s.7.
 """
 
 from __future__ import annotations
 
-import tempfile
+import math
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from daemon.cli import out
-from daemon.cli.client import CliError, open_client
+from daemon.cli.client import CliError, NotRunning, open_client
+from daemon.trainer_files import OwnFolder
 from federated.errors import UsageError
 from federated.rounds.numeric.tensors import schema_of
 from federated.rounds.statefile import load_state, write_state
+from federated.rounds.training.arrays import view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -35,12 +41,15 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
     from federated.rounds.numeric.dtypes import Array
 
-    Tensors = Mapping[str, Array]
-
 LOOK_S: Final = 2.0
 """How often who watches is told how far a round is."""
 STEP_S: Final = 30.0
-"""How long one call waits: a daemon that is started anew meanwhile is asked again after it."""
+"""How long one call waits."""
+BACK_S: Final = 1.0
+"""How often a daemon that went away is looked for."""
+PATIENCE_S: Final = 600.0
+"""How long it is waited for: longer than an upgrade with a restart takes."""
+WEIGHT_MAX: Final = 2.0**53
 
 
 class Round:
@@ -51,6 +60,8 @@ class Round:
         state: arrays of our own, to be changed at will.
         machines: who took part in the round before.
         late: rounds that our last update came late; None: not yet submitted.
+        dropped: why our last update was not taken, such as that it came too many rounds late: the
+            next round begins with the state now. Empty: it was.
     """
 
     def __init__(self, trainer: Trainer, model: dict[str, Json]) -> None:
@@ -64,20 +75,33 @@ class Round:
         machines = model.get("machines")
         self.machines = [out.text(one) for one in machines] if isinstance(machines, list) else []
         self.late: int | None = None
+        self.dropped = ""
 
-    def submit(self, new: Tensors, *, weight: float = 1.0, **metrics: float) -> None:
+    def submit(
+        self, new: Mapping[str, object], /, *, weight: float = 1.0,
+        figures: Mapping[str, float] | None = None, **metrics: float,
+    ) -> None:  # fmt: skip
         """Hand in what training made of `state`.
 
         Args:
-            new: arrays of the same names, shapes and dtypes.
+            new: arrays of the same names, shapes and dtypes, of any framework, on the CPU.
             weight: above 0, such as the number of examples.
-            metrics: figures for people: `covey fed history` and charts show them.
+            figures: for people, such as loss, whatever their names: `covey fed history` and charts
+                show them. What is no number (a NaN) is not kept.
+            metrics: the same, as arguments.
 
         Raises:
-            UsageError: the arrays do not fit, or hold a NaN.
+            UsageError: the arrays do not fit, or hold a NaN; or the weight is none.
             CliError: the daemon refused them; the message says why.
         """
-        self.late = self._trainer.submit(self._base, new, weight, metrics)
+        try:
+            self.late = self._trainer.submit(
+                self._base, new, weight, {**(figures or {}), **metrics}
+            )
+        except CliError as error:
+            if error.data.get("reason") != "stale":
+                raise
+            self.dropped = error.message
 
 
 class State(NamedTuple):
@@ -93,6 +117,13 @@ def _state_of(model: Mapping[str, Json]) -> State:
     return State(int(out.number(model.get("round"))), arrays)
 
 
+class _Handed(NamedTuple):
+    """What was handed in last, and over which connection."""
+
+    params: dict[str, Json]
+    hello: dict[str, Json]
+
+
 class Trainer:
     """One member's loop.
 
@@ -103,23 +134,39 @@ class Trainer:
         expected: machines to begin with; 0: begin when nobody new comes.
         wait_s: how long to wait for them.
         socket_path: the daemon's; None: where this user's daemon listens.
+        autostart: whether to start a daemon that is not running. Only at first: who stops it
+            later means it, and it is waited for.
+        timeout_s: give up after so long in all; None: never.
+        tell: hears what a person may want to know: that the daemon is gone, that it is back.
         policy: more arguments of `fed.join`, such as rule, codec, first_deadline_s.
 
     Raises:
+        UsageError: a first state is needed, or cannot be used.
         CliError: no daemon, nobody else, or another model of that name.
     """
 
     def __init__(
-        self, name: str, state: Tensors | None = None, *, group: str | None = None,
-        expected: int = 0, wait_s: float = 60.0, socket_path: str | None = None, **policy: Json,
+        self, name: str, state: Mapping[str, object] | None = None, *, group: str | None = None,
+        expected: int = 0, wait_s: float = 60.0, socket_path: str | None = None,
+        autostart: bool = True, timeout_s: float | None = None,
+        tell: Callable[[str], None] = lambda _: None, **policy: Json,
     ) -> None:  # fmt: skip
         self.name = name
         self._group = group
-        self._client = open_client(socket_path=socket_path, timeout_s=wait_s + 120)
-        self._folder = tempfile.TemporaryDirectory(prefix="covey-trainer-")
+        self._until = math.inf if timeout_s is None else time.perf_counter() + timeout_s
+        self._tell = tell
+        self._handed: _Handed | None = None
+        self._patient = False
+        longest = min(wait_s + 120, math.inf if timeout_s is None else timeout_s)
+        open_ = partial(open_client, socket_path=socket_path, timeout_s=longest)
+        self._client = open_(autostart=autostart)
+        self._folder = OwnFolder()
         self._first(state, {"expected": expected, "wait_s": wait_s, **policy})
+        self._client.close()
+        self._client = open_(autostart=False)
+        self._patient = True
 
-    def _first(self, state: Tensors | None, policy: dict[str, Json]) -> None:
+    def _first(self, state: Mapping[str, object] | None, policy: dict[str, Json]) -> None:
         try:
             self._call("fed.wait", {"timeout_s": 1})
         except CliError as error:
@@ -145,7 +192,7 @@ class Trainer:
     def close(self) -> None:
         """End the connection; this machine stays a member."""
         self._client.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     def rounds(
         self, last: int, *, waiting: Callable[[dict[str, Json]], None] | None = None
@@ -179,7 +226,7 @@ class Trainer:
         applied, model = self._wait(after_round, STEP_S)
         return _state_of(model) if applied else None
 
-    def submit_from(self, base: State, new: Tensors, *, weight: float) -> int:
+    def submit_from(self, base: State, new: Mapping[str, object], *, weight: float) -> int:
         """Hand in a state that was made of `base`; rounds it is late."""
         return self.submit(base.number, new, weight, {})
 
@@ -191,11 +238,15 @@ class Trainer:
         Args:
             after_round: the round that is known.
             waiting: as for `rounds`.
+
+        Raises:
+            CliError: `deadline`: the trainer's time is over.
         """
         while True:
             applied, model = self._wait(after_round, STEP_S if waiting is None else LOOK_S)
             if applied:
                 return model
+            self._hand_in_again(model)
             if waiting is not None:
                 waiting(model)
 
@@ -203,28 +254,82 @@ class Trainer:
         """Take part no longer; the model's states on this machine are removed."""
         self._call("fed.leave", {})
 
-    def submit(self, base: int, new: Tensors, weight: float, metrics: Mapping[str, float]) -> int:
+    def submit(
+        self, base: int, new: Mapping[str, object], weight: float, metrics: Mapping[str, float]
+    ) -> int:
         """Hand in a state that was made of the one after round `base`; rounds it is late."""
-        path = self._write(new)
-        answer = self._call(
-            "fed.submit",
-            {"round": base, "path": str(path), "weight": weight, "metrics": dict(metrics)},
-        )
-        return int(out.number(out.mapping(answer).get("late")))
+        if not 0 < weight <= WEIGHT_MAX:
+            raise UsageError(f"a weight of {weight}: give a number above 0")
+        told: dict[str, Json] = {
+            name: float(value) for name, value in metrics.items() if math.isfinite(value)
+        }
+        path = str(self._write(new))
+        params: dict[str, Json] = {"round": base, "path": path, "weight": weight, "metrics": told}
+        late = int(out.number(out.mapping(self._call("fed.submit", params)).get("late")))
+        self._handed = _Handed(params, self._client.hello)
+        return late
+
+    def _hand_in_again(self, model: dict[str, Json]) -> None:
+        """A daemon that was started anew does not know what the one before it was given."""
+        handed = self._handed
+        if handed is None or handed.hello is self._client.hello:
+            return
+        if model.get("round") != handed.params["round"]:
+            return  # the round was applied meanwhile, perhaps with our update: it counts once
+        self._handed = None
+        self._call("fed.submit", handed.params)
+        self._handed = _Handed(handed.params, self._client.hello)
 
     def _wait(self, after_round: int, timeout_s: float) -> tuple[bool, dict[str, Json]]:
-        answer = out.mapping(
-            self._call("fed.wait", {"after_round": after_round, "timeout_s": timeout_s})
-        )
+        left = self._until - time.perf_counter()
+        if left <= 0:
+            raise self._over(after_round)
+        params: dict[str, Json] = {"after_round": after_round, "timeout_s": min(timeout_s, left)}
+        answer = out.mapping(self._call("fed.wait", params))
         return bool(answer.get("applied")), out.mapping(answer.get("model"))
 
-    def _write(self, state: Tensors) -> Path:
-        path = Path(self._folder.name) / "new.safetensors"
-        write_state(path, schema_of(state), state)
+    def _over(self, after_round: int) -> CliError:
+        return CliError(
+            f"the time is over, and no round of {self.name!r} after {after_round} was applied here",
+            75,
+            name="deadline",
+            remedy="Repeat with a longer --timeout: it goes on where the model is.",
+        )
+
+    def _write(self, state: Mapping[str, object]) -> Path:
+        path = self._folder.path / "new.safetensors"
+        arrays = {name: _array(name, value) for name, value in state.items()}
+        write_state(path, schema_of(arrays), arrays)
         return path
 
     def _call(self, name: str, params: dict[str, Json]) -> Json:
         params = {"name": self.name, **params}
         if self._group is not None:
             params["group"] = self._group
-        return self._client.call(name, params)
+        began, gone = time.perf_counter(), False
+        while True:
+            try:
+                answer = self._client.call(name, params)
+            except CliError as error:
+                if not self._patient or not _may_come_back(error):
+                    raise
+                if time.perf_counter() > min(began + PATIENCE_S, self._until):
+                    raise
+                if not gone:
+                    self._tell("the daemon is gone; training goes on once it is back: `covey up`")
+                gone = True
+                time.sleep(BACK_S)
+            else:
+                if gone:
+                    self._tell("the daemon is back")
+                return answer
+
+
+def _may_come_back(error: CliError) -> bool:
+    """Whether a daemon is only away: none answers, or it is stopping."""
+    return isinstance(error, NotRunning) or error.name == "draining"
+
+
+def _array(name: str, value: object) -> Array:
+    """An array that a state file can hold, or that it refuses with a reason."""
+    return value if isinstance(value, np.ndarray) else view(name, value)

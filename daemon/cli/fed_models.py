@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import math
 import os
-import sys
-import time
 
 from daemon.cli import out
 from daemon.cli.client import CliError
@@ -15,15 +13,9 @@ from daemon.cli.options import add_verb
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping
 
     from daemon.cli.options import Verbs
     from daemon.json_types import Json
-    from daemon.trainer import Round, Trainer
-    from federated.rounds.numeric.dtypes import Array
-
-    Tensors = Mapping[str, Array]
-    Train = Callable[[Tensors], object]
 
 VERBS = frozenset({"run", "join", "submit", "wait", "leave", "status"})
 RULES = (
@@ -32,16 +24,29 @@ RULES = (
 )  # fmt: skip
 
 
+def _above_0(text: str) -> float:
+    """An option's value; JSON has neither NaN nor infinity."""
+    from argparse import ArgumentTypeError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
 def _add_policy(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--peers", type=int, default=0, metavar="N", help="begin when N are there")
     sub.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="how long to wait for others (60)"
+        "--wait", type=_above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
     )
     sub.add_argument("--rule", choices=RULES, default="auto", help="how updates are merged")
     sub.add_argument("--codec", choices=("f32", "int8", "e3m0"), default="int8")
-    sub.add_argument("--clip", type=float, metavar="C", help="longest update that counts whole")
+    sub.add_argument("--clip", type=_above_0, metavar="C", help="longest update that counts whole")
     sub.add_argument(
-        "--deadline", type=float, default=600.0, metavar="S",
+        "--deadline", type=_above_0, default=600.0, metavar="S",
         help="how long the first round waits for updates (600); later ones learn it",
     )  # fmt: skip
     sub.add_argument(
@@ -76,13 +81,13 @@ def configure_models(verbs: Verbs) -> None:
     sub.add_argument("name")
     sub.add_argument("file", help="the new state, safetensors")
     sub.add_argument("--round", type=int, required=True, help="whose state training began with")
-    sub.add_argument("--weight", type=float, default=1.0, help="such as the number of examples")
+    sub.add_argument("--weight", type=_above_0, default=1.0, help="such as the number of examples")
     sub.add_argument("--metric", action="append", default=[], metavar="NAME=VALUE")
     sub.add_argument("--group", metavar="NAME")
     sub = add_verb(verbs, "wait", "wait for the next round; prints where its state lies")
     sub.add_argument("name")
     sub.add_argument("--after", type=int, default=-1, metavar="ROUND")
-    sub.add_argument("--for", dest="wait_s", type=float, default=600.0, metavar="S")
+    sub.add_argument("--for", dest="wait_s", type=_above_0, default=600.0, metavar="S")
     sub.add_argument("--group", metavar="NAME")
     sub = add_verb(verbs, "leave", "take part no longer; the states here are removed")
     sub.add_argument("name")
@@ -128,15 +133,7 @@ def _join(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    metrics: dict[str, Json] = {}
-    for given in args.metric:
-        name, _, value = given.partition("=")
-        try:
-            metrics[name] = float(value)
-        except ValueError:
-            raise CliError(
-                "--metric takes NAME=VALUE, such as loss=0.3", 2, name="invalid_params"
-            ) from None
+    metrics: dict[str, Json] = dict(map(_metric, args.metric))
     params = {
         **_named(args), "round": args.round, "path": os.path.abspath(args.file),
         "weight": args.weight, "metrics": metrics,
@@ -148,6 +145,17 @@ def _submit(args: argparse.Namespace) -> int:
         late = int(out.number(answer.get("late")))
         out.say("taken" if not late else f"taken, {late} rounds late: it counts less")
     return 0
+
+
+def _metric(given: str) -> tuple[str, float]:
+    name, _, value = given.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise CliError("--metric takes NAME=VALUE, such as loss=0.3", 2, name="invalid_params")
+    return name, number
 
 
 def _wait(args: argparse.Namespace) -> int:
@@ -212,111 +220,7 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-# ---- run
-
-
 def _run(args: argparse.Namespace) -> int:
-    from daemon.trainer import Trainer
+    from daemon.cli.fed_run import run_training
 
-    train, initial = _function(args.train)
-    state = _first_state(args, initial)
-    if not args.quiet and not args.json:
-        out.note("waiting for the other machines: run the same command there")
-    with Trainer(
-        args.name, state, group=args.group, expected=args.peers, wait_s=args.wait,
-        socket_path=args.socket, **_policy(args),
-    ) as trainer:  # fmt: skip
-        _rounds(args, trainer, train)
-    return 0
-
-
-def _function(named: str) -> tuple[Train, Callable[[], Tensors] | None]:
-    """The person's own function, from the folder the command runs in."""
-    module_name, _, name = named.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise CliError(
-            f"{module_name} cannot be imported: {error}", 2, name="invalid_params"
-        ) from None
-    train = getattr(module, name or "train", None)
-    if not callable(train):
-        raise CliError(
-            f"{module_name} has no function {name or 'train'!r}", 2, name="invalid_params"
-        )
-    return train, getattr(module, "initial", None)
-
-
-def _first_state(args: argparse.Namespace, initial: Callable[[], Tensors] | None) -> Tensors | None:
-    if args.state is not None:
-        from pathlib import Path
-
-        from federated.errors import UsageError
-        from federated.rounds.statefile import load_state
-
-        try:
-            loaded = load_state(Path(args.state))
-        except (OSError, UsageError) as error:
-            raise CliError(f"{args.state}: {error}", 2, name="invalid_params") from None
-        return loaded
-    return None if initial is None else initial()
-
-
-def _rounds(args: argparse.Namespace, trainer: Trainer, train: Train) -> None:
-    began = time.perf_counter()
-    shown = None if args.json or args.quiet else _say_waiting
-    for rnd in trainer.rounds(args.rounds, waiting=shown):
-        new, weight, metrics = _trained(train(rnd.state))
-        rnd.submit(new, weight=weight, **metrics)
-        _say_round(args, rnd, metrics, time.perf_counter() - began)
-    model = trainer.model()
-    if args.json:
-        out.say_json(model)
-    else:
-        out.say(out.text(model.get("path")))
-        if not args.quiet:
-            out.note(f"`covey fed history --name {args.name}` shows every round")
-
-
-def _trained(made: object) -> tuple[Tensors, float, dict[str, float]]:
-    match made:
-        case (dict() as new, weight):
-            return new, float(str(weight)), {}
-        case (dict() as new, weight, dict() as metrics):
-            return new, float(str(weight)), {str(k): float(v) for k, v in metrics.items()}
-        case dict():
-            return made, 1.0, {}
-        case _:
-            raise CliError(
-                "the function must return arrays by name, or (arrays, weight, figures)",
-                2,
-                name="invalid_params",
-            )
-
-
-def _say_waiting(model: dict[str, Json]) -> None:
-    """Which phase the round is in: one line that is written over on a terminal, else silence."""
-    if not sys.stderr.isatty():
-        return
-    machines = model.get("machines")
-    count = len(machines) if isinstance(machines, list) else 0
-    number = int(out.number(model.get("round"))) + 1
-    line = (
-        f"round {number:>4}  {count} machines  {out.text(model.get('phase'))}, waits up to"
-        f" {out.number(model.get('deadline_s')):.0f} s for updates"
-    )
-    sys.stderr.write(f"\r\x1b[2K{out.paint(line, out.DIM)}\r")
-    sys.stderr.flush()
-
-
-def _say_round(
-    args: argparse.Namespace, rnd: Round, metrics: dict[str, float], seconds: float
-) -> None:
-    if args.json or args.quiet:
-        return
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    late = f"  {rnd.late} late" if rnd.late else ""
-    out.note(
-        f"round {rnd.number:>4}  {len(rnd.machines)} machines  {seconds:6.1f} s  {figures}{late}"
-    )
+    return run_training(args, _policy(args))
