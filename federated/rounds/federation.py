@@ -27,11 +27,11 @@ from federated.rounds.post import STATE_PART
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.deadline import History as Offsets
 from federated.rounds.protocol.machine import Machine
-from federated.rounds.protocol.member import Link, Update
+from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import MEMBERS_MAX, federation_id, quorum_of
 from federated.rounds.protocol.wire import Apply, decode_untrusted, encode, unsigned
-from federated.rounds.seat import RoundSeat
+from federated.rounds.seat import RoundSeat, link_of
 from federated.rounds.statefile import load_state
 from federated.rounds.workshop import Workshop
 from p2p.errors import DecodeError, P2pError
@@ -225,7 +225,8 @@ class Federation:
         promised, vote = await self.store.promised(number)
         workshop = await self._workshop(setting)
         # Who has not the last update, row 0 of the rules, merges nothing.
-        link = Link(merges=workshop.has_reference or not self.standing.round)
+        merges = workshop.has_reference or not self.standing.round
+        link = link_of(self._post, setting, merges=merges)
         machine = Machine(setting, link, promised=promised, vote=vote)
         seat = RoundSeat(
             setting, machine, workshop, self._post, self._env, self._offload, self.store,

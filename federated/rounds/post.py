@@ -16,11 +16,13 @@ import msgspec
 import trio
 
 from federated.rounds.protocol.wire import CONTROL_BYTES_MAX, U32, U63, Hash, Packet
+from federated.rounds.rates import Meter
 from p2p.errors import DecodeError, P2pError, RemoteError
 from p2p.identity import PeerId
 from p2p.rpc_types import Code, Method
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from mmap import mmap
 
     from federated.seams import Mesh
@@ -104,6 +106,8 @@ class Post:
         self._partial: OrderedDict[tuple[bytes, Wanted], bytearray] = OrderedDict()
         self.bytes_in = 0
         self.bytes_out = 0
+        self.down = Meter()
+        self.up = Meter()
 
     def register(self) -> None:
         """Serve the methods."""
@@ -199,11 +203,25 @@ class Post:
         data = None if seat is None else seat.serve(bytes(caller.peer), wanted)
         if data is None:
             raise RemoteError(Code.APPLICATION, "not here, or not for you")
-        for start in range(wanted.offset, len(data), ITEM_BYTES):
-            piece = data[start : start + ITEM_BYTES]
-            await stream.send(piece)
-            self.bytes_out += len(piece)
+        self.up.begin(self._env.now())
+        try:
+            for start in range(wanted.offset, len(data), ITEM_BYTES):
+                piece = data[start : start + ITEM_BYTES]
+                await stream.send(piece)
+                self.bytes_out += len(piece)
+                self.up.add(self._env.now(), len(piece))
+        finally:
+            self.up.end(self._env.now())
         return len(data)
+
+    def relayed(self, peers: Iterable[bytes]) -> bool:
+        """Whether most of these members reach us by a relay: then bulk should not come to us."""
+        paths = [
+            info.path
+            for peer in peers
+            if (info := self._mesh.fabric.info(PeerId(peer))) is not None
+        ]
+        return 2 * sum(path == "relay" for path in paths) > len(paths)
 
     async def fetch_state(self, peer: bytes, federation: bytes, nbytes: int) -> bytes | None:
         """The file of a federation's last state; None if the peer does not give it now.
@@ -247,6 +265,13 @@ class Post:
 
     async def _receive(self, peer: bytes, wanted: Wanted, data: bytearray, nbytes: int) -> bool:
         """Append what comes, a little more than `nbytes` at most; whether it came to its end."""
+        self.down.begin(self._env.now())
+        try:
+            return await self._take(peer, wanted, data, nbytes)
+        finally:
+            self.down.end(self._env.now())
+
+    async def _take(self, peer: bytes, wanted: Wanted, data: bytearray, nbytes: int) -> bool:
         last = trio.current_time() + SILENT_S + nbytes / RATE_MIN
         with trio.CancelScope(deadline=trio.current_time() + SILENT_S) as patience:
             try:
@@ -255,6 +280,7 @@ class Post:
                         assert isinstance(item, bytes)
                         data += item
                         self.bytes_in += len(item)
+                        self.down.add(self._env.now(), len(item))
                         if len(data) > nbytes:
                             return True
                         if item:

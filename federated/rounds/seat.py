@@ -10,6 +10,7 @@ import trio
 from federated.errors import UsageError
 from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.post import Wanted
+from federated.rounds.protocol.member import Link
 from federated.rounds.protocol.orders import (
     Decided,
     Ended,
@@ -60,6 +61,16 @@ class NoKeeper:
 
     async def persist(self, promised: Persist, workshop: Workshop) -> None:
         """Nothing."""
+
+
+def link_of(post: Post, setting: Setting, *, merges: bool = True) -> Link:
+    """How this machine is reached by the members of a round, as far as it knows."""
+    return Link(
+        dialable=not post.relayed(setting.circle),
+        up=post.up.rate,
+        down=post.down.rate,
+        merges=merges,
+    )
 
 
 class Outcome:

@@ -17,7 +17,7 @@ from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import federation_id
 from federated.rounds.reports import report_of
-from federated.rounds.seat import NoKeeper, RoundSeat
+from federated.rounds.seat import NoKeeper, RoundSeat, link_of
 from federated.rounds.workshop import Workshop
 from p2p.identity import PeerId
 
@@ -86,8 +86,9 @@ class SumRound:
         self._ident = setting.federation.hex()[:32]
         self._scope = trio.CancelScope()
         self._workshop = Workshop(owners=dict(setting.owners), check=ask.check)
+        machine = Machine(setting, link_of(post, setting))
         self._seat = RoundSeat(
-            setting, Machine(setting), self._workshop, post, env, offload, NoKeeper(),
+            setting, machine, self._workshop, post, env, offload, NoKeeper(),
             lambda told: tell(self._ident, told),
         )  # fmt: skip
 

@@ -162,6 +162,6 @@ def silent_after_s(rtt_s: float) -> float:
     return max(SILENT_MIN_S, SILENT_RTTS * rtt_s)
 
 
-def phase_limit_s(predicted_s: float) -> float:
+def phase_limit_s(predicted_s: float, least_s: float = PHASE_MIN_S) -> float:
     """Seconds that a phase of transfers gets."""
-    return max(PHASE_MIN_S, PHASE_PREDICTIONS * predicted_s)
+    return max(least_s, PHASE_PREDICTIONS * predicted_s)

@@ -18,7 +18,7 @@ from federated.rounds.protocol.checks import (
     choose,
     decides,
 )
-from federated.rounds.protocol.deadline import Closing, closing, next_look
+from federated.rounds.protocol.deadline import Closing, closing, next_look, phase_limit_s
 from federated.rounds.protocol.orders import Send, Tell
 from federated.rounds.protocol.policy import newcomers_max, quorum_of
 from federated.rounds.protocol.reducer import DIAGONAL_RULES
@@ -106,6 +106,7 @@ class Leader:
         self._joins: dict[bytes, tuple[Signed, Join]] = {}
         self._made: MadePlan | None = None
         self._planned_at = 0.0
+        self._transfers_s = 0.0
         self._commits: dict[bytes, tuple[Signed, Commit]] = {}
         self._arrivals: dict[bytes, float] = {}
         self._reducers: dict[int, tuple[bytes, int]] = {}
@@ -167,7 +168,7 @@ class Leader:
 
     @property
     def _limit_s(self) -> float:
-        return self._setting.policy.transfer_s
+        return phase_limit_s(self._transfers_s, self._setting.policy.transfer_s)
 
     @property
     def _overdue_at(self) -> float:
@@ -282,17 +283,32 @@ class Leader:
         # Who holds no reference row merges nothing: newcomers have not seen the last update.
         able = [peer for peer in roster if peer in self._setting.circle]
         able = [peer for peer in able if peer not in self._unreliable] or able
-        links = [
-            topology.PeerLink(peer, join.dialable, join.up, join.down)
-            for peer in able
-            for _, join in [self._joins[peer]]
-        ]
         cut = topology.parts(
-            self._setting.elements, links, self._setting.payload_bytes,
+            self._setting.elements, self._links(able), self._setting.payload_bytes,
             group=self._setting.federation, round_number=self._setting.number,
             coordinator=self._setting.me if self._merges and self._setting.me in able else None,
         )  # fmt: skip
+        self._transfers_s = self._predicted_s(cut, roster)
         return tuple(PartOf(part.start, part.n, part.reducer, part.standby) for part in cut)
+
+    def _links(self, peers: list[bytes]) -> list[topology.PeerLink]:
+        return [
+            topology.PeerLink(peer, join.dialable, join.up, join.down)
+            for peer in peers
+            for _, join in [self._joins[peer]]
+        ]
+
+    def _predicted_s(self, cut: tuple[topology.Part, ...], roster: list[bytes]) -> float:
+        """How long a phase of transfers takes.
+
+        By what the faster members claim, as many as must come in: a slow line, or a claim of one,
+        stretches no round.
+        """
+        nbytes = self._setting.payload_bytes
+        each = topology.phases_each(cut, self._links(roster), nbytes, nbytes)
+        longer = sorted(max(one.scatter_s, one.gather_s) for one in each)
+        needed = quorum_of(len(roster), self._setting.policy.quorum)
+        return longer[needed - 1]
 
     # ---- commits, parts
 

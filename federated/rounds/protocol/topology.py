@@ -214,17 +214,29 @@ def predicted(
         payload_bytes: an encoded update's size.
         result_bytes: the encoded result's size.
     """
+    each = phases_each(planned, peers, payload_bytes, result_bytes)
+    return Phases(max(one.scatter_s for one in each), max(one.gather_s for one in each))
+
+
+def phases_each(
+    planned: Sequence[Part], peers: Sequence[PeerLink], payload_bytes: int, result_bytes: int
+) -> list[Phases]:
+    """As `predicted`, what each of `peers` alone would need."""
     total = sum(part.n for part in planned)
     share = {link.peer: 0.0 for link in peers}
     for part in planned:
         share[part.reducer] = share.get(part.reducer, 0.0) + part.n / total
-    scatter = gather = 0.0
+    found = []
     for link in peers:
         up, down = _usable(link.up), _usable(link.down)
         own, others = share[link.peer], share[link.peer] * (len(peers) - 1)
-        scatter = max(scatter, payload_bytes * max((1 - own) / up, others / down))
-        gather = max(gather, result_bytes * max(others / up, (1 - own) / down))
-    return Phases(scatter, gather)
+        found.append(
+            Phases(
+                payload_bytes * max((1 - own) / up, others / down),
+                result_bytes * max(others / up, (1 - own) / down),
+            )
+        )
+    return found
 
 
 def _usable(rate: float) -> float:
