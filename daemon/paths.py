@@ -93,6 +93,11 @@ class Paths:
         return self._state("running")
 
     @property
+    def noise_key(self) -> str:
+        """The secret that reports of local privacy draw their noise from."""
+        return self._state("noise.key")
+
+    @property
     def recovery(self) -> str:
         """Recovery seeds of the groups made here."""
         return self._state("recovery")

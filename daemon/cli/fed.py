@@ -7,6 +7,7 @@ from daemon.cli.client import CliError
 from daemon.cli.fed_chart import add_files, configure_chart, run_chart, show
 from daemon.cli.fed_input import read_numbers
 from daemon.cli.fed_models import VERBS, configure_models, run_models
+from daemon.cli.fed_topk import configure_topk, run_topk
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -25,6 +26,7 @@ examples:
   covey fed mean latency.csv --column ms
   covey fed histogram latency.csv --column ms --edges 0,10,20,50,100
   covey fed quantiles latency.csv --column ms --q 0.5,0.95 --bounds 0,1000 --peers 3
+  covey fed topk words.txt -k 10 --epsilon 4 --peers 3
   covey fed run mymodel:train digits --rounds 20 --peers 3
   covey fed chart digits --html digits.html
   covey fed history
@@ -60,6 +62,7 @@ def configure_fed(parser: argparse.ArgumentParser) -> None:
     sub = _add_question(verbs, "quantiles", "values below which given shares of all lie")
     sub.add_argument("--q", default="0.5,0.95", metavar="A,B", help="shares (0.5,0.95)")
     sub.add_argument("--bounds", required=True, metavar="LOW,HIGH", help="where to look")
+    configure_topk(verbs)
     sub = add_verb(verbs, "history", "rounds that this machine took part in, newest first")
     sub.add_argument("--group", metavar="NAME")
     sub.add_argument("--name", help="of this model or question")
@@ -76,6 +79,8 @@ def run_fed(args: argparse.Namespace) -> int:
     if args.verb in VERBS:
         return run_models(args)
     match args.verb:
+        case "topk":
+            return run_topk(args)
         case "chart":
             return run_chart(args)
         case "history":

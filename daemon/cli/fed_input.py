@@ -1,4 +1,4 @@
-"""A person's numbers: a CSV column, a key of JSON Lines, a number a line, or a .npy array.
+"""A person's numbers or items: a CSV column, a key of JSON Lines, one a line; numbers also as .npy.
 
 Read in the command line's process: the daemon reads no files for others.
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 VALUES_MAX = 500_000
 """What one call takes."""
+ITEMS_MAX = 200_000
+"""What one question about items takes."""
 
 
 def read_numbers(
@@ -49,6 +51,46 @@ def read_numbers(
         raise CliError(f"{path} cannot be read: {error.strerror}", 4, name="not_found") from None
     except UnicodeDecodeError:
         raise _bad(f"{path} is no text: give CSV, JSON Lines, a number a line, or .npy") from None
+
+
+def read_items(path: str, column: str | None) -> list[str]:
+    """Items as text: a line each, or a column's cells; blank ones are left out.
+
+    Args:
+        path: the file; `-` for standard input.
+        column: CSV column by name or number from 1, or key of JSON Lines; None: whole lines.
+
+    Raises:
+        CliError: the file cannot be read, or holds no items, or too many.
+    """
+    try:
+        if path == "-":
+            return _items(sys.stdin, path, column)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return _items(file, path, column)
+    except OSError as error:
+        raise CliError(f"{path} cannot be read: {error.strerror}", 4, name="not_found") from None
+    except UnicodeDecodeError:
+        raise _bad(f"{path} is no text: give an item a line, CSV or JSON Lines") from None
+
+
+def _items(file: TextIO, path: str, column: str | None) -> list[str]:
+    if column is None:
+        texts: Iterable[str] = file
+    else:
+        texts = (cell for _, cell, _ in _cells(file, path, column, None))
+    found = []
+    for text in texts:
+        if item := text.strip():
+            found.append(item)
+        if len(found) > ITEMS_MAX:
+            raise _bad(
+                f"{path} has more than {ITEMS_MAX:,} items: take a sample of them (shares stay the"
+                " same, noise grows)"
+            )
+    if not found:
+        raise _bad(f"{path} has no items" + ("" if column is None else " in that column"))
+    return found
 
 
 def _bad(message: str) -> CliError:

@@ -223,7 +223,7 @@ async def stat(call: Call, p: StatParams) -> StatResult:
         raise RpcError(ERROR_OF[error.reason], str(error), data={"reason": error.reason}) from None
     except UsageError as error:
         raise RpcError("aborted", str(error)) from None
-    return _stat_result(found, await _info(services, total.report))
+    return _stat_result(found, await round_info(services, total.report))
 
 
 def _stat_result(found: Mean | Histogram | Quantiles, info: RoundInfo) -> StatResult:
@@ -241,7 +241,7 @@ async def history(call: Call, p: HistoryParams) -> list[RoundInfo]:
     """Rounds that this machine took part in, newest first."""
     group = None if p.group is None else find_group(call.services, p.group).hex()
     reports = await call.services.rounds.history.last(group=group, name=p.name, limit=p.limit)
-    return [await _info(call.services, report) for report in reports]
+    return [await round_info(call.services, report) for report in reports]
 
 
 @method("fed.explain", scope="rounds")
@@ -255,10 +255,11 @@ async def explain(call: Call, p: ExplainParams) -> RoundInfo:
         raise RpcError("not_found", "no round of that id", remedy="`covey fed history` lists them.")
     if len(found) > 1 and found[0].id != wanted:
         raise RpcError("conflict", "several rounds begin so: give more digits")
-    return await _info(call.services, found[0])
+    return await round_info(call.services, found[0])
 
 
-async def _info(services: Services, report: RoundReport) -> RoundInfo:
+async def round_info(services: Services, report: RoundReport) -> RoundInfo:
+    """A round, with machines and groups by their names."""
     names = await device_names(services)
     groups = {view.group.hex(): view.name for view in services.replication.groups()}
 

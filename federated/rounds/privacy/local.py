@@ -43,8 +43,9 @@ Source: TypeAlias = Callable[[int], bytes]
 EPSILON_MIN: Final = 0.01
 EPSILON_MAX: Final = 8.0
 """Above it e^epsilon = 2,981: a report tells the value nearly always, and "private" misleads."""
-BLOCK: Final = 1 << 17
-"""Hashes computed at once: 1 MiB, which stays in the processor's cache. A guess."""
+BLOCK: Final = 1 << 15
+"""Hashes computed at once: 256 KiB. With 1 MiB every scratch array is fresh memory from the system,
+which takes four times as long (2,560 candidates, 40,000 reports: 2.4 s against 0.6)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,3 +64,43 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
     outside: int
     peers: int
     noise_sd: float = 0.0
+
+
+class TopItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the most frequent items.
+
+    Attributes:
+        item: as the vocabulary has it, or its first six letters.
+        count: records that have it; an estimate where there is noise.
+        sd: standard deviation of that estimate.
+        sure: whether it stands out of the noise that an item of no record has: above 3 `noise_sd`.
+    """
+
+    item: str
+    count: float
+    sd: float
+    sure: bool
+
+
+class TopK(msgspec.Struct, frozen=True, kw_only=True):
+    """The most frequent items of everybody's data.
+
+    Attributes:
+        items: the most frequent first.
+        mode: `ldp` (noise in each record's report) or `plain`.
+        mechanism: what was done to a record before it left its machine.
+        epsilon: what each record's report cost at most; 0: no privacy.
+        records: of all members.
+        others: records of this machine that have no code, and are counted by no item.
+        peers: members that took part.
+        noise_sd: standard deviation of the noise in the count of what hardly any record has.
+    """
+
+    items: tuple[TopItem, ...]
+    mode: str
+    mechanism: str
+    epsilon: float
+    records: int
+    others: int
+    peers: int
+    noise_sd: float

@@ -43,12 +43,16 @@ LEVELS: Final = 5
 """Half of what trie-based methods use: twice the reports a level (E10)."""
 SIGNIFICANT: Final = 3.0
 """Standard deviations from which an estimate of one member counts by itself."""
+SLACK: Final = 6.0
+"""Standard deviations that an honest member exceeds once in 10^9 rows."""
 FLAT: Final = 0.5
 GRADE: Final = 4.0
 """How much more noise costs where members are unlike; chosen on other seeds (E10)."""
 REPORTS_MIN: Final = 1000
 """A level with fewer says nothing at any epsilon that protects anybody. Guess."""
 K_MAX: Final = 1000
+CANDIDATES_MAX: Final = 4096
+"""At a level, where fewer levels would give each of them more reports. Guess: a second's work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +64,28 @@ class Search:
         k: items wanted.
         epsilon: that a record's one report costs.
         levels: g; at most the bits.
+        limit: codes from it on stand for nothing that is looked for; 0: all do.
     """
 
     bits: int
     k: int
     epsilon: float
     levels: int = LEVELS
+    limit: int = 0
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be asked.
+
+        Raises:
+            UsageError: which of the fields, and what it may be.
+        """
         local.check_epsilon(self.epsilon)
         if not 1 <= self.k <= K_MAX:
             raise UsageError(f"k: give 1 to {K_MAX}")
         if not 1 <= self.levels <= self.bits <= 62:
             raise UsageError("codes have up to 62 bits, and a level at least one of them")
+        if not 0 <= self.limit <= 1 << self.bits:
+            raise UsageError("limit: beyond the codes")
 
     def prefix_bits(self, level: int) -> int:
         """Bits of a prefix at a level, counted from 0."""
@@ -86,13 +99,25 @@ class Search:
 
     def first(self) -> U64:
         """Candidates of level 0: all prefixes."""
-        return np.arange(1 << self.prefix_bits(0), dtype=np.uint64)
+        return self._meant(np.arange(1 << self.prefix_bits(0), dtype=np.uint64), 0)
 
     def children(self, prefixes: U64, level: int) -> U64:
         """All prefixes of `level` that begin with one of the level before, ascending."""
         step = self.prefix_bits(level) - self.prefix_bits(level - 1)
         ends = np.arange(1 << step, dtype=np.uint64)
-        return ((np.unique(prefixes)[:, None] << np.uint64(step)) | ends[None, :]).ravel()
+        found = (np.unique(prefixes)[:, None] << np.uint64(step)) | ends[None, :]
+        return self._meant(found.ravel(), level)
+
+    def _meant(self, prefixes: U64, level: int) -> U64:
+        """Those that a code which is looked for begins with."""
+        if not self.limit:
+            return prefixes
+        last = (self.limit - 1) >> (self.bits - self.prefix_bits(level))
+        return prefixes[prefixes <= np.uint64(last)]
+
+    def reports(self, level: int, records: int) -> int:
+        """How many of a member's records report at a level."""
+        return records // self.levels + (level < records % self.levels)
 
 
 class Scorer(Protocol):
@@ -163,14 +188,18 @@ class Level:
     Attributes:
         candidates: uint64[c].
         estimates: float64[m, c], records of each member that have each candidate.
-        sds: float64[m], standard deviation of a member's estimates.
+        sds: float64[m], standard deviation of a member's estimates of what hardly anybody has.
         records: float64[m].
+        reports: float64[m], of the level.
+        oracle: that made them.
     """
 
     candidates: U64
     estimates: F64
     sds: F64
     records: F64
+    reports: F64
+    oracle: local.Oracle
 
     @property
     def total(self) -> F64:
@@ -183,12 +212,35 @@ class Level:
         """V: the standard deviation of `total`."""
         return float(np.sqrt((self.sds**2).sum()))
 
+    def error(self, place: int) -> float:
+        """The standard deviation of the total of a candidate, who has it and who reported counted.
+
+        Args:
+            place: of the candidate.
+        """
+        oracle, squares = self.oracle, 0.0
+        for estimate, records, reports in zip(
+            self.estimates[:, place], self.records, self.reports, strict=True
+        ):
+            if reports:
+                squares += (records / reports) ** 2 * _variance(
+                    float(np.clip(estimate / records, 0.0, 1.0)), reports, reports / records, oracle
+                )
+        return float(np.sqrt(squares))
+
     @property
     def significant(self) -> F64:
         """T: what stands out of the noise at one member, summed."""
         clear = self.estimates > SIGNIFICANT * self.sds[:, None]
         summed: F64 = np.where(clear, self.estimates, 0.0).sum(axis=0)
         return summed
+
+
+def _variance(share: float, reports: float, drawn: float, oracle: local.Oracle) -> float:
+    """Of an estimate among `reports` records drawn from all: of their noise, and of the draw."""
+    keep, q = oracle.keep, oracle.q
+    told = share * keep * (1 - keep) + (1 - share) * q * (1 - q)
+    return reports * (told / (keep - q) ** 2 + share * (1 - share) * (1 - drawn))
 
 
 def read_rows(search: Search, level: int, candidates: U64, rows: F64) -> Level:
@@ -213,15 +265,40 @@ def read_rows(search: Search, level: int, candidates: U64, rows: F64) -> Level:
         records, count = float(row[0]), int(row[1])
         found, sd = local.estimate(row[2:], count, oracle)
         scale = records / count if count else 0.0
-        estimates.append(found * scale)
+        # No item has more records than there are: who makes reports up gains no more than that.
+        estimates.append(np.minimum(found * scale, records))
         sds.append(sd * scale)
-    return Level(candidates, np.array(estimates), np.array(sds), rows[:, 0])
+    return Level(candidates, np.array(estimates), np.array(sds), rows[:, 0], rows[:, 1], oracle)
 
 
 def _check_row(place: int, row: F64) -> None:
     whole = np.isfinite(row).all() and (row >= 0).all() and (row == np.floor(row)).all()
     if not whole or row[1] > row[0] or (row[2:] > row[1]).any():
         raise DecodeError(f"heavy hitters: member {place} says what no reports can")
+
+
+def support_max(
+    search: Search, level: int, reports: int, candidates: int, *, chosen: bool
+) -> float:
+    """What supports of one member add up to at most, 6 standard deviations of the noise granted.
+
+    A report of k-RR supports one candidate or none. Reports of OLH support each candidate that no
+    record has with probability q: their sum says no more records than there are, noise aside.
+
+    Args:
+        search: what is asked.
+        level: from 0.
+        reports: of the level.
+        candidates: how many.
+        chosen: whether they were chosen by these very reports, whose noise then adds up.
+    """
+    oracle = search.oracle(level)
+    if not oracle.hashed:
+        return float(reports)
+    gain = oracle.keep - oracle.q
+    noise = local.noise_sd(reports, oracle) * gain
+    terms = candidates if chosen else np.sqrt(candidates)
+    return float(reports * (oracle.q * candidates + gain) + SLACK * (noise * terms + noise + 1))
 
 
 def best(scores: F64, candidates: U64, k: int) -> U64:
@@ -282,7 +359,7 @@ class Hit:
         code: the item's.
         count: estimated records that have it.
         sd: standard deviation of that.
-        sure: whether it is above 3 of them.
+        sure: whether it is above 3 of those that an item of hardly any record has.
     """
 
     code: int
@@ -304,7 +381,7 @@ def ranked(search: Search, view: Level, rho: float) -> list[Hit]:
     place = {int(code): index for index, code in enumerate(view.candidates)}
     total, sd = view.total, view.spread
     return [
-        Hit(int(code), float(total[place[int(code)]]), sd,
+        Hit(int(code), float(total[place[int(code)]]), view.error(place[int(code)]),
             bool(total[place[int(code)]] > SIGNIFICANT * sd))
         for code in chosen
     ]  # fmt: skip
@@ -343,6 +420,15 @@ def smallest_share(search: Search, records: int) -> float:
     if share >= 1:
         raise UsageError(f"at epsilon {search.epsilon:g} no item could stand out of the noise")
     return share
+
+
+def levels_for(bits: int, k: int) -> int:
+    """How many levels codes are looked for in: few, so that each has many reports; 5 at most."""
+    for levels in range(1, LEVELS):
+        step = -(-bits // levels)
+        if (1 << step) * (1 if levels == 1 else 2 * k) <= CANDIDATES_MAX:
+            return levels
+    return min(LEVELS, bits)
 
 
 def check_mode(mode: str, epsilon: float | None) -> str:

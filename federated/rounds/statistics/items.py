@@ -3,7 +3,9 @@
 Two ways, both public. A vocabulary that everybody has: an item's code is its place in it. Or
 letters: 5 bits each, the first six letters, 30 bits in all; longer words fall together with others
 of the same beginning, shorter ones end in zeros. Anything else (a URL, a name in another script)
-needs a vocabulary: under local privacy nobody may be asked what a hash stands for.
+needs a vocabulary: under local privacy nobody may be asked what a hash stands for. An item that has
+no code is counted as `other`, a code that is never looked for: it is reported like any other, as
+leaving it out would tell that it was there.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Letters:
     """Words of a to z by their first six letters."""
 
     bits: Final = LETTERS_BITS
+    limit: Final = (1 << LETTERS_BITS) - 1
+    """Codes from it on stand for no item."""
     public: Final = b"letters/6"
     """What must be equal for two members to mean the same by a code."""
 
@@ -45,7 +49,18 @@ class Letters:
         Raises:
             UsageError: naming the first item that is no word of a to z.
         """
-        return np.array([_letters(place, item) for place, item in enumerate(items)], np.uint64)
+        codes = self.encode_all(items)
+        for place in np.flatnonzero(codes == other_of(self)).tolist():
+            raise UsageError(
+                f"item {place + 1}, {items[place][:SHOWN]!r}: give words of the letters a to z, or"
+                " a vocabulary"
+            )
+        return codes
+
+    def encode_all(self, items: Sequence[str]) -> U64:
+        """Codes, `other_of` for what is no word of a to z: uint64[n]."""
+        known = {item: _letters(item) for item in set(items)}
+        return np.array([known[item] for item in items], np.uint64)
 
     def decode(self, code: int) -> str:
         """The letters of a code; `?` for a sign that no letter has."""
@@ -56,11 +71,9 @@ class Letters:
         return "".join(found).rstrip().replace(" ", "?")
 
 
-def _letters(place: int, item: str) -> int:
+def _letters(item: str) -> int:
     if not (item.isascii() and item.isalpha()):
-        raise UsageError(
-            f"item {place + 1}, {item[:SHOWN]!r}: give words of the letters a to z, or a vocabulary"
-        )
+        return (1 << LETTERS_BITS) - 1
     code = 0
     for sign in item.lower()[:LETTERS].ljust(LETTERS, "`"):
         code = code << LETTER_BITS | ord(sign) - _BEFORE_A
@@ -96,7 +109,12 @@ class Vocabulary:
     @property
     def bits(self) -> int:
         """Bits of a code."""
-        return (len(self.items) - 1).bit_length()
+        return len(self.items).bit_length()
+
+    @property
+    def limit(self) -> int:
+        """Codes from it on stand for no item."""
+        return len(self.items)
 
     @property
     def public(self) -> bytes:
@@ -112,14 +130,25 @@ class Vocabulary:
         Raises:
             UsageError: naming the first item that is not in the vocabulary.
         """
-        places = {item: place for place, item in enumerate(self.items)}
-        codes = np.empty(len(items), np.uint64)
-        for place, item in enumerate(items):
-            if item not in places:
-                raise UsageError(f"item {place + 1}, {item[:SHOWN]!r}: not in the vocabulary")
-            codes[place] = places[item]
+        codes = self.encode_all(items)
+        for place in np.flatnonzero(codes == other_of(self)).tolist():
+            raise UsageError(f"item {place + 1}, {items[place][:SHOWN]!r}: not in the vocabulary")
         return codes
+
+    def encode_all(self, items: Sequence[str]) -> U64:
+        """Codes, `other_of` for what the vocabulary does not have: uint64[n]."""
+        places = {item: place for place, item in enumerate(self.items)}
+        other = other_of(self)
+        return np.array([places.get(item, other) for item in items], np.uint64)
 
     def decode(self, code: int) -> str:
         """The item of a code; `?` where the vocabulary has none."""
         return self.items[code] if 0 <= code < len(self.items) else "?"
+
+
+Coding: TypeAlias = Letters | Vocabulary
+
+
+def other_of(coding: Coding) -> int:
+    """The code of all that has none: the highest one, so that it begins like few others."""
+    return (1 << coding.bits) - 1

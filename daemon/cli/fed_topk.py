@@ -1,0 +1,132 @@
+"""`covey fed topk`: the most frequent items of everybody's data."""
+
+from __future__ import annotations
+
+from daemon.cli import out
+from daemon.cli.fed_input import read_items
+from daemon.cli.memory import connect
+from daemon.cli.options import add_verb
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from daemon.cli.options import Verbs
+    from daemon.json_types import Json
+
+MODES = ("auto", "ldp", "plain", "central")
+K_MAX = 100
+
+
+def configure_topk(verbs: Verbs) -> None:
+    """Arguments of `covey fed topk`."""
+    sub = add_verb(verbs, "topk", "the most frequent items, each record reported with noise")
+    sub.add_argument("file", help="an item a line, CSV or JSON Lines; `-`: standard input")
+    sub.add_argument("--column", metavar="NAME", help="column of a CSV file, or key of JSON Lines")
+    sub.add_argument("-k", type=int, default=20, metavar="N", help=f"how many (20; up to {K_MAX})")
+    sub.add_argument(
+        "--epsilon", type=float, metavar="E",
+        help="what a record's report may cost: less is more private and noisier (4)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--mode", choices=MODES, default="auto",
+        help="auto is ldp: noise in each record; plain: no noise; central: refused yet",
+    )  # fmt: skip
+    sub.add_argument(
+        "--vocabulary", metavar="FILE",
+        help="all items that may come, a line each, the same file everywhere (default: words of the"
+        " letters a to z, by their first six)",
+    )  # fmt: skip
+    sub.add_argument("--name", default="", help="what it is about: only equal names meet")
+    sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
+    sub.add_argument("--peers", type=int, default=0, metavar="N", help="begin when N are there")
+    sub.add_argument(
+        "--wait", type=float, default=60.0, metavar="S", help="how long to wait for others (60)"
+    )
+    sub.add_argument(
+        "--allow-plain", action="store_true",
+        help="mode plain: let machines of several owners see each other's counts",
+    )  # fmt: skip
+
+
+def run_topk(args: argparse.Namespace) -> int:
+    """Ask, and show what is found."""
+    params: dict[str, Json] = {
+        "items": list(read_items(args.file, args.column)),
+        "k": args.k,
+        "mode": args.mode,
+        "name": args.name,
+        "expected": args.peers,
+        "wait_s": args.wait,
+        "allow_plain": args.allow_plain,
+    }
+    if args.epsilon is not None:
+        params["epsilon"] = args.epsilon
+    if args.vocabulary is not None:
+        params["vocabulary"] = list(read_items(args.vocabulary, None))
+    if args.group is not None:
+        params["group"] = args.group
+    if not args.quiet and not args.json:
+        out.note("waiting for the other machines: run the same command there")
+    answer = out.mapping(connect(args).call("fed.top_k", params))
+    if args.json:
+        out.say_json(answer)
+        return 0
+    _show(answer, quiet=args.quiet)
+    return 0
+
+
+def _show(answer: dict[str, Json], *, quiet: bool) -> None:
+    found = out.mapping(answer.get("top_k"))
+    items, sd = out.rows(found.get("items")), out.number(found.get("noise_sd"))
+    noisy = out.text(found.get("mode")) != "plain"
+    out.table(
+        ["item", *(["about", "+-", ""] if noisy else ["count"])],
+        [_line(one, noisy=noisy) for one in items],
+    )
+    info = out.mapping(answer.get("round"))
+    names = sorted(
+        out.text(one.get("machine"))
+        for one in out.rows(info.get("members"))
+        if one.get("status") == "included"
+    )
+    records = int(out.number(found.get("records")))
+    out.say(f"{records:,} items of {len(names)} machines: {', '.join(names)}")
+    out.say(_promise(found, noisy=noisy))
+    if not quiet:
+        _notes(answer, found, items, sd)
+
+
+def _line(one: dict[str, Json], *, noisy: bool) -> list[str]:
+    item = out.one_line(out.text(one.get("item")), 60)
+    count = f"{out.number(one.get('count')):,.0f}"
+    if not noisy:
+        return [item, count]
+    return [item, count, f"{out.number(one.get('sd')):,.0f}", "" if one.get("sure") else "?"]
+
+
+def _promise(found: dict[str, Json], *, noisy: bool) -> str:
+    mechanism = out.text(found.get("mechanism"))
+    if not noisy:
+        return f"no noise: {mechanism}"
+    return f"epsilon {out.number(found.get('epsilon')):g}: {mechanism}"
+
+
+def _notes(
+    answer: dict[str, Json], found: dict[str, Json], items: list[dict[str, Json]], sd: float
+) -> None:
+    if any(not one.get("sure") for one in items):
+        out.note(
+            f"? may be noise: an item stands out from about {3 * sd:,.0f} on. More items, more"
+            " machines or a larger --epsilon show more"
+        )
+    others = int(out.number(found.get("others")))
+    if others:
+        out.note(f"{others:,} items of this machine have no code and count for no item")
+    for one in out.rows(answer.get("left_out")):
+        out.note(
+            f"{out.text(one.get('machine'))}: {out.text(one.get('status'))},"
+            f" {out.text(one.get('reason'))}"
+        )
+    ident = out.text(out.mapping(answer.get("round")).get("id"))
+    out.note(f"`covey fed explain {ident[:8]}` shows how it came about")

@@ -1,0 +1,143 @@
+"""`covey fed topk` between three real daemons: near the plain counts, as near as the noise lets."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pytest
+
+from tests.helpers.daemons import Home, joined_homes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from daemon.json_types import Json
+
+WORDS = ["apple", "bread", "cheese", "dates", "eggs", "flour", "garlic", "honey"]
+SHARES = np.array([0.40, 0.25, 0.10, 0.08, 0.07, 0.05, 0.03, 0.02])
+RECORDS = 3_000
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ...]]:
+    with joined_homes(tmp_path_factory.mktemp("tk"), "one", "two", "three") as homes:
+        yield homes
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Counter[str]]:
+    """A file a machine, and the plain counts of all of them."""
+    folder, rng, paths, counts = (
+        tmp_path_factory.mktemp("items"),
+        np.random.default_rng(5),
+        [],
+        Counter[str](),
+    )
+    for index in range(3):
+        words = rng.choice(WORDS, RECORDS, p=SHARES).tolist()
+        path = folder / f"{index}.txt"
+        path.write_text("\n".join(words) + "\n")
+        paths.append(path)
+        counts.update(words)
+    (folder / "vocabulary.txt").write_text("\n".join([*WORDS, "kiwi", "leek"]))
+    return paths, counts
+
+
+def everywhere(homes: Sequence[Home], *commands: Sequence[str]) -> list[dict[str, Json]]:
+    """One command a machine, at the same time; their JSON."""
+    running = [
+        home.popen(*command, "--json") for home, command in zip(homes, commands, strict=True)
+    ]
+    found = []
+    for process in running:
+        printed, problem = process.communicate(timeout=120)
+        assert process.returncode == 0, problem
+        found.append(cast("dict[str, Json]", json.loads(printed)))
+    return found
+
+
+def top_of(answer: dict[str, Json]) -> dict[str, Json]:
+    return cast("dict[str, Json]", answer["top_k"])
+
+
+def near(found: dict[str, Json], counts: Counter[str]) -> None:
+    """Every count is within six standard deviations of the plain one."""
+    for one in cast("list[dict[str, Json]]", found["items"]):
+        distance = abs(cast("float", one["count"]) - counts[str(one["item"])])
+        assert distance < 6 * cast("float", one["sd"]), one
+
+
+def names_of(found: dict[str, Json]) -> list[str]:
+    return [str(one["item"]) for one in cast("list[dict[str, Json]]", found["items"])]
+
+
+def test_with_a_vocabulary_the_counts_are_as_near_as_the_noise_lets(
+    three: tuple[Home, ...], files: tuple[list[Path], Counter[str]]
+) -> None:
+    paths, counts = files
+    vocabulary = str(paths[0].parent / "vocabulary.txt")
+    tail = ["-k", "4", "--epsilon", "2", "--vocabulary", vocabulary, "--peers", "3"]
+    commands = [["fed", "topk", str(path), *tail] for path in paths]
+    found = everywhere(three, *commands)
+    tops = [top_of(answer) for answer in found]
+    assert tops[0] == tops[1] == tops[2]
+    assert names_of(tops[0])[:2] == WORDS[:2]
+    near(tops[0], counts)
+    assert tops[0]["records"] == 3 * RECORDS
+    # Asked again, the same records have the same noise: nothing is averaged away.
+    again = everywhere(three, *[[*command, "--name", "again"] for command in commands])
+    assert top_of(again[1]) == tops[0]
+    assert len({str(answer["round"]["root"]) for answer in again}) == 1  # type: ignore[index, call-overload]
+
+
+def test_words_are_found_without_a_vocabulary_and_shown(
+    three: tuple[Home, ...], files: tuple[list[Path], Counter[str]]
+) -> None:
+    paths, _ = files
+    tail = ["-k", "2", "--epsilon", "6", "--peers", "3"]
+    running = [
+        home.popen("fed", "topk", str(path), *tail) for home, path in zip(three, paths, strict=True)
+    ]
+    printed = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0] * 3, printed
+    assert len({shown for shown, _ in printed}) == 1
+    lines = printed[0][0].splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == WORDS[:2]
+    assert lines[3] == f"{3 * RECORDS:,} items of 3 machines: one, three, two"
+    assert lines[4].startswith("epsilon 6: each record reported once, with noise of its own")
+
+
+def test_plain_counts_are_exact(
+    three: tuple[Home, ...], files: tuple[list[Path], Counter[str]]
+) -> None:
+    paths, counts = files
+    tail = ["-k", "5", "--mode", "plain", "--peers", "3"]
+    found = everywhere(three, *[["fed", "topk", str(path), *tail] for path in paths])
+    wanted = [(item, float(count)) for item, count in counts.most_common(5)]
+    for answer in found:
+        items = cast("list[dict[str, Json]]", top_of(answer)["items"])
+        assert [(one["item"], one["count"]) for one in items] == wanted
+        assert top_of(answer)["epsilon"] == 0
+
+
+def test_what_cannot_be_kept_or_answered_is_refused(
+    three: tuple[Home, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "few.txt"
+    path.write_text("apple\npear\n")
+    refused = three[0].run("fed", "topk", str(path), "--mode", "central")
+    assert refused.returncode == 5
+    assert "ledger" in refused.stderr
+    refused = three[0].run("fed", "topk", str(path), "--mode", "plain", "--epsilon", "1")
+    assert refused.returncode == 2
+    refused = three[0].run("fed", "topk", str(path), "--epsilon", "20")
+    assert refused.returncode == 2
+    assert "epsilon" in refused.stderr
+    running = [home.popen("fed", "topk", str(path), "--peers", "2") for home in three[:2]]
+    problems = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [75, 75]
+    assert all("say nothing at epsilon 4" in problem for problem in problems)

@@ -1,0 +1,175 @@
+"""Frequent items among members, sum by sum: the noise, the exact way, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from federated.errors import UsageError
+from federated.rounds.statistics import heavy_hitters as hh
+from federated.rounds.statistics.items import ITEM_CHARS_MAX, Letters, Vocabulary
+from federated.rounds.statistics.plain_items import TEXT_BYTES_MAX, PlainItems, code_of
+from federated.rounds.statistics.private_items import ITEMS_MAX, PrivateItems, know, search_for
+from federated.rounds.statistics.rows import Sum, Table, advance, play
+
+if TYPE_CHECKING:
+    from federated.rounds.statistics.answers import TopK
+
+WORDS = ("apple", "bread", "cheese", "dates", "eggs", "flour", "garlic", "honey")
+SHARES = np.array([0.40, 0.25, 0.10, 0.08, 0.07, 0.05, 0.03, 0.02])
+NAMES = ("one", "two", "three")
+
+
+def people(records: int, seed: int) -> list[list[str]]:
+    rng = np.random.default_rng(seed)
+    return [rng.choice(WORDS, records, p=SHARES).tolist() for _ in NAMES]
+
+
+def private(
+    data: list[list[str]], coding: Letters | Vocabulary, k: int, epsilon: float, secret: int = 0
+) -> list[TopK]:
+    search = search_for(coding, k, epsilon)
+    parts = [
+        PrivateItems(coding, search, know(coding, items), bytes([secret + place]) * 32)
+        for place, items in enumerate(data)
+    ]
+    return play([part.talk(Table(NAMES, place)) for place, part in enumerate(parts)])
+
+
+def plain(data: list[list[str]], k: int) -> list[TopK]:
+    names = [str(place) for place in range(len(data))]
+    return play([PlainItems(items, k).talk(Table(names, at)) for at, items in enumerate(data)])
+
+
+@pytest.mark.parametrize("coding", [Letters(), Vocabulary((*WORDS, "kiwi"))], ids=["tree", "list"])
+def test_every_member_finds_the_same_near_the_plain_counts(coding: Letters | Vocabulary) -> None:
+    data = people(4_000, 3)
+    found = private(data, coding, 3, 4.0)
+    assert found[0] == found[1] == found[2]
+    counts = Counter(word for items in data for word in items)
+    assert [one.item for one in found[0].items[:2]] == ["apple", "bread"]
+    for one in found[0].items:
+        assert abs(one.count - counts[one.item]) < 6 * one.sd
+        assert one.sure == (one.count > 3 * found[0].noise_sd)
+    assert (found[0].records, found[0].peers, found[0].epsilon) == (12_000, 3, 4.0)
+
+
+@pytest.mark.parametrize("spare", [0, 5_000], ids=["one level", "two levels"])
+def test_the_stated_deviation_is_that_of_many_draws(spare: int) -> None:
+    """Of the noise and, with several levels, of which records report at the last one."""
+    data = people(2_500, 4)
+    counts = Counter(word for items in data for word in items)
+    coding = Vocabulary((*WORDS, *(f"spare {number}" for number in range(spare))))
+    assert search_for(coding, 2, 3.0).levels == 1 + bool(spare)
+    errors = [
+        (one.count - counts[one.item]) / one.sd
+        for secret in range(40)
+        for one in private(data, coding, 2, 3.0, 3 * secret)[0].items
+    ]
+    # 80 squares of a unit normal: their mean is within 6 sqrt(2/80) of 1.
+    assert abs(float(np.mean(np.square(errors))) - 1) < 6 * math.sqrt(2 / len(errors))
+
+
+def test_the_same_records_have_the_same_noise_and_others_have_other() -> None:
+    data, coding = people(3_000, 5), Vocabulary(WORDS)
+    once = private(data, coding, 3, 2.0)
+    backwards = [items[::-1] for items in data]
+    assert private(backwards, coding, 3, 2.0) == once
+    more = private(data, coding, 4, 2.0)[0].items
+    assert more[:3] == once[0].items, "k is no reason to draw anew"
+    assert private(data, coding, 3, 2.5) != once
+    assert private(data, coding, 3, 2.0, secret=9) != once
+    changed = [[*data[0][:-1], "kiwi"], *data[1:]]
+    assert private(changed, coding, 3, 2.0) != once
+
+
+def test_items_without_a_code_are_reported_like_the_others_and_never_found() -> None:
+    coding = Vocabulary(WORDS)
+    data = [[*items, *["secret"] * 2_000] for items in people(3_000, 6)]
+    found = private(data, coding, 8, 4.0)
+    assert {one.item for one in found[0].items} == set(WORDS)
+    assert [one.others for one in found] == [2_000] * 3
+    assert found[0].records == 15_000
+
+
+def test_what_could_say_nothing_ends_before_a_report_leaves() -> None:
+    coding = Letters()
+    search = search_for(coding, 5, 1.0)
+    part = PrivateItems(coding, search, know(coding, ["apple"] * 500), bytes(32))
+    talk = part.talk(Table(NAMES, 0))
+    first = advance(talk, None)
+    assert isinstance(first, Sum)
+    assert np.count_nonzero(first.vector) == 2, "a marker, and how many records"
+    with pytest.raises(UsageError, match="say nothing at epsilon 1"):
+        private([["apple"] * 500] * 3, coding, 5, 1.0)
+
+
+def test_what_cannot_be_asked_is_refused_at_home() -> None:
+    with pytest.raises(UsageError, match="have no code"):
+        know(Letters(), ["https://a.example/"] * 10 + ["word"] * 9)
+    with pytest.raises(UsageError, match="200,001 items"):
+        know(Letters(), ["word"] * (ITEMS_MAX + 1))
+    with pytest.raises(UsageError, match="give 1 to"):
+        know(Letters(), [])
+    with pytest.raises(UsageError, match="has 8 items"):
+        search_for(Vocabulary(WORDS), 9, 2.0)
+    with pytest.raises(UsageError, match="epsilon"):
+        search_for(Letters(), 9, 9.0)
+    with pytest.raises(UsageError, match="characters"):
+        PlainItems(["x" * (ITEM_CHARS_MAX + 1)], 1)
+
+
+@pytest.mark.parametrize(
+    ("bits", "k", "levels"), [(4, 5, 1), (10, 20, 1), (13, 20, 3), (30, 20, 5), (30, 100, 5)]
+)
+def test_few_levels_where_few_do(bits: int, k: int, levels: int) -> None:
+    assert hh.levels_for(bits, k) == levels
+
+
+def test_plain_counts_are_those_of_all_the_data_together() -> None:
+    for seed in range(60):
+        rng = random.Random(seed)
+        data = [
+            [f"wört {int(rng.paretovariate(0.5)) % 60}" for _ in range(rng.randint(1, 200))]
+            for _ in range(rng.randint(1, 5))
+        ]
+        k = rng.randint(1, 12)
+        found = plain(data, k)
+        counts = Counter(item for items in data for item in items)
+        wanted = sorted(counts.items(), key=lambda one: (-one[1], code_of(one[0])))[:k]
+        for one in found:
+            assert [(hit.item, hit.count) for hit in one.items] == wanted
+
+
+def test_plain_texts_of_any_length_and_script_come_whole() -> None:
+    items = ["\U0001f98a" * ITEM_CHARS_MAX, "é" * 7, "a\0b", "x"]
+    assert len(items[0].encode()) == TEXT_BYTES_MAX
+    found = plain([items * 2, items, ["x"]], 4)
+    assert {one.item: one.count for one in found[2].items} == dict.fromkeys(items[:3], 3.0) | {
+        "x": 4.0
+    }
+
+
+def test_plain_with_a_vocabulary_counts_nothing_else() -> None:
+    part = PlainItems(["apple", "apple", "pear"], 2, Vocabulary(("apple", "bread")))
+    found = play([part.talk(Table(("one",), 0))])[0]
+    assert [(one.item, one.count) for one in found.items] == [("apple", 2.0)]
+    assert (found.others, found.records) == (1, 3)
+
+
+def test_wide_rows_go_in_pieces_and_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = people(4_000, 3)
+    whole = private(data, Letters(), 3, 4.0), plain(data, 3)
+    monkeypatch.setattr("federated.rounds.statistics.rows.ELEMENTS_MAX", 900)
+    assert (private(data, Letters(), 3, 4.0), plain(data, 3)) == whole
+
+
+def test_too_many_items_of_one_frequency_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("federated.rounds.statistics.plain_items.TABLE_MAX", 100)
+    with pytest.raises(UsageError, match="cannot be told"):
+        plain([[f"{side}{place}" for place in range(99)] for side in "ab"], 5)
