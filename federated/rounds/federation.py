@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from federated.rounds.numeric.dtypes import F32, Array
     from federated.rounds.post import Post, Wanted
     from federated.rounds.protocol.orders import Decided
+    from federated.rounds.protocol.policy import Policy
     from federated.rounds.protocol.wire import Packet
     from federated.seams import Mesh
     from p2p.env import Env, Offload
@@ -530,6 +531,6 @@ def model_federation(group: bytes, name: str) -> bytes:
     return federation_id(group, name)
 
 
-def resolved_rule(rule: str) -> str:
+def resolved_rule(policy: Policy) -> str:
     """The rule that all rounds of a federation use."""
-    return rules.resolve(cast("rules.Rule", rule))
+    return rules.resolve(cast("rules.Rule", policy.rule), root_data=policy.root_data is not None)

@@ -153,7 +153,7 @@ class Models:
         standing = Standing(
             group=group or b"", name=name, policy=policy, schema=schema.encode(), round=0,
             root=tensors.genesis_root(schema, state), state_sha=tensors.genesis_root(schema, state),
-            circle=(), rule=resolved_rule(policy.rule),
+            circle=(), rule=resolved_rule(policy),
         )  # fmt: skip
         found = await self._go_on_where_others_are(ident, standing, schema)
         if found is None:

@@ -55,6 +55,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     stale_rounds: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2
     allow_plain: bool = False
     """Whether members of several owners may see each other's updates."""
+    root_data: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None = None
+    """The device whose data all trust: its update says where the others' must point (FLTrust)."""
 
     def __post_init__(self) -> None:
         up, down = self.quorum
@@ -63,6 +65,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 f"quorum {up}/{down}: give a fraction above 1/2 and at most 1, such as 2/3;"
                 " with half of the members or less two halves could each decide"
             )
+        if self.rule == "fltrust" and self.root_data is None:
+            raise UsageError("fltrust needs `root_data`: the device whose data all trust")
+        if self.root_data is not None and self.rule not in {"auto", "fltrust"}:
+            raise UsageError(f"`root_data` is what fltrust goes by; {self.rule} has no use for it")
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical form: equal policies, equal digests."""

@@ -73,29 +73,49 @@ def judge(
         parts: each part's products, all of one shape.
         seed: the plan's hash.
     """
-    rule = cast("rules.Rule", setting.rule)
     total = np.sum(parts, axis=0)
     voters = voters_of(order, setting.owners)
     squares = total[1:] if total.ndim == 1 else np.diagonal(total)[1:]
     clip = setting.clip or setting.policy.clip
     committed = [commits[peer].norm for peer in order]
-    found = rules.coefficients(
-        rule,
-        total,
-        [commits[peer].weight for peer in order],
-        owners=voters,
-        clip=clip,
-        committed=committed,
-        seed=seed,
-        weight_cap=setting.policy.weight_cap,
-    )
+    root = _root_row(setting, order)
+    rows = [number for number in range(1, len(order) + 1) if number != root]
+    made = np.zeros(len(order) + 1)
+    if rows:
+        found = rules.coefficients(
+            _rule_of(setting, root),
+            _chosen(total, [root, *rows]),
+            [commits[order[row - 1]].weight for row in rows],
+            owners=[voters[row - 1] for row in rows],
+            clip=clip,
+            committed=[committed[row - 1] for row in rows],
+            seed=seed,
+            weight_cap=setting.policy.weight_cap,
+        )
+        made[[root, *rows]] = found
     checks = rules.check_norms(squares, clip, committed)
     rejected = {
-        peer: REASONS.get(check.reason, check.reason)
-        for peer, check in zip(order, checks, strict=True)
-        if check.factor == 0
+        order[row - 1]: REASONS.get(checks[row - 1].reason, checks[row - 1].reason)
+        for row in rows
+        if checks[row - 1].factor == 0
     }
-    return Verdict(tuple(found.tolist()), rejected, _next_clip(clip, squares, voters))
+    return Verdict(tuple(made.tolist()), rejected, _next_clip(clip, squares, voters))
+
+
+def _root_row(setting: Setting, order: Sequence[bytes]) -> int:
+    """Which row the rule compares with: that of the member with root data, else the last update."""
+    root = setting.policy.root_data
+    return order.index(root) + 1 if setting.rule == "fltrust" and root in order else 0
+
+
+def _rule_of(setting: Setting, root: int) -> rules.Rule:
+    """The plan's rule; without the member whose data it needs, the next best."""
+    rule = cast("rules.Rule", setting.rule)
+    return "centred_clipping" if rule == "fltrust" and not root else rule
+
+
+def _chosen(total: F64, rows: list[int]) -> F64:
+    return total[rows] if total.ndim == 1 else total[np.ix_(rows, rows)]
 
 
 def _next_clip(clip: float | None, squares: F64, voters: Sequence[Hashable]) -> float:
