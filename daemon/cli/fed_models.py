@@ -53,6 +53,14 @@ def _add_policy(sub: argparse.ArgumentParser) -> None:
         "--allow-plain", action="store_true",
         help="let machines of several owners see each other's updates",
     )  # fmt: skip
+    sub.add_argument(
+        "--grace", type=_above_0, metavar="S", help="after so long half of the updates will do"
+    )
+    sub.add_argument(
+        "--root-data", metavar="MACHINE",
+        help="name or id of the machine whose data all trust, `self` on it: updates count by how"
+        " far they point where its does",
+    )  # fmt: skip
 
 
 def configure_models(verbs: Verbs) -> None:
@@ -119,6 +127,10 @@ def _policy(args: argparse.Namespace) -> dict[str, Json]:
     }
     if args.clip is not None:
         params["clip"] = args.clip
+    if args.grace is not None:
+        params["grace_s"] = args.grace
+    if args.root_data is not None:
+        params["root_data"] = args.root_data
     return params
 
 

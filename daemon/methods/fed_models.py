@@ -16,10 +16,11 @@ import trio
 from daemon.errors import RpcError
 from daemon.methods.fed import ERROR_OF, Seconds
 from daemon.methods.group import find_group
-from daemon.methods.peers import device_names, shown_name
+from daemon.methods.peers import device_names, find_peer, shown_name
 from daemon.rpc.registry import Call, method
 from federated.errors import RoundError, UsageError
 from federated.rounds.protocol.policy import CodecName, Policy, RuleName, Share
+from p2p.identity import peer_text
 
 if TYPE_CHECKING:
     from daemon.services import Services
@@ -38,13 +39,16 @@ class JoinParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
         expected: machines to begin with; 0: begin when nobody new comes.
         wait_s: how long to wait for them.
         rule: how updates are merged: auto, mean, norm_bounded, median, trimmed, multi_krum, rfa,
-            centred_clipping, bucketing_rfa.
+            centred_clipping, bucketing_rfa, fltrust (with root_data).
         codec: how updates travel: f32, int8 or e3m0.
         clip: longest update that counts whole; none: learned from the first round.
         quorum: which share of the last round's members must agree, above one half.
         min_peers: members without whom there is no round.
         first_deadline_s: how long the first round waits for updates; later ones learn it.
         allow_plain: let machines of several owners see each other's updates.
+        grace_s: after so long half of the updates will do; none: a quorum, at the deadline.
+        root_data: the machine whose data all trust, by its name or id, or `self`: updates count by
+            how far they point where its does.
     """
 
     name: str
@@ -59,6 +63,8 @@ class JoinParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     min_peers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     first_deadline_s: Seconds = 600.0
     allow_plain: bool = False
+    grace_s: Seconds | None = None
+    root_data: str | None = None
 
 
 class ModelParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -170,7 +176,8 @@ async def join(call: Call, p: JoinParams) -> ModelInfo:
     try:
         policy = Policy(
             quorum=p.quorum, min_peers=p.min_peers, rule=p.rule, codec=p.codec, clip=p.clip,
-            first_deadline_s=p.first_deadline_s, allow_plain=p.allow_plain,
+            first_deadline_s=p.first_deadline_s, allow_plain=p.allow_plain, grace_s=p.grace_s,
+            root_data=None if p.root_data is None else await _device(call, p.root_data),
         )  # fmt: skip
         federation = await (await call.services.rounds.models()).join(
             _group(call, p.group), p.name, policy, _path(p.path), expected=p.expected,
@@ -282,6 +289,13 @@ async def _find(call: Call, name: str, group: str | None) -> Federation:
         return (await call.services.rounds.models()).find(_group(call, group), name)
     except RoundError as error:
         raise _rpc_error(error) from None
+
+
+async def _device(call: Call, wanted: str) -> bytes:
+    own = bytes(call.services.node.id)
+    if wanted in {"self", peer_text(own)}:
+        return own
+    return bytes.fromhex((await find_peer(call.services, wanted)).node_id)
 
 
 def _path(path: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from federated.rounds.protocol.leader import Leader
 from federated.rounds.protocol.machine import Machine
-from federated.rounds.protocol.member import Link
+from federated.rounds.protocol.member import Link, Update
 from tests.helpers.rounds_kit import POLICY, World, make_setting, peers
 
 NAMES = peers(4)
@@ -50,3 +51,38 @@ def test_one_members_claim_stretches_no_phase_beyond_what_the_others_need(claim:
     honest = limit_with([1e6] * 4)
     # A claim of a fast line gets it a larger part, which a standby takes over.
     assert limit_with([1e6] * 3 + [claim]) <= 1.35 * honest
+
+
+# ---- grace
+
+
+def test_after_the_grace_half_of_the_updates_will_do() -> None:
+    policy = msgspec.structs.replace(POLICY, grace_s=4.0)
+    world = World(
+        5, [make_setting(peer, NAMES, policy=policy) for peer in NAMES], submits=set(NAMES[:2])
+    )
+    world.run(12, done=world.all_decided)
+    assert world.all_decided()
+    assert 4 < world.now < 12 < policy.first_deadline_s
+    fates = {one.status for one in world.nodes[NAMES[0]].machine.member.statuses}
+    assert fates == {"included", "late"}
+
+
+def test_fewer_than_half_are_waited_for_as_long_as_ever() -> None:
+    policy = msgspec.structs.replace(POLICY, grace_s=4.0)
+    world = World(
+        6, [make_setting(peer, NAMES, policy=policy) for peer in NAMES], submits={NAMES[0]}
+    )
+    world.run(50)
+    assert not any(node.decided for node in world.nodes.values())
+    second = world.nodes[NAMES[1]]
+    second.machine.submit(world.now, Update(1.0))
+    world._carry(second)
+    world.run(world.now + 10, done=world.all_decided)
+    assert world.all_decided()
+
+
+def test_without_a_grace_half_are_too_few() -> None:
+    world = World(7, [make_setting(peer, NAMES) for peer in NAMES], submits=set(NAMES[:2]))
+    world.run(40)
+    assert not any(node.decided for node in world.nodes.values())

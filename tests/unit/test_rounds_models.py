@@ -201,3 +201,17 @@ def test_a_liar_does_not_carry_the_model_away(tmp_path: Path) -> None:
 
 def _fields(policy: Policy) -> dict[str, object]:
     return {name: getattr(policy, name) for name in policy.__struct_fields__}
+
+
+def test_with_root_data_a_majority_of_liars_moves_nothing(tmp_path: Path) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2, 3, 4)]
+        root = bytes(chairs[0].member.id)
+        policy = Policy(codec="f32", first_deadline_s=20.0, root_data=root)
+        federations = await join_all(chairs, tmp_path, policy)
+        await train(federations, [1.0, 1.2, -9.0, -9.0], 0)
+        for federation in federations:
+            # At the root's length, where it points: 1, whatever the liars say.
+            assert np.allclose(state_of(federation)["w"], 1.0, atol=1e-3)
+
+    play_team(scenario, tmp_path, seed=31)

@@ -18,7 +18,13 @@ from federated.rounds.protocol.checks import (
     choose,
     decides,
 )
-from federated.rounds.protocol.deadline import Closing, closing, next_look, phase_limit_s
+from federated.rounds.protocol.deadline import (
+    Closing,
+    closing,
+    closing_early,
+    next_look,
+    phase_limit_s,
+)
 from federated.rounds.protocol.orders import Send, Tell
 from federated.rounds.protocol.policy import newcomers_max, quorum_of
 from federated.rounds.protocol.reducer import DIAGONAL_RULES
@@ -141,7 +147,11 @@ class Leader:
         elif self.phase in {"scatter", "gram", "merge"}:
             looks.append(self._overdue_at)
         if self.phase == "committing" and self._made is not None:
-            look = next_look(self._seen - self._planned_at, self._made.plan.deadline_s)
+            offset = self._seen - self._planned_at
+            look = next_look(offset, self._made.plan.deadline_s)
+            grace = self._setting.policy.grace_s
+            if grace is not None and offset < grace:
+                look = grace if look is None else min(look, grace)
             if look is not None:
                 looks.append(self._planned_at + look)
         # Never at once again: what was due when it was called has been done.
@@ -336,15 +346,23 @@ class Leader:
         assert made is not None
         self._seen = now
         count = len(made.roster)
-        what = closing(
-            now - self._planned_at, len(self._commits),
-            quorum_of(count, self._setting.policy.quorum), count, made.plan.deadline_s,
-        )  # fmt: skip
+        offset, deadline = now - self._planned_at, made.plan.deadline_s
+        grace = self._setting.policy.grace_s
+        if grace is None:
+            needed = self._updates_needed(count)
+            what = closing(offset, len(self._commits), needed, count, deadline)
+        else:
+            what = closing_early(offset, len(self._commits), count, deadline, grace)
         if what is Closing.BELOW_QUORUM:
             self._abort("below_quorum: too few updates by three deadlines")
         elif what is Closing.CLOSE:
             self._enter("scatter", now)
             self._maybe_close(now, late=False)
+
+    def _updates_needed(self, count: int) -> int:
+        """Without how many of a roster's updates nothing is merged."""
+        policy = self._setting.policy
+        return quorum_of(count, policy.quorum) if policy.grace_s is None else -(-count // 2)
 
     def have(self, now: float, sender: bytes, message: Have) -> None:
         """A reducer says what it has."""
@@ -378,7 +396,7 @@ class Leader:
         waited_for = set(self._commits) - self._unfit.keys()
         if not late and waited_for - set(whole):
             return
-        if len(whole) < quorum_of(len(self._made.roster), self._setting.policy.quorum):
+        if len(whole) < self._updates_needed(len(self._made.roster)):
             if late or not waited_for - set(whole):
                 self._abort("below_quorum: too few updates came whole")
             return
@@ -557,14 +575,12 @@ class Leader:
 
     def _quorum_whole(self) -> bool:
         assert self._made is not None
-        needed = quorum_of(len(self._made.roster), self._setting.policy.quorum)
-        return len(self._whole()) >= needed
+        return len(self._whole()) >= self._updates_needed(len(self._made.roster))
 
     def _heard(self, number: int) -> bool:
         if self.phase == "scatter":
             assert self._made is not None
-            needed = quorum_of(len(self._made.roster), self._setting.policy.quorum)
-            return self._came(number) >= needed
+            return self._came(number) >= self._updates_needed(len(self._made.roster))
         return number in (self._grams if self.phase == "gram" else self._headers)
 
     def _move(self, number: int) -> None:

@@ -52,6 +52,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     first_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 600.0
     transfer_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 15.0
     """What a phase of transfers may take before those who are late are left out."""
+    grace_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
+    """After so long half of the members' updates will do: who is missing hands in more in the next
+    round. None: a round waits for the quorum until the deadline."""
     stale_rounds: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2
     allow_plain: bool = False
     """Whether members of several owners may see each other's updates."""
