@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from federated.rounds.protocol.orders import (
     Prepare,
     ResultArrived,
     ResultFailed,
+    Send,
 )
 from federated.rounds.protocol.wire import (
     Abort,
@@ -39,6 +41,7 @@ from federated.rounds.protocol.wire import (
     Results,
     Signed,
     ViewState,
+    decode_untrusted,
     packet_of,
     sign,
     unsigned,
@@ -181,6 +184,74 @@ def test_a_reducer_can_speak_of_members_of_the_plan_alone() -> None:
     leader.have(world.now, reducer, Have(*head(setting), 0, strangers, unfit))
     assert not leader._have.get(0, set()) & set(strangers)
     assert not leader._unfit.keys() & set(strangers)
+
+
+# ---- contradictions
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_who_contradicted_itself_is_in_no_later_plan(place: int) -> None:
+    """Whichever view it would coordinate: its proposals are not heard."""
+    order = make_setting(NAMES[0], NAMES).order
+    liar = order[place]
+    settings = [
+        dataclasses.replace(make_setting(peer, NAMES), banned=frozenset({liar}))
+        if peer != liar
+        else make_setting(peer, NAMES)
+        for peer in NAMES
+    ]
+    world = World(8, settings)
+    world.run(300, done=lambda: all(world.nodes[peer].decided for peer in NAMES if peer != liar))
+    for peer in NAMES:
+        if peer != liar:
+            decided = world.nodes[peer].decided
+            assert decided is not None
+            assert liar not in {one.signer for one in decided.plan.joins}
+            assert decided.view == (1 if place == 0 else 0)
+    teller = next(peer for peer in NAMES if peer != liar)
+    fates = {one.peer: one for one in world.nodes[teller].machine.member.statuses}
+    assert (fates[liar].status, fates[liar].reason[:10]) == ("rejected", "signed two")
+
+
+def test_two_commits_of_one_member_are_seen_by_all_in_the_end() -> None:
+    world = World(9, [make_setting(peer, NAMES) for peer in NAMES])
+    liar = next(peer for peer in NAMES if peer != world.nodes[peer].setting.coordinator(0))
+    honest_send = world._send
+
+    def two_faced(sender: bytes, order: Send) -> None:
+        message = decode_untrusted(order.packet.body)
+        honest_send(sender, order)
+        if sender == liar and isinstance(message, Commit):
+            other = msgspec.structs.replace(message, weight=message.weight * 2)
+            honest_send(sender, Send(order.to, packet_of(by(liar, other))))
+
+    world._send = two_faced  # type: ignore[method-assign]
+    world.run(200, done=world.all_decided)
+    assert world.all_decided()
+    for peer, node in world.nodes.items():
+        if peer != liar:
+            assert node.machine.banned == {liar}
+            assert set(node.machine.evidence) == {liar}
+
+
+def test_a_newcomer_that_was_restarted_does_not_contradict_itself() -> None:
+    """It cannot move a round on; in the view it spoke in before, it says nothing more."""
+    guest = peers(5)[4]
+    setting = make_setting(guest, NAMES, newcomers=[guest])
+    setting = dataclasses.replace(setting, candidates=frozenset({guest}))
+    boss = setting.coordinator(0)
+    propose = Propose(
+        *head(setting), setting.base_root, setting.policy.digest(), setting.schema,
+        (*NAMES, guest), (), None, None,
+    )  # fmt: skip
+    first = Machine(setting)
+    first.start(0.0)
+    first.receive(0.0, boss, unsigned(propose))
+    assert any(isinstance(order, Send) for order in first.take())
+    again = Machine(setting, promised=first.member.view)
+    again.start(0.0)
+    again.receive(0.0, boss, unsigned(propose))
+    assert not any(isinstance(order, Send) for order in again.take())
 
 
 # ---- merged parts

@@ -73,6 +73,8 @@ class Setting:
     backoff_s: float = 60.0
     candidates: frozenset[bytes] = frozenset()
     """Whom another coordinator may ask in, beside `newcomers`."""
+    banned: frozenset[bytes] = frozenset()
+    """Who signed two contradicting messages in an earlier round."""
 
     @property
     def order(self) -> list[bytes]:

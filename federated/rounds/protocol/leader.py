@@ -89,15 +89,18 @@ class Leader:
         give: takes orders.
         merges: whether this machine can merge parts itself.
         unreliable: members that get no part to merge.
+        banned: members that no plan of ours takes in.
     """
 
     def __init__(
         self, setting: Setting, view: int, give: Callable[[Order], None], merges: bool = True,
         unreliable: AbstractSet[bytes] = frozenset(),
+        banned: AbstractSet[bytes] = frozenset(),
     ) -> None:  # fmt: skip
         self._setting = setting
         self._merges = merges
         self._unreliable = unreliable
+        self._banned = banned
         self._view = view
         self._give = give
         self.phase = "states" if view else "joining"
@@ -243,6 +246,8 @@ class Leader:
         """
         if self.phase != "joining" or signed.signer not in self._everybody:
             return
+        if signed.signer in self._banned:
+            return
         join = open_signed(signed, self._setting.signer)
         if not isinstance(join, Join) or join.view != self._view:
             return
@@ -252,7 +257,7 @@ class Leader:
         self._maybe_plan(now)
 
     def _maybe_plan(self, now: float) -> None:
-        missing = set(self._everybody) - self._joins.keys()
+        missing = set(self._everybody) - self._joins.keys() - self._banned
         if missing and now < self._phase_at + JOIN_S:
             return
         known = [peer for peer in self._setting.circle if peer in self._joins]
@@ -433,6 +438,8 @@ class Leader:
         included: set[bytes],
         rejected: dict[bytes, str],
     ) -> tuple[Status, str]:
+        if peer in self._banned:
+            return "rejected", "signed two contradicting messages"
         if peer in self._unfit:
             return "rejected", self._unfit[peer]
         if peer in rejected:

@@ -107,6 +107,7 @@ class Machine:
         self._enter_at: float | None = None
         self._views: dict[bytes, int] = {}
         self.evidence: dict[bytes, Evidence] = {}
+        self.banned: set[bytes] = set(setting.banned)
 
     # ---- driver's side
 
@@ -229,7 +230,9 @@ class Machine:
         self.leader = None
         if setting.coordinator(view) == setting.me:
             able = self._link.merges
-            self.leader = Leader(setting, view, self._give, able, self.member.unreliable)
+            self.leader = Leader(
+                setting, view, self._give, able, self.member.unreliable, self.banned
+            )
             self.leader.begin(now)
         if view > 0:
             self._says_at = now + TICK_S
@@ -309,7 +312,7 @@ class Machine:
         """
         if isinstance(message, Moved) or message.view != self.member.view:
             return False
-        return sender == self._setting.coordinator(self.member.view)
+        return sender == self._setting.coordinator(self.member.view) and sender not in self.banned
 
     def _remind(self, sender: bytes, message: AnyMessage) -> None:
         """Who still works on a decided round gets the decision."""
@@ -386,6 +389,8 @@ class Machine:
                 pass  # a tick: hearing it was all
 
     def _proposed(self, now: float, sender: bytes, message: Propose) -> None:
+        if sender in self.banned:
+            return  # its views pass: patience brings on the next
         before = self.member.view
         self.member.propose(sender, message)
         if self.member.view > before:
@@ -412,4 +417,5 @@ class Machine:
         signer = message.first.signer
         if signer not in self.evidence:
             self.evidence[signer] = message
+            self.banned.add(signer)
             self._give(Tell("evidence", "signed two contradicting messages", signer))

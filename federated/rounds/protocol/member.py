@@ -125,6 +125,7 @@ class Member:
         self._commits_seen: dict[bytes, Signed] = {}
         self._early: dict[bytes, Signed] = {}
         self._ended_view = -1
+        self._spent = promised
         self.unreliable: set[bytes] = set()
         """Who signed a merged part that is none: it merges no more in views of ours."""
 
@@ -165,6 +166,8 @@ class Member:
         setting = self._setting
         if message.view < self.view or sender != setting.coordinator(message.view):
             return
+        if message.view <= self._spent:
+            return  # what we said in it before a restart is forgotten: we must not contradict it
         ours = (setting.base_root, setting.policy.digest(), setting.schema)
         if (message.base_root, message.policy, message.schema) != ours:
             raise DecodeError("a proposal with another base, policy or schema than ours")
@@ -489,9 +492,7 @@ class Member:
         """Two signed words of one member that contradict each other: everybody shall know."""
         if hash_of(first) == hash_of(second):
             return
-        self._give(Tell("evidence", "signed two contradicting messages", first.signer))
         head = (self._setting.federation, self._setting.number, max(0, self.view), bytes(32))
         evidence = unsigned(Evidence(*head, first, second))
-        for peer in self._setting.circle:
-            if peer != self._setting.me:
-                self._give(Send(peer, evidence))
+        for peer in self._setting.circle:  # ourselves too: the machine judges it as the others do
+            self._give(Send(peer, evidence))
