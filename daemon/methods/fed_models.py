@@ -125,7 +125,7 @@ class ModelInfo(msgspec.Struct, kw_only=True):
         root: hash of the chain of results, equal at all members.
         path: the state after the last one.
         phase: what the round under way does here: idle, joining, training, committing, scatter,
-            gram, merge, confirm or merging.
+            gram, merge, confirm or merging; stopped: what was kept of it cannot be read.
         machines: who took part in the last one.
         deadline_s: how long the next one waits for updates.
         reason: why the last attempt ended, if it came to nothing.
@@ -203,8 +203,11 @@ async def submit(call: Call, p: SubmitParams) -> Accepted:
 async def wait(call: Call, p: WaitParams) -> Waited:
     """Wait until a round later than the one named is applied, or the time is over."""
     federation = await _find(call, p.name, p.group)
-    with trio.move_on_after(p.timeout_s):
-        await federation.wait(p.after_round)
+    try:
+        with trio.move_on_after(p.timeout_s):
+            await federation.wait(p.after_round)
+    except RoundError as error:
+        raise _rpc_error(error) from None
     applied = federation.standing.round > p.after_round
     return Waited(applied=applied, model=await _info(call.services, federation))
 

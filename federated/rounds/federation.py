@@ -9,8 +9,6 @@ Source: docs/specs/rounds.md s.7.
 from __future__ import annotations
 
 import logging
-import mmap
-from collections import Counter
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, cast
 
@@ -19,55 +17,48 @@ import numpy as np
 import trio
 
 from federated.errors import RoundError, UsageError, is_full
+from federated.rounds import applying, beginning, catching_up
+from federated.rounds.ahead import Ahead, Reminders
+from federated.rounds.faults import line_of
 from federated.rounds.federation_store import KEPT_STATES
-from federated.rounds.knocking import KNOCK, Knock, Where
-from federated.rounds.numeric import rules, safetensors, tensors
-from federated.rounds.numeric.payload import encoded_bytes, join_parts
+from federated.rounds.knocking import NOWHERE, Answer, Where
+from federated.rounds.numeric import tensors
+from federated.rounds.owners import admits
 from federated.rounds.post import STATE_PART
-from federated.rounds.protocol.checks import Setting
-from federated.rounds.protocol.deadline import History as Offsets
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import Tell
-from federated.rounds.protocol.policy import MEMBERS_MAX, federation_id, quorum_of
-from federated.rounds.protocol.wire import Apply, decode_untrusted, encode, unsigned
+from federated.rounds.protocol.policy import MEMBERS_MAX
+from federated.rounds.protocol.wire import Apply, decode_untrusted, unsigned
 from federated.rounds.seat import RoundSeat, link_of
-from federated.rounds.statefile import load_state
+from federated.rounds.statefile import load_state, map_file
+from federated.rounds.submissions import Submission, check_figures, check_update, left_over
 from federated.rounds.workshop import Workshop
-from p2p.errors import DecodeError, P2pError
-from p2p.identity import PeerId
+from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from federated.rounds.federation_store import FederationStore, Standing
     from federated.rounds.numeric.dtypes import F32, Array
     from federated.rounds.post import Post, Wanted
-    from federated.rounds.protocol.orders import Decided
-    from federated.rounds.protocol.policy import Policy
+    from federated.rounds.protocol.checks import Setting
+    from federated.rounds.protocol.orders import Decided, Vote
     from federated.rounds.protocol.wire import Packet
     from federated.seams import Mesh
     from p2p.env import Env, Offload
 
 log = logging.getLogger("covey.rounds")
 
-KNOCK_S: Final = 10.0
 LOOK_S: Final = 10.0
 """How often a member whose round does not end asks the others whether they are further."""
+LOOK_MIN_S: Final = 2.0
+"""How soon it asks again, whoever says that there is something to hear."""
 FULL_RETRY_S: Final = 10.0
-AHEAD_MAX: Final = 256
-"""Packets kept for the round after the one that ends here."""
-
-
-class Submission(msgspec.Struct, frozen=True):
-    """What a trainer made of the state after round `base`."""
-
-    base: int
-    update: object
-    """float32[n]."""
-    weight: float
-    metrics: dict[str, float]
+FULL: Final = "storage: the disk is full; free space on it, it goes on by itself"
+FAULT_RETRY_S: Final = 60.0
 
 
 class Federation:
@@ -80,17 +71,21 @@ class Federation:
         mesh, post, env, offload: as everywhere.
         tell: hears what a person may want to see.
         ended: hears of each round with its outcome.
+        fault: why it cannot run: what was kept of it cannot be read.
     """
 
     def __init__(
         self, ident: bytes, standing: Standing, store: FederationStore, mesh: Mesh, post: Post,
         env: Env, offload: Offload, tell: Callable[[Tell], None],
-        ended: Callable[[Standing, Setting, RoundSeat, float], Awaitable[None]],
+        ended: Callable[[Standing, Setting, RoundSeat, float], Awaitable[None]], *, fault: str = "",
     ) -> None:  # fmt: skip
         self.ident = ident
         self.standing = standing
         self.store = store
-        self.schema = tensors.decode_schema_untrusted(standing.schema)
+        self.schema = tensors.Schema(())
+        if not fault:
+            self.schema = tensors.decode_schema_untrusted(standing.schema)
+        self._schema_sha = sha256(standing.schema).digest()
         self._mesh = mesh
         self._post = post
         self._env = env
@@ -104,10 +99,13 @@ class Federation:
         self._news = trio.Event()
         self._behind = trio.Event()
         self._ask_now = trio.Event()
-        self._ahead: list[tuple[bytes, Packet]] = []
+        self._ahead = Ahead()
+        self._reminders = Reminders()
+        self._settling = trio.Lock()
         self.scope = trio.CancelScope()
         self.left = trio.Event()
-        self.last_abort = ""
+        self.fault = fault
+        self.last_abort = fault
 
     # ---- what trainers ask
 
@@ -118,15 +116,16 @@ class Federation:
             base: the round whose state it began with.
             update: float32[n], finite: new state minus that one.
             weight: above 0, such as the number of examples.
-            metrics: figures for people, such as loss.
+            metrics: figures for people, such as loss; 32 at most, finite.
 
         Raises:
-            UsageError: of another length, not finite, a weight that cannot be.
-            RoundError: `stale`: too many rounds late.
+            UsageError: of another length, not finite or too long, a weight or metric that cannot
+                be.
+            RoundError: `stale`: too many rounds late; `unknown`: the model was left.
         """
-        tensors.check_update(self.schema, update)
-        if not 0 < weight <= 2.0**53:
-            raise UsageError(f"a weight of {weight}: give a number above 0")
+        self.check_running()
+        check_figures(weight, metrics)
+        await self._offload.run(lambda: check_update(self.schema, update))
         late = self.standing.round - base
         if late < 0:
             raise UsageError(
@@ -150,6 +149,7 @@ class Federation:
         Raises:
             OSError: it cannot be read.
         """
+        self.check_running()
         # A state that is not kept any more is too far back: `submit` says so.
         if 0 <= self.standing.round - base < KEPT_STATES:
 
@@ -174,14 +174,36 @@ class Federation:
             seat.submit(update, cast("F32", submission.update))
 
     async def wait(self, after: int) -> Standing:
-        """The first applied round after `after`."""
+        """The first applied round after `after`.
+
+        Raises:
+            RoundError: `unknown`: the model was left.
+        """
         while self.standing.round <= after:
+            self.check_running()
             await self._news.wait()
         return self.standing
+
+    def check_running(self) -> None:
+        """Refuse what a model that does not run here cannot do.
+
+        Raises:
+            RoundError: `unknown`: it was left, or what was kept of it cannot be read.
+        """
+        if self.fault:
+            raise RoundError(
+                "unknown",
+                f"this model is stopped here, as what was kept of it cannot be read: {self.fault};"
+                " leave it and join it again",
+            )
+        if self.left.is_set():
+            raise RoundError("unknown", "this machine has left the model: join it again")
 
     @property
     def phase(self) -> str:
         """What the round under way does."""
+        if self.fault:
+            return "stopped"
         seat = self._seat
         if seat is None:
             return "idle"
@@ -196,34 +218,36 @@ class Federation:
     # ---- life
 
     async def run(self) -> None:
-        """Take part until cancelled."""
-        self._post.seat(self.ident, self)
+        """Take part until cancelled; whatever goes wrong here ends nothing else."""
         try:
             with self.scope:
+                self._post.seat(self.ident, self)
                 while True:
                     await self._one_round_or_pause()
+        except* Exception:  # a fault met while it was being left
+            log.exception("round_fault")
         finally:
             self._post.unseat(self.ident, self)
+            self._seat = None
             self.left.set()
+            self._wake()
 
     async def _one_round_or_pause(self) -> None:
         """A full disk ends the attempt before anything is said that could not be kept."""
         try:
             await self._one_round()
         except Exception as error:
-            if not is_full(error):
-                raise
+            full = is_full(error)
             self._seat = None
-            self.last_abort = "storage: the disk is full; free space on it, it goes on by itself"
-            self._tell(Tell("round.storage", self.last_abort))
-            log.exception("round_disk_full")
-            await trio.sleep(FULL_RETRY_S)
+            self.last_abort = FULL if full else f"a fault on this machine: {line_of(error)}"
+            self._tell(Tell("round.storage" if full else "round.fault", self.last_abort))
+            log.exception("round_disk_full" if full else "round_fault")
+            await trio.sleep(FULL_RETRY_S if full else FAULT_RETRY_S)
 
     async def _one_round(self) -> None:
         setting = self._setting()
-        number = setting.number
-        self.store.begin(number)
-        promised, vote = await self.store.promised(number)
+        self.store.begin(setting.number)
+        promised, vote = await self._promised(setting.number)
         workshop = await self._workshop(setting)
         # Who has not the last update, row 0 of the rules, merges nothing.
         merges = workshop.has_reference or not self.standing.round
@@ -233,14 +257,12 @@ class Federation:
             setting, machine, workshop, self._post, self._env, self._offload, self.store,
             self._heard,
         )  # fmt: skip
+        self._behind = trio.Event()
         self._seat = seat
         self._drop_stale()
         self._hand_in()
         began = self._env.now()
-        ahead, self._ahead = self._ahead, []
-        for sender, packet in ahead:
-            if decode_untrusted(packet.body).round == setting.number:
-                self._give_early(seat, sender, packet)
+        self._ahead.replay(seat, setting.number)
         if bytes(self._mesh.id) not in setting.circle:
             self._ask_now.set()
         async with trio.open_nursery() as nursery:
@@ -249,15 +271,20 @@ class Federation:
             await _first(seat.outcome.finished, self._behind)
             nursery.cancel_scope.cancel()
         self._seat = None
+        if self.standing.round >= setting.number:
+            return  # we caught up meanwhile: whatever was decided here, the others are further
         if seat.outcome.decided is not None:
-            standing = await self._apply(setting, seat, seat.outcome.decided)
-            await self._ended(standing, setting, seat, began)
-            self._stand(standing)
-            self.last_abort = ""
+            await self._take(setting, seat, seat.outcome.decided, began)
         elif seat.outcome.failure is not None:
             self._submission = None
             self._tell(Tell("round.failed", str(seat.outcome.failure)))
-        self._behind = trio.Event()
+
+    async def _promised(self, number: int) -> tuple[int, Vote | None]:
+        promised, vote = await self.store.promised(number)
+        if vote is not None and not beginning.is_about(vote, self.standing.root):
+            log.warning("round_vote_of_another_base", extra={"f": {"round": number}})
+            vote = None
+        return promised, vote
 
     def _heard(self, told: Tell) -> None:
         if told.kind == "round.aborted":
@@ -265,37 +292,17 @@ class Federation:
         self._tell(told)
 
     def _setting(self) -> Setting:
-        standing = self.standing
-        policy = standing.policy
-        circle = standing.circle
-        newcomers = sorted(self._wanting - set(circle))[: MEMBERS_MAX - len(circle)]
-        self._wanting.clear()  # who still wants in says so again
-        others = {bytes(peer) for peer in self._mesh.members(standing.group or None)}
-        deadline = Offsets(standing.offsets).deadline_s(len(circle), policy.first_deadline_s)
-        group = standing.group or None
-        return Setting(
-            me=bytes(self._mesh.id),
-            signer=self._mesh,
-            federation=self.ident,
-            number=standing.round + 1,
-            circle=circle,
-            newcomers=tuple(newcomers),
-            owners={peer: self._mesh.owner(PeerId(peer), group) for peer in (*circle, *newcomers)},
-            base_root=standing.root,
-            policy=policy,
-            schema=sha256(standing.schema).digest(),
-            elements=self.schema.size,
-            rule=standing.rule,
-            clip=standing.clip or policy.clip or 0.0,
-            deadline_s=deadline,
-            payload_bytes=encoded_bytes(policy.codec, self.schema.size),
-            candidates=frozenset(others | {bytes(self._mesh.id)}) - set(circle),
+        wanting = self._wanting
+        self._wanting = set()  # who still wants in says so again
+        return beginning.setting_after(
+            self._mesh, self.ident, self.standing, self.schema.size, wanting, self._admits
         )
 
     async def _workshop(self, setting: Setting) -> Workshop:
+        standing = self.standing
         kept = await self._offload.run(self.store.parts_kept)
-        reference = await self._offload.run(lambda: self._reference(kept))
-        base = await self._offload.run(lambda: self.store.load_state(self.standing.round))
+        reference = await self._offload.run(lambda: beginning.reference_of(standing, kept))
+        base = await self._offload.run(lambda: self.store.load_state(standing.round))
         workshop = Workshop(
             reference, dict(setting.owners),
             applies=lambda start, values: tensors.refused(
@@ -307,124 +314,125 @@ class Federation:
             self._past = workshop
         return workshop
 
-    def _reference(self, kept: Mapping[bytes, bytes]) -> F32 | None:
-        """The last applied update, row 0 of the rules."""
-        standing = self.standing
-        if not standing.parts or not set(standing.parts) <= kept.keys():
-            return None
-        counted = zip(standing.parts, standing.counts, strict=True)
-        pieces = [(kept[digest], count) for digest, count in counted]
-        return cast("F32", join_parts(standing.codec, pieces))
-
     def _drop_stale(self) -> None:
         """An update that was not included counts half in the next round, and less after."""
-        submission = self._submission
-        if submission is None:
+        submission, standing = self._submission, self.standing
+        if submission and standing.round - submission.base > standing.policy.stale_rounds:
+            self._submission = None
+
+    # ---- a round that was decided
+
+    async def _take(
+        self, setting: Setting, seat: RoundSeat, decided: Decided, began: float
+    ) -> None:
+        """Apply it, stand on it, and only then whatever may fail."""
+        before = self.standing
+        made = await self._offload.run(
+            lambda: applying.applied(before, self.schema, self.store, seat, decided)
+        )
+        if not await self._settle(before, made.standing, made.state, made.parts):
             return
-        late = self.standing.round - submission.base
-        if late > self.standing.policy.stale_rounds:
-            self._submission = None
-
-    # ---- applying
-
-    async def _apply(self, setting: Setting, seat: RoundSeat, decided: Decided) -> Standing:
-        workshop = seat.workshop
-        merged = await self._offload.run(lambda: workshop.whole(decided.plan, decided.hashes))
-        base = await self._offload.run(lambda: self.store.load_state(self.standing.round))
-        state = await self._offload.run(
-            lambda: tensors.apply(self.schema, base, cast("F32", merged))
-        )
-        assert isinstance(decided.proof, Apply)
-        standing = msgspec.structs.replace(
-            self.standing,
-            round=setting.number,
-            root=decided.root,
-            state_sha=await self._offload.run(lambda: tensors.genesis_root(self.schema, state)),
-            circle=tuple(one.signer for one in decided.plan.joins),
-            clip=seat.machine.member.clip,
-            offsets=self._offsets(seat),
-            proof=encode(decided.proof),
-            parts=decided.hashes,
-            codec=decided.plan.codec,
-            counts=tuple(part.count for part in decided.plan.parts),
-        )
-        parts = {digest: workshop.merged[digest] for digest in decided.hashes}
-        await self.store.save(standing, self.schema, state, parts)
-        included = {one.peer for one in seat.machine.member.statuses if one.status == "included"}
-        if bytes(self._mesh.id) in included or not seat.machine.member.statuses:
-            self._submission = None
-        elif self._submission is not None:
-            halved = msgspec.structs.replace(self._submission, weight=self._submission.weight / 2)
-            self._submission = halved
-        self._past = workshop
+        if self._submission is not None:
+            statuses = seat.machine.member.statuses
+            self._submission = left_over(self._submission, statuses, bytes(self._mesh.id))
+        self._past = seat.workshop
         # Who was left out of this roster is asked in again, once: it may have been slow.
-        self._wanting |= set(self.standing.circle) - set(standing.circle)
-        return standing
+        self._wanting |= set(before.circle) - set(made.standing.circle)
+        self.last_abort = ""
+        await self._note(made.standing, setting, seat, began)
+        self._wake()
+        await self.store.sweep(made.standing)
 
-    def _offsets(self, seat: RoundSeat) -> tuple[float, ...]:
-        statuses = seat.machine.member.statuses
-        arrived = [one.arrival_s for one in statuses if one.arrival_s >= 0]
-        late = sum(one.status == "late" for one in statuses)
-        if not statuses:
-            return self.standing.offsets
-        count = len(statuses)
-        deadline = seat.deadline_s
-        return Offsets(self.standing.offsets).after(
-            arrived, late=late, closed_s=deadline, n=count
-        ).offsets  # fmt: skip
+    async def _settle(
+        self, before: Standing, after: Standing, state: Mapping[str, Array],
+        parts: Mapping[bytes, bytes],
+    ) -> bool:  # fmt: skip
+        """Keep a round and stand on it; whether we did, as we still stood where it begins.
 
-    def _stand(self, standing: Standing) -> None:
-        self.standing = standing
+        A decision and catching up come from two sides: who of them is second is dropped, or two
+        states would be added up that do not follow each other.
+        """
+        async with self._settling:
+            if self.standing is not before:
+                return False
+            # Not cut in two: a round that is kept and not stood on would begin again.
+            with trio.CancelScope(shield=True):
+                await self.store.save(after, self.schema, state, parts)
+            self.standing = after
+            self._reminders.clear()
+        return True
+
+    async def _note(
+        self, standing: Standing, setting: Setting, seat: RoundSeat, began: float
+    ) -> None:
+        """The history is for people: a round that stands is not undone where it cannot be noted."""
+        try:
+            await self._ended(standing, setting, seat, began)
+        except Exception:
+            log.exception("round_not_noted")
+
+    def _wake(self) -> None:
         news, self._news = self._news, trio.Event()
         news.set()
 
     # ---- others
 
-    def where(self, asker: bytes) -> Where:
+    def _admits(self, peer: bytes) -> bool:
+        """Whether a peer may take part, or see anything of this."""
+        several = self.standing.policy.allow_plain
+        return admits(self._mesh, self.standing.group or None, peer, several=several)
+
+    def where(self, asker: bytes) -> Answer:
         """For a member that asks: it is asked in from the next round on."""
         standing = self.standing
+        if self.fault or not self._admits(asker):
+            return NOWHERE
         if asker not in standing.circle and len(self._wanting) < MEMBERS_MAX:
             self._wanting.add(asker)
-        return Where(
-            standing.round, standing.root, standing.state_sha,
-            self.store.state_path(standing.round).stat().st_size, standing.circle, standing.clip,
-            standing.policy.digest(), sha256(standing.schema).digest(),
+        try:
+            nbytes = self.store.state_path(standing.round).stat().st_size
+        except OSError:
+            return NOWHERE
+        where = Where(
+            standing.round, standing.root, standing.state_sha, nbytes, standing.circle,
+            standing.clip, standing.policy.digest(), self._schema_sha,
         )  # fmt: skip
+        return Answer(where)
 
     def receive(self, sender: bytes, packet: Packet) -> None:
         """A packet for this federation, of whatever round."""
+        if not self._admits(sender):
+            return
         message = decode_untrusted(packet.body)
         seat = self._seat
         if message.round == self.standing.round and self.standing.proof:
-            if not isinstance(message, Apply) and sender != bytes(self._mesh.id):
+            asks = not isinstance(message, Apply) and sender != bytes(self._mesh.id)
+            if asks and self._reminders.due(self._env.now(), sender):
                 proof = decode_untrusted(self.standing.proof)
                 self._post.send(sender, self.ident, unsigned(proof))
         elif message.round == self.standing.round + 1 and seat is not None:
             seat.receive(sender, packet)
         elif message.round > self.standing.round:
             # For a round that has not begun here: the last one is being written, or we are behind.
-            if len(self._ahead) < AHEAD_MAX:
-                self._ahead.append((sender, packet))
+            self._ahead.keep(sender, packet)
             if message.round > self.standing.round + 1:
                 self._ask_now.set()
 
-    def _give_early(self, seat: RoundSeat, sender: bytes, packet: Packet) -> None:
-        try:
-            seat.receive(sender, packet)
-        except DecodeError as error:
-            log.info("round_message_refused", extra={"f": {"why": str(error)}})
-
     def serve(self, caller: bytes, wanted: Wanted) -> bytes | mmap.mmap | None:
         """Bytes of the round under way, of the last one, or the state."""
-        group = self.standing.group or None
-        if self._mesh.trust(PeerId(caller), group) == "none":
+        if not self._admits(caller):
             return None
         if wanted.merged and wanted.part == STATE_PART:
-            return _mapped(self.store.state_path(self.standing.round))
+            try:
+                return map_file(self.store.state_path(self.standing.round))
+            except (OSError, DecodeError):
+                return None
         found = None if self._seat is None else self._seat.serve(caller, wanted)
         if found is None and wanted.merged and self._past is not None:
             found = self._past.merged_part(wanted.sha256)
         return found
+
+    # ---- being behind
 
     async def _look_out(self) -> None:
         """Ask the circle from time to time whether the others are further."""
@@ -435,20 +443,19 @@ class Federation:
             if await self._catch_up():
                 self._behind.set()
                 return
+            await trio.sleep(LOOK_MIN_S)
 
     async def _catch_up(self) -> bool:
-        """Go on where a quorum of the circle is; whether we were behind."""
+        """Go on where a quorum of a circle is; whether we were behind."""
         standing = self.standing
-        answers = await ask_where(self._mesh, self.ident, standing.circle)
-        further = Counter(where for where in answers.values() if where.round > standing.round + 1)
-        if not further:
+        found = await catching_up.further(
+            self._mesh, self.ident, standing.circle, standing.policy, standing.round + 1,
+            self._admits,
+        )  # fmt: skip
+        if found is None:
             return False
-        where, votes = further.most_common(1)[0]
-        others = len(standing.circle) - 1
-        if votes < min(quorum_of(len(standing.circle), standing.policy.quorum), max(1, others)):
-            return False
-        holders = [peer for peer, one in answers.items() if one == where]
-        state = await fetch_state(
+        where, holders = found
+        state = await catching_up.fetch_state(
             self._post, self._offload, self.ident, self.schema, where, holders
         )
         if state is None:
@@ -457,17 +464,13 @@ class Federation:
             standing, round=where.round, root=where.root, state_sha=where.state_sha,
             circle=where.circle, clip=where.clip, proof=b"", parts=(), counts=(),
         )  # fmt: skip
-        await self.store.save(fresh, self.schema, state, {})
+        if not await self._settle(standing, fresh, state, {}):
+            return False
         self._submission = None
         self._tell(Tell("round.caught_up", f"round {where.round}"))
-        self._stand(fresh)
+        self._wake()
+        await self.store.sweep(fresh)
         return True
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    """A file that nobody changes in place."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 async def _first(*events: trio.Event) -> None:
@@ -480,57 +483,3 @@ async def _first(*events: trio.Event) -> None:
 
         for event in events:
             nursery.start_soon(wait, event)
-
-
-async def ask_where(mesh: Mesh, federation: bytes, peers: tuple[bytes, ...]) -> dict[bytes, Where]:
-    """Where members say they are; who is none, or cannot be reached, is left out."""
-    found: dict[bytes, Where] = {}
-
-    async def ask(peer: bytes) -> None:
-        try:
-            where = await mesh.rpc.call(PeerId(peer), KNOCK, Knock(federation), timeout_s=KNOCK_S)
-        except P2pError:
-            return
-        if where.round >= 0:
-            found[peer] = where
-
-    async with trio.open_nursery() as nursery:
-        for peer in peers:
-            if peer != bytes(mesh.id):
-                nursery.start_soon(ask, peer)
-    return found
-
-
-async def fetch_state(
-    post: Post, offload: Offload, federation: bytes, schema: tensors.Schema, where: Where,
-    holders: list[bytes],
-) -> dict[str, Array] | None:  # fmt: skip
-    """The state that `where` names, from one of `holders`; None: nobody gives it now."""
-    for holder in holders:
-        data = await post.fetch_state(holder, federation, where.nbytes)
-        if data is None:
-            continue
-
-        def read(data: bytes = data) -> dict[str, Array] | None:
-            try:
-                state = safetensors.view(data, safetensors.read_header_untrusted(data))
-                right = tensors.genesis_root(schema, state) == where.state_sha
-            except (DecodeError, UsageError):
-                return None
-            return state if right else None
-
-        state = await offload.run(read)
-        if state is not None:
-            return state
-        log.warning("round_state_wrong", extra={"f": {"from": holder[:4].hex()}})
-    return None
-
-
-def model_federation(group: bytes, name: str) -> bytes:
-    """Id of a model's federation."""
-    return federation_id(group, name)
-
-
-def resolved_rule(policy: Policy) -> str:
-    """The rule that all rounds of a federation use."""
-    return rules.resolve(cast("rules.Rule", policy.rule), root_data=policy.root_data is not None)

@@ -1,20 +1,25 @@
 """What a federation must not forget: rows in `jobs.db`, states and merged parts as files.
 
 A state file is there before the row that names it; merged parts of a vote are there before the
-vote. Files that no row names go when the next round is saved.
+vote. Files that no row names are swept away after the next round is kept.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
+from federated.errors import UsageError
+from federated.rounds.numeric.tensors import Schema, decode_schema_untrusted
 from federated.rounds.protocol.orders import Vote
-from federated.rounds.protocol.policy import Policy
-from federated.rounds.protocol.wire import Signed
+from federated.rounds.protocol.policy import MEMBERS_MAX, Policy
+from federated.rounds.protocol.wire import Hash, Peer, Signed
 from federated.rounds.statefile import map_state, write_state
+from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,11 +28,12 @@ if TYPE_CHECKING:
     import apsw
 
     from federated.rounds.numeric.dtypes import Array
-    from federated.rounds.numeric.tensors import Schema
     from federated.rounds.protocol.orders import Persist
     from federated.rounds.workshop import Workshop
     from federated.seams import Db
     from p2p.env import Offload
+
+log = logging.getLogger("covey.rounds")
 
 KEPT_STATES: Final = 3
 """Rounds whose state stays: a late update is a difference to one of them."""
@@ -43,21 +49,33 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     policy: Policy
     schema: bytes
-    round: int
-    root: bytes
-    state_sha: bytes
-    circle: tuple[bytes, ...]
+    round: Annotated[int, msgspec.Meta(ge=0)]
+    root: Hash
+    state_sha: Hash
+    circle: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    """Empty only while a federation is being joined: it is not kept so."""
     rule: str
-    clip: float = 0.0
+    clip: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     offsets: tuple[float, ...] = ()
     """Arrival offsets for the deadline."""
     proof: bytes = b""
     """The last round's `Apply`; empty before the first."""
-    parts: tuple[bytes, ...] = ()
+    parts: tuple[Hash, ...] = ()
     """Hashes of the last round's merged parts."""
     codec: str = ""
-    counts: tuple[int, ...] = ()
+    counts: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
     """Elements of each of these parts."""
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A row of a federation that this machine is a member of.
+
+    `fault` says what is wrong with it; `standing` is then a blank one of its group and name.
+    """
+
+    ident: bytes
+    standing: Standing
+    fault: str = ""
 
 
 class _KeptVote(msgspec.Struct, frozen=True, array_like=True):
@@ -95,6 +113,8 @@ class FederationStore:
     ) -> None:  # fmt: skip
         """Keep an applied round: files first, then the row; promises of the round go with it.
 
+        What it replaces stays until `sweep`.
+
         Raises:
             OSError: the disk is full or refuses; all is as it was.
         """
@@ -120,7 +140,6 @@ class FederationStore:
             )
 
         await self._db.write(write)
-        await self._offload.run(lambda: self._sweep(standing))
 
     def load_state(self, number: int) -> dict[str, Array]:
         """The state after a round, mapped.
@@ -130,19 +149,29 @@ class FederationStore:
         """
         return map_state(self.state_path(number))
 
-    def _sweep(self, standing: Standing) -> None:
+    async def sweep(self, standing: Standing) -> None:
+        """Remove files that a kept round does not need; what cannot be removed stays."""
         kept = {self.state_path(standing.round - back).name for back in range(KEPT_STATES)}
         kept |= {f"{digest.hex()}.part" for digest in standing.parts}
-        for path in self._folder.iterdir():
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+
+        def files() -> None:
+            for path in self._folder.iterdir():
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
+
+        try:
+            await self._offload.run(files)
+        except OSError:
+            log.exception("round_files_not_swept")
 
     async def forget(self) -> None:
-        """Leave: rows and files go."""
+        """Leave: the row and the files go.
+
+        Promises and votes stay: who comes back into the same round is bound by what it said.
+        """
 
         def write(db: apsw.Connection) -> None:
             db.execute("DELETE FROM fed_state WHERE federation = ?", (self._federation,))
-            db.execute("DELETE FROM fed_vote WHERE federation = ?", (self._federation,))
 
         await self._db.write(write)
 
@@ -230,19 +259,43 @@ class FederationStore:
             os.close(descriptor)
 
 
-async def load_all(db: Db) -> list[tuple[bytes, Standing]]:
-    """Every federation that this machine is a member of."""
+async def load_all(db: Db) -> list[Kept]:
+    """Every federation that this machine is a member of, with what is wrong with its row."""
 
-    def read(connection: apsw.Connection) -> list[tuple[bytes, bytes]]:
-        rows = connection.execute("SELECT federation, body FROM fed_state ORDER BY name")
-        return [(_bytes(row[0]), _bytes(row[1])) for row in rows]
+    def read(connection: apsw.Connection) -> list[tuple[object, ...]]:
+        rows = connection.execute("SELECT federation, grp, name, body FROM fed_state ORDER BY name")
+        return list(rows)
 
-    return [
-        (federation, msgspec.msgpack.decode(body, type=Standing))
-        for federation, body in await db.read(read)
-    ]
+    return [_kept(*row) for row in await db.read(read)]
 
 
-def _bytes(value: object) -> bytes:
-    assert isinstance(value, bytes)
-    return value
+def _kept(ident: object, group: object, name: object, body: object) -> Kept:
+    known = ident if isinstance(ident, bytes) else b""
+    try:
+        return Kept(known, read_standing(body if isinstance(body, bytes) else b""))
+    except DecodeError as error:
+        blank = Standing(
+            group=group if isinstance(group, bytes) else b"", name=str(name), policy=Policy(),
+            schema=b"", round=0, root=bytes(32), state_sha=bytes(32), circle=(), rule="",
+        )  # fmt: skip
+        return Kept(known, blank, str(error))
+
+
+def read_standing(body: bytes) -> Standing:
+    """A standing as it was kept: a disk may lie, and an earlier version may have believed a peer.
+
+    Raises:
+        DecodeError: what is wrong with it.
+    """
+    try:
+        standing = msgspec.msgpack.decode(body, type=Standing)
+    except (msgspec.DecodeError, UsageError, RecursionError, UnicodeDecodeError) as error:
+        raise DecodeError(f"a kept model: {error}") from None
+    decode_schema_untrusted(standing.schema)
+    if not standing.circle or len(set(standing.circle)) != len(standing.circle):
+        raise DecodeError("a kept model: a circle without members, or with one of them twice")
+    if len(standing.counts) != len(standing.parts):
+        raise DecodeError("a kept model: parts without their sizes")
+    if not math.isfinite(standing.clip):
+        raise DecodeError("a kept model: a clip that is not finite")
+    return standing

@@ -57,6 +57,8 @@ class Host:
         try:
             while True:
                 await self._one_round()
+        except* RoundError:
+            log.info("host_ended")  # it was left
         finally:
             self.lane.close()
 
@@ -155,9 +157,10 @@ class Hosts:
             trainers: how many make one update of this machine's.
 
         Raises:
-            RoundError: `busy`: there is no pool here.
+            RoundError: `busy`: there is no pool here; `unknown`: the model does not run here.
             UsageError: too many models collect updates here.
         """
+        federation.check_running()
         if self.problem:
             raise RoundError("busy", f"there is no shared memory pool here: {self.problem}")
         known = self._hosts.get(federation.ident)

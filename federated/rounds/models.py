@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import logging
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 import trio
 
 from federated.errors import RoundError, UsageError
-from federated.rounds.federation import (
-    Federation,
-    ask_where,
-    fetch_state,
-    model_federation,
-    resolved_rule,
-)
+from federated.rounds.catching_up import ask_where, fetch_state
+from federated.rounds.federation import Federation
 from federated.rounds.federation_store import FederationStore, Standing, load_all
-from federated.rounds.knocking import NOWHERE
-from federated.rounds.numeric import tensors
+from federated.rounds.knocking import NOWHERE, believed
+from federated.rounds.numeric import rules, tensors
+from federated.rounds.owners import admits, owners_among
+from federated.rounds.protocol.policy import federation_id
 from federated.rounds.reports import report_of
 from federated.rounds.statefile import load_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from federated.rounds.history import History
-    from federated.rounds.knocking import Knock, Where
+    from federated.rounds.knocking import Answer, Knock, Where
     from federated.rounds.meet import Meetings
     from federated.rounds.numeric.dtypes import Array
     from federated.rounds.post import Post
@@ -45,6 +43,8 @@ log = logging.getLogger("covey.rounds")
 FEDERATIONS_MAX: Final = 8
 """Of a node. Source: federated rounds, limits."""
 NAME_CHARACTERS_MAX: Final = 100
+ASK_S: Final = 1.0
+"""How often a machine that joins asks the members again while it cannot believe them."""
 
 
 class Models:
@@ -73,6 +73,8 @@ class Models:
         self._history = history
         self._tell = tell
         self._live: dict[bytes, Federation] = {}
+        self._locks: dict[bytes, trio.Lock] = {}
+        """Of federations that are being joined or left."""
         self._nursery: trio.Nursery | None = None
         self.ready = trio.Event()
 
@@ -80,21 +82,37 @@ class Models:
         """Go on with every federation, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for ident, standing in await load_all(self._db):
-                self._start(ident, standing)
+            for kept in await load_all(self._db):
+                if kept.fault:
+                    log.error("kept_model_unreadable", extra={"f": {"why": kept.fault}})
+                self._start(kept.ident, kept.standing, fault=kept.fault)
             self.ready.set()
             task_status.started()
             await trio.sleep_forever()
 
-    def _start(self, ident: bytes, standing: Standing) -> Federation:
+    def _start(self, ident: bytes, standing: Standing, *, fault: str = "") -> Federation:
         assert self._nursery is not None
         federation = Federation(
             ident, standing, self._store(ident), self._mesh, self._post, self._env, self._offload,
-            lambda told: self._tell(ident.hex()[:32], told), self._note,
+            lambda told: self._tell(ident.hex()[:32], told), self._note, fault=fault,
         )  # fmt: skip
         self._live[ident] = federation
-        self._nursery.start_soon(federation.run)
+        if fault:
+            federation.left.set()
+        else:
+            self._nursery.start_soon(federation.run)
         return federation
+
+    @asynccontextmanager
+    async def _alone(self, ident: bytes) -> AsyncIterator[None]:
+        """Let nobody else join or leave this federation meanwhile: it has one loop and one row."""
+        lock = self._locks.setdefault(ident, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and self._locks.get(ident) is lock:
+                del self._locks[ident]
 
     def _store(self, ident: bytes) -> FederationStore:
         return FederationStore(self._db, self._folder, ident, self._offload)
@@ -144,35 +162,58 @@ class Models:
             RoundError: why not.
         """
         ident = model_federation(group or b"", name)
-        if ident in self._live:
-            return self._live[ident]
-        self._check(group, name, policy)
-        state = await self._offload.run(lambda: load_state(Path(path)))
-        schema = tensors.schema_of(state)
-        await self._offload.run(lambda: tensors.check(schema, state))
+        if ident not in self._live:
+            self._check(name, ident)
+        async with self._alone(ident):
+            known = self._live.get(ident)
+            if known is None:
+                return await self._join(group, name, policy, Path(path), ident, expected, wait_s)
+            known.check_running()
+            return known
+
+    async def _join(
+        self, group: GroupId | None, name: str, policy: Policy, path: Path, ident: bytes,
+        expected: int, wait_s: float,
+    ) -> Federation:  # fmt: skip
+        self._check_owners(group, policy, map(bytes, self._mesh.members(group)))
+
+        def read() -> tuple[tensors.Schema, Mapping[str, Array], bytes]:
+            state = load_state(path)
+            schema = tensors.schema_of(state)
+            tensors.check(schema, state)
+            return schema, state, tensors.genesis_root(schema, state)
+
+        schema, state, root = await self._offload.run(read)
         standing = Standing(
             group=group or b"", name=name, policy=policy, schema=schema.encode(), round=0,
-            root=tensors.genesis_root(schema, state), state_sha=tensors.genesis_root(schema, state),
-            circle=(), rule=resolved_rule(policy),
+            root=root, state_sha=root, circle=(), rule=resolved_rule(policy),
         )  # fmt: skip
-        found = await self._go_on_where_others_are(ident, standing, schema)
+        found = await self._go_on_where_others_are(ident, standing, schema, wait_s)
         if found is None:
             found = await self._found(ident, standing, state, expected, wait_s)
-        if found is None:
-            raise RoundError("nobody", "no other machine joined")
         standing, first = found
-        await self._store(ident).save(standing, schema, first, {})
+        store = self._store(ident)
+        # Not cut in two: what is kept runs.
+        with trio.CancelScope(shield=True):
+            await store.save(standing, schema, first, {})
+            await store.sweep(standing)
         return self._start(ident, standing)
 
-    def _check(self, group: GroupId | None, name: str, policy: Policy) -> None:
+    def _check(self, name: str, ident: bytes) -> None:
         if not 0 < len(name) <= NAME_CHARACTERS_MAX:
             raise UsageError(f"a model's name has 1 to {NAME_CHARACTERS_MAX} characters")
-        if len(self._live) >= FEDERATIONS_MAX:
+        if len((self._live.keys() | self._locks.keys()) - {ident}) >= FEDERATIONS_MAX:
             raise RoundError(
                 "busy", f"this machine is in {FEDERATIONS_MAX} federations: leave one first"
             )
-        members = [self._mesh.id, *self._mesh.members(group)]
-        owners = {self._mesh.owner(peer, group) for peer in members}
+
+    def _check_owners(self, group: GroupId | None, policy: Policy, peers: Iterable[bytes]) -> None:
+        """Refuse before anything leaves what would show one owner's updates to another.
+
+        Raises:
+            RoundError: `plain_refused`.
+        """
+        owners = owners_among(self._mesh, group, peers)
         if len(owners) > 1 and not policy.allow_plain:
             raise RoundError(
                 "plain_refused",
@@ -181,22 +222,51 @@ class Models:
                 " your own machines alone",
             )
 
+    # ---- joining
+
     async def _go_on_where_others_are(
-        self, ident: bytes, standing: Standing, schema: tensors.Schema
+        self, ident: bytes, standing: Standing, schema: tensors.Schema, wait_s: float
     ) -> tuple[Standing, Mapping[str, Array]] | None:
-        others = tuple(bytes(peer) for peer in self._mesh.members(standing.group or None))
-        answers = await ask_where(self._mesh, ident, others)
-        if not answers:
-            return None
-        where = max(answers.values(), key=lambda one: (_votes(answers, one), one.round))
+        """Where the others are, and their state; None: there is no such federation yet.
+
+        Members learn of a round one after the other, so they are asked until a quorum agrees.
+        """
+        until = self._env.now() + wait_s
+        while True:
+            answers = await ask_where(self._mesh, ident, self._admitted(standing))
+            if not answers:
+                return None
+            found = believed(answers, bytes(self._mesh.id), standing.policy)
+            if found is not None:
+                gone_on = await self._go_on(ident, standing, schema, *found)
+                if gone_on is not None:
+                    return gone_on
+            if self._env.now() >= until:
+                raise RoundError(
+                    "nobody",
+                    f"{len(answers)} machines are in this federation, but "
+                    + ("too few agree where it is" if found is None else "none gives its state")
+                    + ": try again when more of them are up",
+                )
+            await trio.sleep(ASK_S)
+
+    def _admitted(self, standing: Standing) -> list[bytes]:
+        group, several = standing.group or None, standing.policy.allow_plain
+        members = map(bytes, self._mesh.members(group))
+        return [peer for peer in members if admits(self._mesh, group, peer, several=several)]
+
+    async def _go_on(
+        self, ident: bytes, standing: Standing, schema: tensors.Schema, where: Where,
+        holders: tuple[bytes, ...],
+    ) -> tuple[Standing, Mapping[str, Array]] | None:  # fmt: skip
         if where.policy != standing.policy.digest():
             raise RoundError("differs", "the others run this federation with another policy")
         if where.schema != sha256(standing.schema).digest():
             raise RoundError("differs", "the others' model has other tensors")
-        holders = [peer for peer, one in answers.items() if one == where]
+        self._check_owners(standing.group or None, standing.policy, where.circle)
         state = await fetch_state(self._post, self._offload, ident, schema, where, holders)
         if state is None:
-            raise RoundError("nobody", "no member gives its state now: try again")
+            return None
         fresh = msgspec.structs.replace(
             standing, round=where.round, root=where.root, state_sha=where.state_sha,
             circle=where.circle, clip=where.clip,
@@ -213,27 +283,42 @@ class Models:
             standing.group or None, call.digest(), standing.policy, expected=expected,
             wait_s=wait_s,
         )  # fmt: skip
+        # Asked again: another owner may have come to the group while we waited.
+        self._check_owners(standing.group or None, standing.policy, circle.peers)
         return msgspec.structs.replace(standing, circle=circle.peers), state
 
+    # ---- leaving
+
     async def leave(self, group: GroupId | None, name: str) -> None:
-        """Take part no longer; the states here go."""
+        """Take part no longer; the states here go, and what this machine promised stays.
+
+        Raises:
+            RoundError: `unknown`.
+        """
         federation = self.find(group, name)
-        federation.scope.cancel()
-        del self._live[federation.ident]
-        await federation.store.forget()
+        async with self._alone(federation.ident):
+            if self._live.get(federation.ident) is not federation:
+                return  # somebody else was faster
+            federation.scope.cancel()
+            with trio.CancelScope(shield=True):
+                # It may be writing a round: what is forgotten before that would come back.
+                await federation.left.wait()
+                await federation.store.forget()
+                del self._live[federation.ident]
 
     # ---- others
 
-    def where(self, peer: PeerId, knock: Knock) -> Where:
+    def where(self, peer: PeerId, knock: Knock) -> Answer:
         """Where a federation is here, for a member that asks."""
         federation = self._live.get(knock.federation)
-        if federation is None:
-            return NOWHERE
-        group = federation.standing.group or None
-        if self._mesh.trust(peer, group) == "none":
-            return NOWHERE
-        return federation.where(bytes(peer))
+        return NOWHERE if federation is None else federation.where(bytes(peer))
 
 
-def _votes(answers: Mapping[bytes, Where], wanted: Where) -> int:
-    return sum(one == wanted for one in answers.values())
+def model_federation(group: bytes, name: str) -> bytes:
+    """Id of a model's federation."""
+    return federation_id(group, name)
+
+
+def resolved_rule(policy: Policy) -> str:
+    """The rule that all rounds of a federation use."""
+    return rules.resolve(cast("rules.Rule", policy.rule), root_data=policy.root_data is not None)

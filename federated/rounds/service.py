@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from federated.errors import RoundError
+from federated.rounds.faults import line_of
 from federated.rounds.history import History, any_federation
 from federated.rounds.knocking import KNOCK, NOWHERE
 from federated.rounds.meet import Meetings
+from federated.rounds.owners import owners_among
 from federated.rounds.post import Post
+from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import Policy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import numpy as np
@@ -32,10 +36,9 @@ if TYPE_CHECKING:
 
     from federated.rounds.history import RoundReport
     from federated.rounds.host import Hosts
-    from federated.rounds.knocking import Knock, Where
+    from federated.rounds.knocking import Answer, Knock
     from federated.rounds.models import Models
     from federated.rounds.protocol.meeting import Circle
-    from federated.rounds.protocol.orders import Tell
     from federated.rounds.sums import SumRound
     from federated.rounds.workshop import Check
     from federated.seams import Db, GroupId, Mesh
@@ -187,7 +190,8 @@ class Rounds:
                 self._mesh, self._db, self._env, self.offload, self._folder, self._post,
                 self._meetings, self.history, self._tell,
             )  # fmt: skip
-            await self._nursery.start(self._models.run)
+            # Not `start`: the call that needed it first may be cancelled, others wait for it, too.
+            self._nursery.start_soon(self._models.run)
         await self._models.ready.wait()
         return self._models
 
@@ -200,11 +204,11 @@ class Rounds:
         if self._hosts is None:
             pool = Pool(self._env, self.offload, self.pool_socket)
             self._hosts = Hosts(pool, self.offload)
-            await self._nursery.start(self._hosts.run)
+            self._nursery.start_soon(self._hosts.run)
         await self._hosts.ready.wait()
         return self._hosts
 
-    async def _on_knock(self, caller: Caller, knock: Knock, _: CallStream) -> Where:
+    async def _on_knock(self, caller: Caller, knock: Knock, _: CallStream) -> Answer:
         return NOWHERE if self._models is None else self._models.where(caller.peer, knock)
 
     def on_event(self, fn: OnRound) -> None:
@@ -248,10 +252,12 @@ class Rounds:
                 f"there are {others + 1} machines here, {max(ask.expected, policy.min_peers)} are"
                 " needed: `covey peers list` shows them, `covey invite` adds one",
             )
-        self._check_owners(ask)
+        self._check_owners(ask, map(bytes, self._mesh.members(ask.group)))
         circle = await self._meetings.meet(
             ask.group, ask.question, policy, expected=ask.expected, wait_s=ask.wait_s
         )
+        # Asked again: another owner may have come to the group while we waited.
+        self._check_owners(ask, circle.peers)
         return Among(self, ask, policy, circle)
 
     async def total_among(
@@ -270,20 +276,26 @@ class Rounds:
         under_way = SumRound(setting, ask, self._post, self._env, self.offload, self._tell)
         self._nursery.start_soon(self._drive, under_way)
         report, decided = await under_way.outcome(vector)
-        await self.history.add(report)
+        await self._note(report)
         if not decided:
             raise under_way.refusal(report)
         peers = sum(member.status == "included" for member in report.members)
         return Total(vector=await under_way.whole(), peers=peers, report=report)
 
-    def _check_owners(self, ask: Ask) -> None:
+    async def _note(self, report: RoundReport) -> None:
+        """The history is for people: no sum is lost because it cannot be noted."""
+        try:
+            await self.history.add(report)
+        except Exception:
+            log.exception("round_not_noted")
+
+    def _check_owners(self, ask: Ask, peers: Iterable[bytes]) -> None:
         """Refuse before anything leaves what would show one owner's data to another.
 
         Raises:
             RoundError: `plain_refused`.
         """
-        members = [self._mesh.id, *self._mesh.members(ask.group)]
-        owners = {self._mesh.owner(peer, ask.group) for peer in members}
+        owners = owners_among(self._mesh, ask.group, peers)
         if len(owners) > 1 and not ask.allow_plain and not ask.private:
             raise RoundError(
                 "plain_refused",
@@ -296,5 +308,8 @@ class Rounds:
         self._present += 1
         try:
             await under_way.drive()
+        except Exception as error:  # a supervisor: a sum's fault ends that sum
+            log.exception("round_fault")
+            self._tell(under_way.ident, Tell("round.fault", line_of(error)))
         finally:
             self._present -= 1

@@ -83,14 +83,24 @@ def map_state(path: Path) -> dict[str, Array]:
         DecodeError: not a tensor file of ours.
         OSError: there is none, or it cannot be read.
     """
+    data = memoryview(map_file(path))
+    return safetensors.view(data, safetensors.read_header_untrusted(data))
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A state's file as it lies there, mapped.
+
+    Raises:
+        DecodeError: empty, too large, or no regular file.
+        OSError: there is none, or it cannot be read.
+    """
     descriptor, size = _open(path)
     try:
         if size == 0:  # there is no empty map
             raise DecodeError("tensor file: shorter than its header's length")
-        data = memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)
-    return safetensors.view(data, safetensors.read_header_untrusted(data))
 
 
 def load_state(path: Path) -> dict[str, Array]:

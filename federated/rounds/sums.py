@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from federated.errors import RoundError
+from federated.rounds.faults import line_of
 from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
@@ -83,37 +84,52 @@ class SumRound:
         self._env = env
         self._offload = offload
         self._tell = tell
-        self._ident = setting.federation.hex()[:32]
+        self.ident = setting.federation.hex()[:32]
         self._scope = trio.CancelScope()
         self._workshop = Workshop(owners=dict(setting.owners), check=ask.check)
         machine = Machine(setting, link_of(post, setting))
         self._seat = RoundSeat(
             setting, machine, self._workshop, post, env, offload, NoKeeper(),
-            lambda told: tell(self._ident, told),
+            lambda told: tell(self.ident, told),
         )  # fmt: skip
 
     async def drive(self) -> None:
-        """Take part, and a while longer for members that have not heard of the decision."""
-        with self._scope:
-            await self._seat.run()
+        """Take part, and a while longer for members that have not heard of the decision.
+
+        Raises:
+            Exception: a fault on this side; who waits for the outcome is told, too.
+        """
+        try:
+            with self._scope:
+                await self._seat.run()
+        except Exception as error:
+            if self._seat.outcome.decided is None:
+                self._seat.outcome.failure = RoundError("timeout", f"a fault: {line_of(error)}")
+            self._seat.outcome.finished.set()
+            raise
 
     async def outcome(self, vector: NDArray[np.float64]) -> tuple[RoundReport, bool]:
         """Bring a vector and wait, while `drive` runs; what to note, and whether there is a sum."""
         began = self._env.now()
         self._seat.submit(Update(1.0), vector)
-        with trio.move_on_after(self._ask.timeout_s):
-            await self._seat.outcome.finished.wait()
+        try:
+            with trio.move_on_after(self._ask.timeout_s):
+                await self._seat.outcome.finished.wait()
+        except trio.Cancelled:
+            # Nobody wants the answer any more: its round takes a place, and ends with it.
+            self._scope.cancel()
+            raise
         report = report_of(
             self._env, self._setting, self._seat, began, kind=self._ask.kind, name=self._ask.name,
-            group=self._ask.group or b"", ident=self._ident, limit_s=self._ask.timeout_s,
+            group=self._ask.group or b"", ident=self.ident, limit_s=self._ask.timeout_s,
         )  # fmt: skip
         decided = self._seat.outcome.decided is not None
         if decided:
             self._scope.deadline = trio.current_time() + LINGER_S
-            self._tell(self._ident, Tell("round.applied", f"{len(report.members)} members"))
+            self._tell(self.ident, Tell("round.applied", f"{len(report.members)} members"))
         else:
             self._scope.cancel()
-            self._tell(self._ident, Tell("round.failed", report.reason))
+            self._tell(self.ident, Tell("round.failed", report.reason))
         return report, decided
 
     def refusal(self, report: RoundReport) -> RoundError:
