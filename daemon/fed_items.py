@@ -96,6 +96,8 @@ async def converse(among: Among, talk: Talk[TopK], offload: Offload) -> tuple[To
     return step.value, sums
 
 
-def _included(among: Among, total: Total) -> frozenset[int]:
+def _included(among: Among, total: Total) -> frozenset[int] | None:
+    if not total.report.members:
+        return None
     included = {one.peer for one in total.report.members if one.status == "included"}
     return frozenset(place for place, peer in enumerate(among.peers) if peer.hex() in included)

@@ -91,7 +91,8 @@ def _show(answer: dict[str, Json], *, quiet: bool) -> None:
         if one.get("status") == "included"
     )
     records = int(out.number(found.get("records")))
-    out.say(f"{records:,} items of {len(names)} machines: {', '.join(names)}")
+    peers = int(out.number(found.get("peers")))
+    out.say(f"{records:,} items of {peers} machines{': ' if names else ''}{', '.join(names)}")
     out.say(_promise(found, noisy=noisy))
     if not quiet:
         _notes(answer, found, items, sd)

@@ -6,9 +6,12 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, cast
 
+import msgspec
 import numpy as np
 import pytest
 
+from daemon.cli.client import CliError
+from daemon.fed_client import Statistics
 from tests.helpers.daemons import Home, joined_homes
 
 if TYPE_CHECKING:
@@ -62,6 +65,10 @@ def everywhere(homes: Sequence[Home], *commands: Sequence[str]) -> list[dict[str
 
 def top_of(answer: dict[str, Json]) -> dict[str, Json]:
     return cast("dict[str, Json]", answer["top_k"])
+
+
+def socket_of(home: Home) -> str:
+    return cast("dict[str, str]", home.json("paths"))["socket"]
 
 
 def near(found: dict[str, Json], counts: Counter[str]) -> None:
@@ -124,6 +131,32 @@ def test_plain_counts_are_exact(
         assert top_of(answer)["epsilon"] == 0
 
 
+def test_a_program_asks_the_same_and_meets_the_command(
+    three: tuple[Home, ...], files: tuple[list[Path], Counter[str]], tmp_path: Path
+) -> None:
+    paths, _ = files
+    command = ["fed", "topk", str(paths[0]), "-k", "2", "--mode", "plain", "--peers", "2"]
+    running = three[0].popen(*command, "--json")
+    with Statistics.open(socket_of(three[1])) as everybody:
+        found = everybody.top_k(paths[1].read_text().split(), k=2, mode="plain", expected=2)
+        info = everybody.round
+        assert info is not None
+        assert info.kind == "top_k"
+        with pytest.raises(CliError) as caught:
+            everybody.top_k(["apple"], mode="central")
+        assert caught.value.name == "refused"
+    printed, _ = running.communicate(timeout=60)
+    assert json.loads(printed)["top_k"]["items"] == list(msgspec.to_builtins(found.items))
+    both = Counter((paths[0].read_text() + paths[1].read_text()).split())
+    assert [(one.item, one.count) for one in found.items] == both.most_common(2)
+    numbers = tmp_path / "numbers.txt"
+    numbers.write_text("1\n2\n")
+    running = three[0].popen("fed", "mean", str(numbers), "--peers", "2", "--json")
+    with Statistics.open(socket_of(three[1])) as everybody:
+        assert everybody.mean(np.array([3, 6]), expected=2).value == 3
+    assert running.communicate(timeout=60)[0]
+
+
 def test_what_cannot_be_kept_or_answered_is_refused(
     three: tuple[Home, ...], tmp_path: Path
 ) -> None:
@@ -139,5 +172,5 @@ def test_what_cannot_be_kept_or_answered_is_refused(
     assert "epsilon" in refused.stderr
     running = [home.popen("fed", "topk", str(path), "--peers", "2") for home in three[:2]]
     problems = [process.communicate(timeout=60)[1] for process in running]
-    assert [process.returncode for process in running] == [75, 75]
+    assert [process.returncode for process in running] == [6, 6]
     assert all("say nothing at epsilon 4" in problem for problem in problems)

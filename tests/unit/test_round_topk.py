@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from federated.errors import UsageError
+from federated.errors import RoundError, UsageError
 from federated.rounds.statistics import heavy_hitters as hh
 from federated.rounds.statistics.items import ITEM_CHARS_MAX, Letters, Vocabulary
 from federated.rounds.statistics.plain_items import TEXT_BYTES_MAX, PlainItems, code_of
@@ -105,7 +105,7 @@ def test_what_could_say_nothing_ends_before_a_report_leaves() -> None:
     first = advance(talk, None)
     assert isinstance(first, Sum)
     assert np.count_nonzero(first.vector) == 2, "a marker, and how many records"
-    with pytest.raises(UsageError, match="say nothing at epsilon 1"):
+    with pytest.raises(RoundError, match="say nothing at epsilon 1"):
         private([["apple"] * 500] * 3, coding, 5, 1.0)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from federated.errors import UsageError
+from federated.errors import RoundError, UsageError
 from federated.rounds.statistics import heavy_hitters as hh
 from federated.rounds.statistics.answers import TopItem, TopK
 from federated.rounds.statistics.items import other_of
@@ -135,7 +135,8 @@ class PrivateItems:
         """Find the items with the others.
 
         Raises:
-            UsageError: too few records, or a member that does not follow the rules.
+            RoundError: `too_few`: so many records can say nothing.
+            UsageError: a member that does not follow the rules.
         """
         return _Conversation(
             self._coding, self._search, table, self._reports, self._own, self._known.others
@@ -180,7 +181,10 @@ class _Conversation:
             return "" if 1 <= head[0] <= ITEMS_MAX else f"more than {ITEMS_MAX:,} items, or none"
 
         rows = yield from self.table.exchange(b"records", mine, np.zeros(0), fault)
-        hh.smallest_share(self.search, int(rows[:, 0].sum()))
+        try:
+            hh.smallest_share(self.search, int(rows[:, 0].sum()))
+        except UsageError as error:
+            raise RoundError("too_few", f"{error}; no report has left") from None
         return rows[:, 0]
 
     def _level(self, level: int, candidates: U64, records: F64, *, chosen: bool) -> Talk[F64]:

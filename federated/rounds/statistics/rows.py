@@ -52,11 +52,12 @@ class Heard:
 
     Attributes:
         vector: float64[n].
-        included: places of the members whose vectors are in it.
+        included: places of the members whose vectors are in it, as its coordinator says; None: a
+            member that came late has not heard.
     """
 
     vector: F64
-    included: frozenset[int]
+    included: frozenset[int] | None
 
 
 T = TypeVar("T")
@@ -168,25 +169,25 @@ class _Piece:
         Raises:
             UsageError: naming the member whose row is missing or cannot be.
         """
-        names = self._table.names
-        rows = heard.vector.reshape(len(names), self._width)
+        rows = heard.vector.reshape(len(self._table.names), self._width)
         filled = frozenset(np.flatnonzero((rows != 0).any(axis=1)).tolist())
-        liars = sorted(heard.included - filled)
-        others = sorted(place for place in filled if rows[place, 0] != self._marker)
-        others += sorted(filled - heard.included)
-        if liars or others:
-            whose = _listed([f"{name}'s" for name in names], others) or "no"
-            raise UsageError(
-                f"{_listed(names, liars) or 'somebody'} filled {whose} row instead of its own:"
-                " nothing is made of that; ask again without it"
-            )
+        included = filled if heard.included is None else heard.included
+        wrong = {place for place in filled if rows[place, 0] != self._marker} | filled - included
+        if wrong:
+            # Whose own row is empty although its vector is in the sum filled another one.
+            self._refuse_filling(sorted(included - filled), sorted(wrong))
         for place in sorted(filled):
             self._table.refuse(place, self._row_fault(place, rows[place]))
         return rows
 
-
-def _listed(names: Sequence[str], places: Sequence[int]) -> str:
-    return " and ".join(names[place] for place in dict.fromkeys(places))
+    def _refuse_filling(self, liars: Sequence[int], others: Sequence[int]) -> None:
+        names = self._table.names
+        who = " and ".join(names[place] for place in liars) or "somebody"
+        whose = " and ".join(f"{names[place]}'s" for place in others)
+        raise UsageError(
+            f"{who} filled {whose} row instead of its own: nothing is made of that; ask again"
+            " without it"
+        )
 
 
 @dataclass(frozen=True)
