@@ -129,5 +129,10 @@ def _notes(
             f"{out.text(one.get('machine'))}: {out.text(one.get('status'))},"
             f" {out.text(one.get('reason'))}"
         )
+    if out.text(found.get("mode")) != "plain":
+        out.note(
+            "asked again, these records have the same noise; changed, or with another --epsilon or"
+            " --vocabulary, they cost epsilon again"
+        )
     ident = out.text(out.mapping(answer.get("round")).get("id"))
     out.note(f"`covey fed explain {ident[:8]}` shows how it came about")

@@ -11,7 +11,7 @@ import pytest
 
 from daemon.cli import fed_input
 from daemon.cli.client import CliError
-from daemon.cli.fed_input import read_numbers
+from daemon.cli.fed_input import read_items, read_numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -191,3 +191,52 @@ def test_columns_of_an_array_are_refused_not_ignored(tmp_path: Path) -> None:
     for column, weight in (("1", None), (None, "2")):
         with pytest.raises(CliError, match="are for tables"):
             read_numbers(str(tmp_path / "a.npy"), column, weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "wanted"),
+    [
+        ("red\n\n  dark blue \nred\r\n", None, ["red", "dark blue", "red"]),
+        ("\ufeffa,b\nc\n", None, ["a,b", "c"]),
+        ('page,n\n"/a,b",1\n/c,2\n,3\n', "page", ["/a,b", "/c"]),
+        ("page,n\n/a,1\n", "1", ["/a"]),
+        ('{"page": "/a"}\n{"page": null}\n{"page": 7}\n', "page", ["/a", "7"]),
+    ],
+)
+def test_items_are_lines_or_the_cells_of_a_column(
+    tmp_path: Path, content: str, column: str | None, wanted: list[str]
+) -> None:
+    path = tmp_path / "items.csv"
+    path.write_bytes(content.encode())
+    assert read_items(str(path), column) == wanted
+
+
+def test_items_come_from_standard_input_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
+    assert read_items("-", None) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "match"),
+    [
+        (b"\n \n", None, "no items"),
+        (b"page\n", "page", "no items in that column"),
+        (b"page\n/a\n", "pages", "no column 'pages'"),
+        (b"\xff\xfe", None, "no text"),
+        (b"a\n" * 4, None, "more than 3 items"),
+    ],
+)
+def test_what_holds_no_items_or_too_many_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, column: str | None, match: str
+) -> None:
+    monkeypatch.setattr(fed_input, "ITEMS_MAX", 3)
+    path = tmp_path / "items.csv"
+    path.write_bytes(content)
+    with pytest.raises(CliError, match=match):
+        read_items(str(path), column)
+
+
+def test_a_missing_file_of_items_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CliError, match="cannot be read") as caught:
+        read_items(str(tmp_path / "none"), None)
+    assert caught.value.exit_code == 4

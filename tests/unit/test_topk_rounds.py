@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 WORDS = ("apple", "bread", "cheese", "dates", "eggs", "flour")
 SHARES = np.array([0.40, 0.25, 0.15, 0.10, 0.06, 0.04])
-MANY = tuple(f"spare {number}" for number in range(5_000))
+MANY = tuple(f"spare {number}" for number in range(2_500))
 """Enough for two levels: the records, both levels and the final candidates are four sums."""
 
 

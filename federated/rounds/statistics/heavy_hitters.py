@@ -51,8 +51,10 @@ GRADE: Final = 4.0
 REPORTS_MIN: Final = 1000
 """A level with fewer says nothing at any epsilon that protects anybody. Guess."""
 K_MAX: Final = 1000
-CANDIDATES_MAX: Final = 4096
-"""At a level, where fewer levels would give each of them more reports. Guess: a second's work."""
+K_USUAL: Final = 20
+CANDIDATES_MAX: Final = 2_560
+"""At a level, where fewer levels would give each more reports. Guess: a second or two for the most
+records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,11 +424,14 @@ def smallest_share(search: Search, records: int) -> float:
     return share
 
 
-def levels_for(bits: int, k: int) -> int:
-    """How many levels codes are looked for in: few, so that each has many reports; 5 at most."""
+def levels_for(bits: int) -> int:
+    """How many levels codes are looked for in: few, so that each has many reports; 5 at most.
+
+    Not by k: reports that were drawn for one k must do for any other.
+    """
     for levels in range(1, LEVELS):
-        step = -(-bits // levels)
-        if (1 << step) * (1 if levels == 1 else 2 * k) <= CANDIDATES_MAX:
+        parents = 1 if levels == 1 else 2 * K_USUAL
+        if parents << -(-bits // levels) <= CANDIDATES_MAX:
             return levels
     return min(LEVELS, bits)
 

@@ -81,7 +81,7 @@ def search_for(coding: Coding, k: int, epsilon: float) -> Search:
     """
     if k > coding.limit:
         raise UsageError(f"k: the vocabulary has {coding.limit} items")
-    levels = hh.levels_for(coding.bits, max(1, k))
+    levels = hh.levels_for(coding.bits)
     return hh.Search(bits=coding.bits, k=k, epsilon=epsilon, levels=levels, limit=coding.limit)
 
 
