@@ -1,30 +1,25 @@
-"""The most frequent words of private text: six people, each word reported once, with noise.
+"""The most frequent words of private text: four people's machines, each word reported with noise.
 
 Run: python examples/top_words.py [FILE] [--epsilon 4] [-k 10]
-The file's words (default: this project's documents) are dealt out to six people. Each word leaves
-its owner as one report that says little about it: whoever sees all reports can hardly tell what any
-one word was. Beside what was found stands what is true, which only this example can see.
+The file's words (default: this project's documents) are dealt out to four people, each with a daemon
+of their own. Each word leaves its owner as one report that says little about it: whoever sees all
+that travels can hardly tell what any one word was. Beside what was found stands what is true, which
+only this example can see.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
+from machines import machines
 
-from federated.rounds.statistics.heavy_hitters import (
-    Reports,
-    Search,
-    smallest_share,
-    top_k_locally,
-)
-from federated.rounds.statistics.items import Letters
+from daemon.fed_client import Statistics
 
-PEOPLE = 6
+PEOPLE = ("ann", "ben", "cleo", "dan")
 COPIES = 4  # as if each text were four: the noise needs many reports
 
 
@@ -38,31 +33,33 @@ def words_of(path):
     return re.findall("[a-z]{4,}", " ".join(texts).lower()) * COPIES
 
 
+def ask(machine, words, args):
+    """What each of them does: ask the same question with their own words."""
+    with Statistics.open(str(machine.home / "run" / "daemon.sock")) as everybody:
+        return everybody.top_k(
+            words, k=args.k, epsilon=args.epsilon, group="readers", expected=len(PEOPLE)
+        )
+
+
 def main():
-    """Report, look, compare."""
+    """Start four people's machines, ask, compare."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", nargs="?", help="a text (default: this project's documents)")
     parser.add_argument("--epsilon", type=float, default=4.0, help="what a report may cost (4)")
     parser.add_argument("-k", type=int, default=10, help="how many words (10)")
-    parser.add_argument("--seed", type=int, help="the same noise each time, for a comparison")
     args = parser.parse_args()
-    system = random.SystemRandom().randbytes
-    source = system if args.seed is None else np.random.default_rng(args.seed).bytes
     words = words_of(args.file)
-    letters = Letters()
-    search = Search(bits=letters.bits, k=args.k, epsilon=args.epsilon)
-    share = smallest_share(search, len(words) // PEOPLE)
-    print(
-        f"{len(words):,} words of {PEOPLE} people; a word of one of them is seen above {share:.1%}"
-    )
-    people = [words[index::PEOPLE] for index in range(PEOPLE)]
-    hits = top_k_locally(search, [Reports(search, letters.encode(w), source) for w in people])
+    with machines(*PEOPLE, group="readers") as people, ThreadPoolExecutor() as pool:
+        shares = [words[place :: len(PEOPLE)] for place in range(len(PEOPLE))]
+        answers = list(pool.map(ask, people, shares, [args] * len(PEOPLE)))
+    found = answers[0]
+    print(f"{found.records:,} words of {found.peers} people, {found.mechanism}")
     true = collections.Counter(word[:6] for word in words).most_common(args.k)
-    print(f"{'found':<10}{'about':>8}      {'true':<10}{'count':>8}")
-    for hit, (word, count) in zip(hits, true, strict=False):
-        mark = "" if hit.sure else " ?"
-        print(f"{letters.decode(hit.code):<10}{hit.count:>8.0f}{mark:<2}    {word:<10}{count:>8}")
-    both = {letters.decode(hit.code) for hit in hits} & {word for word, _ in true}
+    print(f"{'found':<10}{'about':>8}{'+-':>6}    {'true':<10}{'count':>8}")
+    for one, (word, count) in zip(found.items, true, strict=False):
+        mark = "" if one.sure else "?"
+        print(f"{one.item:<10}{one.count:>8.0f}{one.sd:>6.0f} {mark:<2} {word:<10}{count:>8}")
+    both = {one.item for one in found.items} & {word for word, _ in true}
     print(f"{len(both)} of {args.k} are right, at epsilon {args.epsilon:g}")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.cli.client import CliError
 from daemon.fed_client import Statistics
-from tests.helpers.daemons import Home, joined_homes
+from tests.helpers.daemons import Home, connected_peers, joined_homes, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,3 +174,27 @@ def test_what_cannot_be_kept_or_answered_is_refused(
     problems = [process.communicate(timeout=60)[1] for process in running]
     assert [process.returncode for process in running] == [6, 6]
     assert all("say nothing at epsilon 4" in problem for problem in problems)
+
+
+@pytest.mark.slow
+def test_one_of_three_is_killed_on_the_way_and_the_others_agree(
+    three: tuple[Home, ...], files: tuple[list[Path], Counter[str]]
+) -> None:
+    paths, _ = files
+    three[2].stop()
+    three[2].up(COVEY_TEST_FAULT="round.prepare:3")
+    wait_until("it is back", lambda: connected_peers(three[0]) == 2)
+    commands = [["fed", "topk", str(path), "-k", "2", "--peers", "3"] for path in paths]
+    victim = three[2].popen(*commands[2], "--no-autostart")
+    found = everywhere(three[:2], *commands[:2])
+    victim.communicate(timeout=60)
+    assert three[2].pid is None
+    assert top_of(found[0]) == top_of(found[1])
+    assert names_of(top_of(found[0])) == WORDS[:2]
+    assert top_of(found[0])["records"] in {2 * RECORDS, 3 * RECORDS}
+    both = Counter((paths[0].read_text() + paths[1].read_text()).split())
+    if top_of(found[0])["records"] == 2 * RECORDS:
+        near(top_of(found[0]), both)
+    left_out = cast("list[dict[str, Json]]", found[0]["left_out"])
+    assert {one["machine"] for one in left_out} == {"three"}
+    three[2].up()

@@ -12,7 +12,6 @@ from federated.rounds.statistics.heavy_hitters import (
     Reports,
     Search,
     best,
-    check_mode,
     final_candidates,
     own_top,
     ranked,
@@ -133,11 +132,6 @@ def test_what_cannot_answer_is_said_before_anything_leaves() -> None:
     with pytest.raises(UsageError, match="say nothing"):
         smallest_share(SEARCH, 900)
     assert 0 < smallest_share(SEARCH, 50_000) < smallest_share(SEARCH, 10_000) < 1
-    with pytest.raises(UsageError, match="ledger"):
-        check_mode("ddp", 1.0)
-    with pytest.raises(UsageError, match="epsilon"):
-        check_mode("auto", None)
-    assert check_mode("auto", 2.0) == "ldp"
     for fields in ({"k": 0}, {"epsilon": 0.0}, {"levels": 31}, {"bits": 63}):
         with pytest.raises(UsageError):
             Search(**{"bits": 30, "k": 5, "epsilon": 2.0, "levels": 5, **fields})  # type: ignore[arg-type]

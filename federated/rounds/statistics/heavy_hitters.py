@@ -434,23 +434,3 @@ def levels_for(bits: int) -> int:
         if parents << -(-bits // levels) <= CANDIDATES_MAX:
             return levels
     return min(LEVELS, bits)
-
-
-def check_mode(mode: str, epsilon: float | None) -> str:
-    """The mode that is meant.
-
-    Raises:
-        UsageError: one that does not exist yet, and why.
-    """
-    if mode == "auto":
-        mode = "ldp"
-    if mode == "ddp":
-        raise UsageError(
-            "ddp (noise shared between members) is refused until a ledger charges for it: use ldp,"
-            " where each record's report is private by itself"
-        )
-    if mode not in {"ldp", "tap"}:
-        raise UsageError("mode: auto, ldp or tap")
-    if epsilon is None:
-        raise UsageError("epsilon: say what a record's report may cost, such as 2")
-    return mode
