@@ -1,4 +1,4 @@
-"""Five real daemons train a model together: one lies, one is killed and comes back."""
+"""Five real daemons train together: one lies, one is killed, restarted and catches up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from federated.rounds.statefile import load_state
-from tests.helpers.daemons import connected_peers, joined_homes, wait_until
+from tests.helpers.daemons import joined_homes, wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
     from tests.helpers.daemons import Home
 
-ROUNDS = 6
+ROUNDS = 8
+KILLED_AT, BACK_AT = 3, 5
+"""Rounds in which all wait for a file, so that kill and restart have their place in training."""
 
 # A linear model that each member pulls towards its own corner of one common truth.
 MODULE = """
-import os
+import os, time
 import numpy as np
 
 TRUTH = np.linspace(-1, 1, 400, dtype=np.float32)
 ME = int(os.environ["MEMBER"])
+calls = 0
 
 
 def initial():
@@ -36,6 +39,10 @@ def initial():
 
 
 def train(state):
+    global calls
+    calls += 1
+    while str(calls) in os.environ["HOLDS"] and not os.path.exists(f"{os.environ['GO']}-{calls}"):
+        time.sleep(0.01)
     rng = np.random.default_rng(ME)
     aim = TRUTH + rng.normal(0, 0.05, 400).astype(np.float32)
     if ME == 4:
@@ -52,46 +59,68 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ...]]
         yield homes
 
 
-def start(home: Home, member: int, rounds: int, *more: str) -> subprocess.Popen[str]:
+def start(home: Home, member: int, go: Path) -> subprocess.Popen[str]:
     (home.work / "mymodel.py").write_text(textwrap.dedent(MODULE))
-    words = ("fed", "run", "mymodel:train", "line", "--rounds", str(rounds), "--json", *more)
-    return home.popen(*words, env={"MEMBER": str(member)})
+    words = ("fed", "run", "mymodel:train", "line", "--rounds", str(ROUNDS), "--json")
+    policy = ("--peers", "5", "--deadline", "10", "--codec", "f32")
+    env = {"MEMBER": str(member), "HOLDS": f"{KILLED_AT} {BACK_AT}", "GO": str(go)}
+    return home.popen(*words, *policy, env=env)
 
 
 def model(home: Home) -> dict[str, Json]:
     return cast("list[dict[str, Json]]", home.json("fed", "status"))[0]
 
 
-@pytest.mark.slow
-def test_five_train_while_one_lies_and_one_is_killed(five: tuple[Home, ...]) -> None:
-    tail = ("--peers", "5", "--deadline", "10", "--codec", "f32")
-    running = [start(home, index, ROUNDS, *tail) for index, home in enumerate(five)]
-    wait_until(
-        "the second round is applied",
-        lambda: bool(five[0].json("fed", "status")) and int(str(model(five[0])["round"])) >= 2,
-    )
-    five[3].kill()
-    done = []
-    for index in (0, 1, 2, 4):
-        printed, problem = running[index].communicate(timeout=170)
-        assert running[index].returncode == 0, problem
-        done.append(json.loads(printed))
-    running[3].kill()
-    running[3].communicate()
-    assert len({one["root"] for one in done}) == 1
-    truth = np.linspace(-1, 1, 400, dtype=np.float32)
-    reached = np.asarray(load_state(_path(done[0]))["w"])
-    # The liar alone pulls fifty times as far, to the other side.
-    assert np.mean((reached - truth) ** 2) < 0.5 * np.mean(truth**2)
-    assert np.corrcoef(reached, truth)[0, 1] > 0.9
-    last = cast("list[dict[str, Json]]", five[0].json("fed", "history", "--name", "line"))
-    fates = [
-        (str(member["machine"]), str(member["status"]))
-        for one in last
-        for member in cast("list[dict[str, Json]]", one["members"])
-    ]
-    assert ("liar", "rejected") in fates
+def reached(home: Home) -> int:
+    models = cast("list[dict[str, Json]]", home.json("fed", "status"))
+    return int(str(models[0]["round"])) if models else -1
 
+
+def fates_of(home: Home) -> dict[tuple[int, str], str]:
+    """How each machine fared, by round and name."""
+    rounds = cast("list[dict[str, Json]]", home.json("fed", "history", "--name", "line"))
+    return {
+        (int(str(one["number"])), str(member["machine"])): str(member["status"])
+        for one in rounds
+        for member in cast("list[dict[str, Json]]", one["members"])
+    }
+
+
+@pytest.mark.slow
+def test_five_train_while_one_lies_and_one_is_killed_and_restarted(
+    five: tuple[Home, ...], tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    running = [start(home, index, go) for index, home in enumerate(five)]
+    wait_until("they train", lambda: {reached(home) for home in five} == {KILLED_AT - 1})
+    five[3].kill()
+    Path(f"{go}-{KILLED_AT}").touch()
+    wait_until("the others go on", lambda: reached(five[0]) == BACK_AT - 1)
+    five[3].up()
+    wait_until("it caught up", lambda: reached(five[3]) == BACK_AT - 1)
+    assert model(five[3])["root"] == model(five[0])["root"]
+    Path(f"{go}-{BACK_AT}").touch()
+    done = []
+    for process in running:
+        printed, problem = process.communicate(timeout=170)
+        assert process.returncode == 0, problem
+        done.append(json.loads(printed))
+    assert [one["round"] for one in done] == [ROUNDS] * 5
+    assert len({one["root"] for one in done}) == 1
+
+    fates = fates_of(five[0])
+    assert {fates[number, "liar"] for number in range(2, ROUNDS + 1)} == {"rejected"}
+    honest = {fate for (_, machine), fate in fates.items() if machine in {"one", "two", "three"}}
+    assert honest == {"included"}, fates
+    for number in range(KILLED_AT, BACK_AT):
+        assert fates.get((number, "four")) != "included", fates
+    assert fates[ROUNDS, "four"] == "included", fates
+    truth = np.linspace(-1, 1, 400, dtype=np.float32)
+    states = [np.asarray(load_state(Path(str(one["path"])))["w"]) for one in done]
+    assert all(np.array_equal(one, states[0]) for one in states)
+    # The liar alone pulls fifty times as far, to the other side.
+    assert np.mean((states[0] - truth) ** 2) < 0.5 * np.mean(truth**2)
+    assert np.corrcoef(states[0], truth)[0, 1] > 0.9
     page = five[0].work / "line.html"
     shown = five[0].ok("fed", "chart", "line", "--html", str(page))
     figures = cast("dict[str, list[list[float]]]", five[0].json("fed", "chart", "line"))
@@ -99,12 +128,3 @@ def test_five_train_while_one_lies_and_one_is_killed(five: tuple[Home, ...]) -> 
     assert figures["loss"][-1][1] < figures["loss"][0][1]
     assert f"loss: {figures['loss'][-1][1]:.4g} at {ROUNDS}" in shown
     assert "<svg" in page.read_text("utf-8")
-
-    five[3].up()
-    wait_until("it is back", lambda: connected_peers(five[0]) == 4)
-    wait_until("it caught up", lambda: model(five[3])["root"] == model(five[0])["root"])
-    assert np.array_equal(np.asarray(load_state(_path(model(five[3])))["w"]), reached)
-
-
-def _path(answer: dict[str, Json]) -> Path:
-    return Path(str(answer["path"]))
