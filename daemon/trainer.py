@@ -16,7 +16,6 @@ Source: docs/specs/rounds.md s.7.
 from __future__ import annotations
 
 import math
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -24,7 +23,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from daemon.cli import out
-from daemon.cli.client import CliError, NotRunning, open_client
+from daemon.cli.client import CliError, open_client
+from daemon.patience import Patience
 from daemon.trainer_files import OwnFolder
 from federated.errors import UsageError
 from federated.rounds.numeric.tensors import schema_of
@@ -45,10 +45,6 @@ LOOK_S: Final = 2.0
 """How often who watches is told how far a round is."""
 STEP_S: Final = 30.0
 """How long one call waits."""
-BACK_S: Final = 1.0
-"""How often a daemon that went away is looked for."""
-PATIENCE_S: Final = 600.0
-"""How long it is waited for: longer than an upgrade with a restart takes."""
 WEIGHT_MAX: Final = 2.0**53
 
 
@@ -153,10 +149,8 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.name = name
         self._group = group
-        self._until = math.inf if timeout_s is None else time.perf_counter() + timeout_s
-        self._tell = tell
+        self._patience = Patience(tell, timeout_s)
         self._handed: _Handed | None = None
-        self._patient = False
         longest = min(wait_s + 120, math.inf if timeout_s is None else timeout_s)
         open_ = partial(open_client, socket_path=socket_path, timeout_s=longest)
         self._client = open_(autostart=autostart)
@@ -164,11 +158,10 @@ class Trainer:
         self._first(state, {"expected": expected, "wait_s": wait_s, **policy})
         self._client.close()
         self._client = open_(autostart=False)
-        self._patient = True
 
     def _first(self, state: Mapping[str, object] | None, policy: dict[str, Json]) -> None:
         try:
-            self._call("fed.wait", {"timeout_s": 1})
+            self._call_now("fed.wait", {"timeout_s": 1})
         except CliError as error:
             if error.name != "not_found":
                 raise
@@ -178,7 +171,7 @@ class Trainer:
                 ) from None
         else:
             return
-        self._call("fed.join", {"path": str(self._write(state)), **policy})
+        self._call_now("fed.join", {"path": str(self._write(state)), **policy})
 
     def __enter__(self) -> Self:
         return self
@@ -281,10 +274,10 @@ class Trainer:
         self._handed = _Handed(handed.params, self._client.hello)
 
     def _wait(self, after_round: int, timeout_s: float) -> tuple[bool, dict[str, Json]]:
-        left = self._until - time.perf_counter()
-        if left <= 0:
+        left_s = self._patience.left_s
+        if not left_s:
             raise self._over(after_round)
-        params: dict[str, Json] = {"after_round": after_round, "timeout_s": min(timeout_s, left)}
+        params: dict[str, Json] = {"after_round": after_round, "timeout_s": min(timeout_s, left_s)}
         answer = out.mapping(self._call("fed.wait", params))
         return bool(answer.get("applied")), out.mapping(answer.get("model"))
 
@@ -303,31 +296,13 @@ class Trainer:
         return path
 
     def _call(self, name: str, params: dict[str, Json]) -> Json:
-        params = {"name": self.name, **params}
+        return self._patience.call(lambda: self._call_now(name, params))
+
+    def _call_now(self, name: str, params: dict[str, Json]) -> Json:
+        named: dict[str, Json] = {"name": self.name, **params}
         if self._group is not None:
-            params["group"] = self._group
-        began, gone = time.perf_counter(), False
-        while True:
-            try:
-                answer = self._client.call(name, params)
-            except CliError as error:
-                if not self._patient or not _may_come_back(error):
-                    raise
-                if time.perf_counter() > min(began + PATIENCE_S, self._until):
-                    raise
-                if not gone:
-                    self._tell("the daemon is gone; training goes on once it is back: `covey up`")
-                gone = True
-                time.sleep(BACK_S)
-            else:
-                if gone:
-                    self._tell("the daemon is back")
-                return answer
-
-
-def _may_come_back(error: CliError) -> bool:
-    """Whether a daemon is only away: none answers, or it is stopping."""
-    return isinstance(error, NotRunning) or error.name == "draining"
+            named["group"] = self._group
+        return self._client.call(name, named)
 
 
 def _array(name: str, value: object) -> Array:

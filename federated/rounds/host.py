@@ -5,13 +5,15 @@
     await nursery.start(hosts.run)
 
 A lane runs beside its federation: it waits until the expected trainers have handed in their
-updates of the round, submits their weighted mean as this machine's update, and shows the state that
-the round left to whoever waits for it.
+updates of the round, or the round's deadline has passed since the first did; submits their weighted
+mean as this machine's update, and shows the state that the round left to whoever waits for it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from federated.rounds.federation import Federation
     from federated.rounds.numeric.dtypes import F32
     from federated.rounds.pool.lane import Lane
-    from federated.rounds.pool.server import Pool, PoolEvent
+    from federated.rounds.pool.server import Pool
     from p2p.env import Offload
 
 log = logging.getLogger("covey.rounds.host")
@@ -43,14 +45,12 @@ class Host:
         self.lane = lane
         self.trainers = trainers
         self._offload = offload
-        self._folded = 0
+        self._shown = federation.standing.round
         self._change = trio.Event()
 
-    def note(self, event: PoolEvent) -> None:
-        """An event of our lane."""
-        if event.kind == "folded" and event.round == self.federation.standing.round + 1:
-            self._folded += 1
-            self._change.set()
+    def note(self) -> None:
+        """Something came to our lane."""
+        self._change.set()
 
     async def run(self) -> None:
         """Collect and show, until the federation is left."""
@@ -63,21 +63,32 @@ class Host:
             self.lane.close()
 
     async def _one_round(self) -> None:
-        number = self.federation.standing.round + 1
-        while self.lane.rounds.next_round < number:  # rounds that passed without us
-            await self.lane.folded(self.lane.rounds.next_round)
+        number = await self._show()
         await self._enough(number)
-        await self._hand_in(number)
-        standing = await self.federation.wait(number - 1)
-        self._folded = 0
-        state = await self._offload.run(self._flat)
-        if standing.round >= number:
-            while self.lane.rounds.next_round <= standing.round:
+        if await self._hand_in(number):
+            await self.federation.wait(number - 1)
+        else:
+            self.lane.abort(number)  # its trainers begin it again
+
+    async def _show(self) -> int:
+        """Close the rounds that are over and show what they left; the round to collect now."""
+        while True:
+            number = self.federation.standing.round
+            while self.lane.rounds.next_round <= number:
                 await self.lane.folded(self.lane.rounds.next_round)
-            await self.lane.publish(standing.round, state)
+            if number == self._shown:
+                return number + 1
+            try:
+                state = await self._offload.run(partial(self._flat, number))
+            except FileNotFoundError:
+                if number == self.federation.standing.round:
+                    raise
+                continue  # others went on meanwhile, and the state is not kept any more
+            await self.lane.publish(number, state)
+            self._shown = number
 
     async def _enough(self, number: int) -> None:
-        """Wait for the trainers, or for the round to end without them."""
+        """Wait for the trainers, or for the round's end or deadline without some of them."""
         async with trio.open_nursery() as nursery:
 
             async def ended() -> None:
@@ -85,30 +96,41 @@ class Host:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(ended)
-            while self._folded < self.trainers:
+            while (count := self.lane.rounds.folded(number)) < self.trainers:
+                if count and nursery.cancel_scope.deadline == math.inf:
+                    # One that died may not come back: the others' updates must not wait for ever.
+                    nursery.cancel_scope.deadline = trio.current_time() + self._deadline_s()
                 await self._change.wait()
                 self._change = trio.Event()
             nursery.cancel_scope.cancel()
 
-    async def _hand_in(self, number: int) -> None:
+    def _deadline_s(self) -> float:
+        federation = self.federation
+        return federation.deadline_s or federation.standing.policy.first_deadline_s
+
+    async def _hand_in(self, number: int) -> bool:
+        """Close the round and submit its mean; False: the sum is of no use."""
         folded = await self.lane.folded(number)
         if folded.count == 0:
-            return
+            return True
         if not folded.finite:
             log.warning("host_sum_not_finite", extra={"f": {"round": number}})
-            return
+            return False
         # A copy: the segment is shown again as the result while this may still be fetched.
         update = await self._offload.run(lambda: folded.mean().copy())
         try:
             metrics = {"trainers": float(folded.count)}
             await self.federation.submit(number - 1, update, folded.weight, metrics)
-        except (RoundError, UsageError) as error:
+        except RoundError as error:  # too late for any round: the next begins with the state now
             log.warning("host_update_refused", extra={"f": {"why": str(error)}})
+        except UsageError as error:
+            log.warning("host_update_refused", extra={"f": {"why": str(error)}})
+            return False
+        return True
 
-    def _flat(self) -> F32:
+    def _flat(self, number: int) -> F32:
         federation = self.federation
-        state = federation.store.load_state(federation.standing.round)
-        return tensors.flatten(federation.schema, state)
+        return tensors.flatten(federation.schema, federation.store.load_state(number))
 
 
 class Hosts:
@@ -147,7 +169,7 @@ class Hosts:
         async for event in self._pool.events:
             for host in self._hosts.values():
                 if host.lane.number == event.lane:
-                    host.note(event)
+                    host.note()
 
     def open(self, federation: Federation, trainers: int) -> Host:
         """Let trainers of this machine hand in updates of a model.
@@ -176,9 +198,14 @@ class Hosts:
         return host
 
     async def _run_host(self, host: Host) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(host.run)
-            await host.federation.left.wait()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.run)
+                await host.federation.left.wait()
+                nursery.cancel_scope.cancel()
+        except Exception:
+            # A supervisor's edge: a full disk or a fault in one model must not stop the daemon.
+            # Its trainers are told that the lane is closed, and open a new one.
+            log.exception("host_failed", extra={"f": {"name": host.federation.standing.name}})
         if self._hosts.get(host.federation.ident) is host:
             del self._hosts[host.federation.ident]

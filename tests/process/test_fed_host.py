@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -74,3 +75,59 @@ def test_trainers_of_a_machine_are_one_member(two: tuple[Home, ...], tmp_path: P
     # Machine one: (1 + 2 + 2 * 6) / 4 = 3.75, machine two: 4; weights 4 and 4; three rounds.
     assert np.allclose(reached[0], 3 * 3.875)
     assert np.array_equal(reached[0], reached[1])
+
+
+SLOW = """
+import os, sys, time
+from daemon.host_trainer import HostTrainer
+
+with HostTrainer("alone", trainers=2) as trainer:
+    for rnd in trainer.rounds(2):
+        if rnd.number == 1:
+            print("begun", flush=True)
+            while not os.path.exists(sys.argv[1]):
+                time.sleep(0.01)
+        rnd.submit({"w": rnd.state["w"] + float(sys.argv[2])})
+        print(rnd.number, "dropped" if rnd.dropped else "taken", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_round_ends_at_its_deadline_without_a_trainer_that_is_slow(
+    two: tuple[Home, ...], tmp_path: Path
+) -> None:
+    """The other's update is handed in, and the slow one is told and goes on."""
+    state = {"w": np.zeros(1000, np.float32)}
+    write_state(tmp_path / "first", schema_of(state), state)
+    params = {
+        "name": "alone", "path": str(tmp_path / "first"), "expected": 1, "min_peers": 1,
+        "codec": "f32", "rule": "mean", "clip": 1e300, "first_deadline_s": 5.0,
+    }  # fmt: skip
+    two[0].ok("rpc", "fed.join", json.dumps(params))
+    program, go = tmp_path / "slow.py", tmp_path / "go"
+    program.write_text(SLOW)
+
+    def begin(released: Path, value: int) -> subprocess.Popen[str]:
+        words = [sys.executable, str(program), str(released), str(value)]
+        return subprocess.Popen(
+            words, env=two[0].environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    slow = begin(go, 10)
+    assert slow.stdout is not None
+    assert slow.stdout.readline() == "begun\n"
+    quick = begin(program, 1)
+    wait_until("the first round is applied", lambda: named(two[0], "alone")["round"] == 1)
+    go.touch()
+    for trainer, said in ((slow, "1 dropped\n2 taken\n"), (quick, "begun\n1 taken\n2 taken\n")):
+        printed, problem = trainer.communicate(timeout=60)
+        assert (trainer.returncode, printed) == (0, said), problem
+    wait_until("both are there", lambda: named(two[0], "alone")["round"] == 2)
+    reached = load_state(Path(str(named(two[0], "alone")["path"])))["w"]
+    assert set(np.asarray(reached).tolist()) == {1 + 5.5}
+    two[0].ok("fed", "leave", "alone")
+
+
+def named(home: Home, name: str) -> dict[str, Json]:
+    models = cast("list[dict[str, Json]]", home.json("fed", "status"))
+    return next(one for one in models if one["name"] == name)

@@ -209,6 +209,11 @@ class Rounds:
         """Whether updates of a round are taken."""
         return self.next_round <= round_ < self.next_round + ROUNDS_OPEN
 
+    def folded(self, round_: int) -> int:
+        """How many updates of a round that is not closed are part of its sum."""
+        held = self.sums.get(round_)
+        return 0 if held is None else held.count
+
     def enqueue(self, update: Update) -> None:
         """Take an admitted update."""
         held = update.held = self.sums.setdefault(update.round, Sum())
