@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
@@ -28,6 +30,12 @@ TEXTS: Final = 3000
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 MODEL: Final = "letters"
 DEADLINE_S: Final = 5.0
+TOP: Final = 5
+EPSILON: Final = 4.0
+WORDS_MAX: Final = 60_000
+LETTERS_TOLD: Final = 6
+SDS: Final = 6
+"""Standard deviations within which noise stays: one run in a hundred million goes beyond."""
 ROUND_S: Final = 60.0
 
 
@@ -39,6 +47,7 @@ async def together(show: Show, env: Env, machines: list[Machine], folder: Path) 
     clients = [await machine.connect() for machine in machines]
     await until(lambda: _all_there(clients[0], len(machines) - 1))
     await _mean(show, env, clients, shares)
+    await _top_words(show, env, clients, shares)
     paths = await _found(clients, folder)
     updates = [_letters(texts) for texts in shares]
     for client, path, update in zip(clients[:-1], paths, updates, strict=False):
@@ -100,6 +109,44 @@ async def _mean(show: Show, env: Env, clients: list[LocalClient], shares: list[l
         np.allclose(said, everything.mean(), rtol=1e-12),
         began,
     )
+
+
+async def _top_words(
+    show: Show, env: Env, clients: list[LocalClient], shares: list[list[str]]
+) -> None:
+    """The most frequent words of everybody's texts, each reported with noise that hides it."""
+    answers: dict[int, Json] = {}
+    words = [_words(texts) for texts in shares]
+    began = env.now()
+
+    async def ask(index: int) -> None:
+        items = cast("list[Json]", words[index])
+        params: dict[str, Json] = {
+            "items": items, "k": TOP, "epsilon": EPSILON, "name": "words", "expected": len(clients),
+        }  # fmt: skip
+        answers[index] = await clients[index].call("fed.top_k", params)
+
+    async with trio.open_nursery() as nursery:
+        for index in range(len(clients)):
+            nursery.start_soon(ask, index)
+    rows = cast("list[Json]", field(answers[0], "top_k", "items") or [])
+    found = [str(field(row, "item")) for row in rows]
+    # A report carries six letters of its word: nobody's whole word leaves a machine.
+    counted = Counter(word[:LETTERS_TOLD] for share in words for word in share)
+    near = [
+        abs(float(str(field(row, "count"))) - counted[word]) <= SDS * float(str(field(row, "sd")))
+        for row, word in zip(rows, found, strict=True)
+    ]
+    show.check(
+        f"most frequent of {counted.total():,} words, from reports with noise of their own"
+        f" (epsilon {EPSILON:g} a word): {', '.join(found)}; the counts are right within it",
+        len(found) == TOP and all(near),
+        began,
+    )
+
+
+def _words(texts: list[str]) -> list[str]:
+    return re.findall(r"[a-z]+", " ".join(texts).lower())[:WORDS_MAX]
 
 
 def _letters(texts: list[str]) -> NDArray[np.float32]:
