@@ -227,6 +227,13 @@ def _status(args: argparse.Namespace) -> int:
             for row in rows
         ],
     )
+    for row in rows:
+        banned = row.get("banned")
+        if isinstance(banned, list) and banned:
+            out.say(
+                f"{out.text(row.get('name'))}: {', '.join(map(out.text, banned))} signed two"
+                " contradicting messages and takes no part any more"
+            )
     if not rows:
         out.note("no models yet: `covey fed run MODULE:FUNCTION NAME` begins one")
     return 0

@@ -132,6 +132,7 @@ class ModelInfo(msgspec.Struct, kw_only=True):
         numbers: in the model.
         rule: how updates are merged.
         codec: how they travel.
+        banned: who signed two contradicting messages and takes no part any more.
     """
 
     name: str
@@ -146,6 +147,7 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     numbers: int
     rule: str
     codec: str
+    banned: list[str]
 
 
 class Waited(msgspec.Struct, kw_only=True):
@@ -332,4 +334,5 @@ async def _info(services: Services, federation: Federation) -> ModelInfo:
         numbers=federation.schema.size,
         rule=standing.rule,
         codec=standing.policy.codec,
+        banned=[shown_name(names, peer, services) for peer in standing.banned],
     )

@@ -64,6 +64,7 @@ def applied(
         parts=decided.hashes,
         codec=decided.plan.codec,
         counts=tuple(part.count for part in decided.plan.parts),
+        banned=tuple(sorted(seat.machine.banned)),
     )
     return Next(
         standing, state, {digest: seat.workshop.merged[digest] for digest in decided.hashes}

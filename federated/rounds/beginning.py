@@ -58,6 +58,7 @@ def setting_after(
         deadline_s=deadline,
         payload_bytes=encoded_bytes(policy.codec, elements),
         candidates=frozenset(filter(admits, everybody - set(circle))),
+        banned=frozenset(standing.banned),
     )
 
 

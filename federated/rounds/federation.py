@@ -59,6 +59,10 @@ LOOK_MIN_S: Final = 2.0
 FULL_RETRY_S: Final = 10.0
 FULL: Final = "storage: the disk is full; free space on it, it goes on by itself"
 FAULT_RETRY_S: Final = 60.0
+BANNED: Final = (
+    "signed two contradicting messages: it takes no part any more; leaving the model here and"
+    " joining it again takes that back"
+)
 
 
 class Federation:
@@ -338,6 +342,8 @@ class Federation:
         self._past = seat.workshop
         # Who was left out of this roster is asked in again, once: it may have been slow.
         self._wanting |= set(before.circle) - set(made.standing.circle)
+        for peer in set(made.standing.banned) - set(before.banned):
+            self._tell(Tell("member.banned", BANNED, peer))
         self.last_abort = ""
         await self._note(made.standing, setting, seat, began)
         self._wake()
@@ -379,8 +385,11 @@ class Federation:
 
     def _admits(self, peer: bytes) -> bool:
         """Whether a peer may take part, or see anything of this."""
-        several = self.standing.policy.allow_plain
-        return admits(self._mesh, self.standing.group or None, peer, several=several)
+        standing = self.standing
+        if peer in standing.banned:
+            return False
+        several = standing.policy.allow_plain
+        return admits(self._mesh, standing.group or None, peer, several=several)
 
     def where(self, asker: bytes) -> Answer:
         """For a member that asks: it is asked in from the next round on."""

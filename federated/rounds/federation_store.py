@@ -65,6 +65,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     codec: str = ""
     counts: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
     """Elements of each of these parts."""
+    banned: tuple[Hash, ...] = ()
+    """Who signed two contradicting messages; until the model is left here."""
 
 
 class Kept(msgspec.Struct, frozen=True):

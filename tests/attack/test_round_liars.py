@@ -50,6 +50,7 @@ from federated.rounds.workshop import Workshop
 from p2p.errors import DecodeError
 from tests.helpers.rounds_kit import FakeSigner, World, make_setting, peers
 from tests.helpers.rounds_office import Team, play_team
+from tests.unit.test_rounds_models import join_all, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,6 +253,38 @@ def test_a_newcomer_that_was_restarted_does_not_contradict_itself() -> None:
     again.start(0.0)
     again.receive(0.0, boss, unsigned(propose))
     assert not any(isinstance(order, Send) for order in again.take())
+
+
+def test_a_model_goes_on_without_who_contradicted_itself(tmp_path: Path) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2, 3, 4)]
+        federations = await join_all(chairs, tmp_path)
+        liar = bytes(chairs[3].member.id)
+        post, node = chairs[3].rounds._post, chairs[3].member.node
+        honest_send = post.send
+
+        def two_faced(to: bytes, federation: bytes, packet: Packet) -> None:
+            honest_send(to, federation, packet)
+            message = decode_untrusted(packet.body)
+            if isinstance(message, Commit):
+                other = msgspec.structs.replace(message, weight=message.weight * 2)
+                honest_send(to, federation, packet_of(sign(node, liar, other)))
+
+        post.send = two_faced  # type: ignore[method-assign]
+        await train(federations, [1.0, 1.0, 1.0, 1.0], 0)
+        for number in (1, 2):
+            await train(federations[:3], [1.0, 1.0, 1.0], number)
+        for federation in federations[:3]:
+            assert federation.standing.banned == (liar,)
+            assert liar not in federation.standing.circle
+        told = [kind for chair in chairs[:3] for kind, _ in chair.told]
+        assert told.count("member.banned") == 3
+        # A restart does not forget it, and its question is not answered.
+        again = (await (await team.restart(1)).rounds.models()).find(None, "m")
+        assert again.standing.banned == (liar,)
+        assert again.where(liar).where is None
+
+    play_team(scenario, tmp_path, seed=5)
 
 
 # ---- merged parts
