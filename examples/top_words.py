@@ -1,10 +1,10 @@
 """The most frequent words of private text: four people's machines, each word reported with noise.
 
 Run: python examples/top_words.py [FILE] [--epsilon 4] [-k 10]
-The file's words (default: this project's documents) are dealt out to four people, each with a daemon
-of their own. Each word leaves its owner as one report that says little about it: whoever sees all
-that travels can hardly tell what any one word was. Beside what was found stands what is true, which
-only this example can see.
+The file's words (default: this project's documents) are dealt out to four people, each with a
+daemon of their own. Each word leaves its owner as one report that says little about it: whoever
+sees all that travels can hardly tell what any one word was. Beside what was found stands what is
+true, which only this example can see.
 """
 
 from __future__ import annotations
