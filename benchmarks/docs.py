@@ -62,6 +62,17 @@ HEADLINES = (
     "a fresh machine takes over 100,000 memories: durable",
     "records a second to a newcomer",
     "20,000 shared values to a newcomer",
+    "no-op tasks",
+    "weighted mean 8 x 100 MB, scipy: share of the triad",
+    "median of 16 x",
+    "distances of 16 x",
+    "100 MB handed over and folded, in place",
+    "centred_clipping, worst of",
+    "fltrust, worst of",
+    "round in a model, N=30",
+    "mask words made and added",
+    "heavy hitters, mean F1",
+    "heavy hitters, Shakespeare",
 )
 """Beginnings of the rows that README shows; docs/benchmarks.md has them all."""
 
