@@ -10,7 +10,8 @@ from daemon.errors import RpcError
 from daemon.methods.group import find_group
 from daemon.methods.peers import device_names, shown_name
 from daemon.rpc.registry import Call, method
-from memory.erasure.erasing import EraseReport, EraseWhat
+from memory.erasure.choosing import EraseWhat
+from memory.erasure.report import EraseReport
 from memory.provenance import iso
 from memory.text.maintenance import reindex
 

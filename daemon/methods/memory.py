@@ -9,7 +9,7 @@ import msgspec
 from daemon.agents import MAIN_SCOPE
 from daemon.errors import RpcError
 from daemon.rpc.registry import Call, Empty, Tool, method
-from memory.erasure.erasing import EraseWhat
+from memory.erasure.choosing import EraseWhat
 from memory.model import (
     NOTES_MAX,
     Claim,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from memory.erasure.erasing import Eraser, EraseWhat, Outlets
+from memory.erasure.choosing import EraseWhat
+from memory.erasure.erasing import Eraser, Outlets
 from memory.records.erase import HERE, erase_all
 from tests.helpers.crashvfs import Recorder, check_database, images
 from tests.helpers.memories import World, open_world

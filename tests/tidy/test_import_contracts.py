@@ -61,6 +61,11 @@ CONTROLS = {
         ("memory/transfer/export.py", "import memory.erasure.erasing"),
         ("memory/model.py", "import memory.storage.sql"),
     ],
+    "erasing": [
+        ("memory/erasure/report.py", "import memory.erasure.choosing"),
+        ("memory/erasure/choosing.py", "import memory.erasure.proving"),
+        ("memory/erasure/proving.py", "import memory.erasure.erasing"),
+    ],
     "pure memory": [
         ("memory/model.py", "import trio"),
         ("memory/model.py", "import apsw"),

@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from memory.bodies import LinkBody, VerdictBody
-from memory.erasure import erasing
-from memory.erasure.erasing import Eraser, EraseReport, EraseWhat, Outlets
+from memory.erasure import proving
+from memory.erasure.choosing import EraseWhat
+from memory.erasure.erasing import Eraser, Outlets
 from memory.errors import RefusedError
 from memory.model import Claim
 from memory.records.erase import BY_ID, OF_CHUNKS, OF_MEMORY, OF_RECORD
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeVar
 
+    from memory.erasure.report import EraseReport
     from memory.erasure.residue import Needle
 
     T = TypeVar("T")
@@ -97,7 +99,7 @@ async def test_what_could_not_be_searched_is_not_called_done(
     async def failing(_folder: Path, _needles: Sequence[Needle]) -> None:
         await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(erasing, "search", failing)
+    monkeypatch.setattr(proving, "search", failing)
     async with desk(tmp_path) as (world, eraser, _):
         ident = await world.say("the zirconium valve of pump 7 leaks")
         report = await eraser.erase(world.person, EraseWhat(ids=(ident,)))

@@ -12,7 +12,8 @@ import trio
 from federated.jobs.handlers.base import HandlerInfo
 from federated.jobs.quoting import quotes
 from federated.jobs.types import ByHandler, JobSpec, PerRow, TopK
-from memory.erasure.erasing import Eraser, EraseWhat, Outlets
+from memory.erasure.choosing import EraseWhat
+from memory.erasure.erasing import Eraser, Outlets
 from memory.records.erase import HERE, erase_all
 from tests.helpers.job_handlers import Threads
 from tests.helpers.jobs_kit import play_office
