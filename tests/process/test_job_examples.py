@@ -85,6 +85,17 @@ def test_a_question_goes_to_every_memory_and_who_wrote_it_is_surest() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_frequent_words_of_four_people_are_found_without_reading_any(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    # Far enough apart for the noise: 10,000 of them, then 6,000, then 2,000.
+    text.write_text("apple " * 2500 + "bread " * 1500 + "cheese dates eggs flour " * 500)
+    said = run("top_words.py", str(text), "-k", "2", "--epsilon", "6")
+    assert "24,000 words of 4 people, each record reported once, with noise of its own" in said
+    assert "2 of 2 are right, at epsilon 6" in said
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_two_liars_of_ten_are_caught_and_every_value_is_right() -> None:
     said = run("liars.py")
