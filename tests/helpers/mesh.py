@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,14 @@ from p2p.node import Node
 from p2p.replication.again import as_it_is
 from p2p.replication.config import ReplicationConfig
 from p2p.replication.memstore import MemDisk, MemStore
+from p2p.replication.ops import Role
 from p2p.replication.sealing import GroupSealer
 from p2p.replication.service import Replication
 from tests.helpers.chains import PlainDraft
+from tests.helpers.det import run_seeded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from p2p.identity import PeerId, Verifier
     from p2p.net.memory_fabric import MemFabric
@@ -190,3 +192,36 @@ async def wait_until(
         if trio.current_time() > deadline:
             raise AssertionError("the condition did not come true in time")
         await trio.sleep(step_s)
+
+
+# ---- scenes
+
+
+def play(scene: Callable[[], Awaitable[None]]) -> None:
+    """Run a scene under virtual time."""
+    run_seeded(scene, seed=1)
+
+
+@asynccontextmanager
+async def nodes(*names: str, config: ReplicationConfig | None = None) -> AsyncIterator[list[Peer]]:
+    """Running nodes."""
+    mesh = Mesh(5, config)
+    peers = [mesh.peer(name) for name in names]
+    async with AsyncExitStack() as stack:
+        for peer in peers:
+            await stack.enter_async_context(peer.running())
+        yield peers
+
+
+async def pair_up(a: Peer, b: Peer, *, name: str = "team", role: Role = Role.WRITE) -> bytes:
+    """A founds, B joins; the group."""
+    group = (await a.replication.create_group(name)).group
+    invite = await a.replication.create_invite(group, role=role)
+    joined = await b.replication.join(invite.ticket)
+    assert joined.state == "member"
+    return group
+
+
+def roles(peer: Peer, group: bytes) -> dict[bytes, Role]:
+    """Members and roles as the peer sees them."""
+    return {m.member: m.role for m in peer.replication.members(group)}

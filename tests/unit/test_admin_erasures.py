@@ -15,10 +15,9 @@ from p2p.replication.erasing import CONFIRMED_AT_A_TIME, WINDOW_MS
 from p2p.replication.erasures import views
 from p2p.replication.events import GroupError
 from p2p.replication.ops import Kind, Limit, Role, encode_payload
-from tests.helpers.mesh import Mesh, wait_until
+from tests.helpers.mesh import Mesh, nodes, pair_up, play, wait_until
 from tests.unit.test_admission import Bench, bench
 from tests.unit.test_erasures import body_of, erase
-from tests.unit.test_replication_service import nodes, pair_up, play
 
 if TYPE_CHECKING:
     from p2p.replication.record import Record

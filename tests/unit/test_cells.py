@@ -14,8 +14,7 @@ from p2p.replication.events import GroupError
 from p2p.replication.holders import HOLDS, HoldsQuery
 from p2p.replication.ops import Role
 from p2p.replication.state import Change, Drafted, canonical_path, encode_body
-from tests.helpers.mesh import wait_until
-from tests.unit.test_replication_service import nodes, pair_up, play
+from tests.helpers.mesh import nodes, pair_up, play, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence

@@ -10,9 +10,8 @@ import trio
 from p2p.identity import Identity
 from p2p.replication.erasures import views
 from p2p.replication.ops import ERASE_MAX, Erase, EraseAck, Kind, Role, encode_payload
-from tests.helpers.mesh import Mesh, wait_until
+from tests.helpers.mesh import Mesh, nodes, pair_up, play, wait_until
 from tests.unit.test_admission import Bench, bench
-from tests.unit.test_replication_service import nodes, pair_up, play
 
 if TYPE_CHECKING:
     from tests.helpers.mesh import Peer

@@ -17,8 +17,7 @@ from p2p.replication.record import Envelope, Record
 from p2p.replication.sealing import ControlDraft, Place, sign_record
 from p2p.replication.state import Change
 from p2p.replication.talk import FramedTalk
-from tests.helpers.mesh import Mesh, wait_until
-from tests.unit.test_replication_service import nodes, pair_up, play, roles
+from tests.helpers.mesh import Mesh, nodes, pair_up, play, roles, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,9 +9,8 @@ import trio
 from p2p.replication.ops import Kind
 from p2p.replication.record import decode_header_untrusted
 from tests.helpers.chains import PlainDraft
-from tests.helpers.mesh import Mesh
+from tests.helpers.mesh import Mesh, pair_up, play
 from tests.unit.test_replication_on_disk import on_disk
-from tests.unit.test_replication_service import pair_up, play
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,10 +20,9 @@ from p2p.replication import again
 from p2p.replication.ops import ForkProof, Kind, Role
 from tests.helpers.chains import PlainDraft
 from tests.helpers.memories import note_body
-from tests.helpers.mesh import Mesh, wait_until
+from tests.helpers.mesh import Mesh, nodes, play, roles, wait_until
 from tests.unit.test_membership import agree, part, three
 from tests.unit.test_replication_on_disk import bytes_of, count, on_disk
-from tests.unit.test_replication_service import nodes, play, roles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
