@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Final
 from benchmarks import peers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from benchmarks.report import Report
 
 LIMIT_S: Final = 300
-CONTESTANTS: Final[dict[str, tuple[str, Callable[[], str], str]]] = {
-    "ray": (peers.RAY, peers.ray, "ray_tasks"),
-    "dask": (peers.DASK, peers.dask, "dask_tasks"),
+CONTESTANTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    "ray": (peers.RAY, "ray_tasks"),
+    "dask": (peers.DASK, "dask_tasks"),
 }
 
 
@@ -33,10 +31,10 @@ def run(report: Report, ours: float, *, tasks: int, singles: int) -> None:
         tasks: how many for a rate.
         singles: how many one after another.
     """
-    for requirement, python, script in CONTESTANTS.values():
-        name = requirement.replace("==", " ")
+    for pinned, script in CONTESTANTS.values():
+        name = pinned[0].replace("==", " ")
         try:
-            found = _measured(python(), script, tasks, singles)
+            found = _measured(peers.python_of(*pinned), script, tasks, singles)
         except (peers.PeerMissing, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
             report.missing(f"no-op tasks, {name}", str(error))
             continue

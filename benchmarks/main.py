@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.needles import corpus
 from benchmarks.node import DaemonUnderTest
-from benchmarks.peers import PeerMissing, lattica, subject
+from benchmarks.peers import LATTICA, PeerMissing, python_of, subject
 from benchmarks.processes import ROOT, Subject, private_mb, python, rss_mib
 from benchmarks.report import Target, alternate
 
@@ -168,7 +168,7 @@ def _lattica_rss_mib() -> float:
     # In a network namespace without a way out: by default it asks other people's STUN servers.
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     with tempfile.TemporaryDirectory() as home:
-        argv = [*alone, lattica(), subject("lattica_idle")]
+        argv = [*alone, python_of(*LATTICA), subject("lattica_idle")]
         with Subject(argv, {"HOME": home}) as peer:
             return rss_mib(peer.pid)
 

@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from benchmarks import blobs_rows, mesh_rows
-from benchmarks.peers import PeerMissing, lattica, py_libp2p, subject
+from benchmarks.peers import LATTICA, PeerMissing, py_libp2p, python_of, subject
 from benchmarks.processes import Pair, Subject, python
 from benchmarks.report import Target, alternate
 
@@ -99,7 +99,7 @@ def _lattica() -> Iterator[Subject]:
 
     By default it asks other people's STUN servers.
     """
-    script = [lattica(), subject("lattica_rpc")]
+    script = [python_of(*LATTICA), subject("lattica_rpc")]
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     with contextlib.ExitStack() as stack:
         homes = [stack.enter_context(tempfile.TemporaryDirectory()) for _ in range(2)]

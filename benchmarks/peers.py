@@ -8,14 +8,16 @@ from pathlib import Path
 
 from benchmarks.processes import ROOT
 
-LATTICA = "lattica==1.0.21"
-SUPERLOCALMEMORY = "superlocalmemory==4.1.18"
+LATTICA = ("lattica==1.0.21",)
+SUPERLOCALMEMORY = ("superlocalmemory==4.1.18",)
+"""2 GB, two minutes the first time."""
 WORDFREQ = ("wordfreq==3.1.1",)
+"""Word frequencies of many languages."""
 FLOWER = ("flwr==1.41.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "scikit-learn==1.9.0")
-"""Flower, what our own kernels take where it is installed, and a data set of digits."""
-
-RAY = "ray==2.60.0"
-DASK = "distributed==2026.8.0"
+"""Flower, what our own kernels take where it is installed, and a data set of digits: ours and
+Flower's run in one process."""
+RAY = ("ray==2.60.0",)
+DASK = ("distributed==2026.8.0",)
 GRPC = ("grpcio==1.85.3", "numpy==2.4.6")
 
 
@@ -33,70 +35,15 @@ def py_libp2p() -> str:
     return str(ROOT / "build" / "interop" / "py" / "venv" / "bin" / "python")
 
 
-def lattica() -> str:
-    """The Python of Lattica's environment.
+def python_of(*requirements: str) -> str:
+    """The Python of an environment with these, made where it is not there: LATTICA, RAY, ...
+
+    Args:
+        requirements: pinned; the first one names the environment's folder.
 
     Raises:
-        PeerMissing: it could not be installed.
+        PeerMissing: they could not be installed.
     """
-    return _environment(LATTICA)
-
-
-def superlocalmemory() -> str:
-    """The Python of SuperLocalMemory's environment: 2 GB, two minutes the first time.
-
-    Raises:
-        PeerMissing: it could not be installed.
-    """
-    return _environment(SUPERLOCALMEMORY)
-
-
-def ray() -> str:
-    """The Python of Ray's environment.
-
-    Raises:
-        PeerMissing: it could not be installed.
-    """
-    return _environment(RAY)
-
-
-def dask() -> str:
-    """The Python of Dask's environment.
-
-    Raises:
-        PeerMissing: it could not be installed.
-    """
-    return _environment(DASK)
-
-
-def flower() -> str:
-    """The Python of Flower's environment, where our kernels run beside Flower's in one process.
-
-    Raises:
-        PeerMissing: it could not be installed.
-    """
-    return _environment(*FLOWER)
-
-
-def grpc() -> str:
-    """The Python of gRPC's environment.
-
-    Raises:
-        PeerMissing: it could not be installed.
-    """
-    return _environment(*GRPC)
-
-
-def wordfreq() -> str:
-    """The Python of an environment with word frequencies of many languages.
-
-    Raises:
-        PeerMissing: it could not be installed.
-    """
-    return _environment(*WORDFREQ)
-
-
-def _environment(*requirements: str) -> str:
     folder = ROOT / "build" / "peers" / requirements[0].replace("==", "-")
     python = folder / "bin" / "python"
     stamp = folder / "installed"

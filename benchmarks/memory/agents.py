@@ -42,7 +42,7 @@ def agents(options: Options, report: Report) -> None:
     report.value(
         f"{AGENTS} agents at once: errors", errors + missing, unit="", target=Target("<=", 0)
     )
-    with Subject([peers.superlocalmemory(), peers.subject("slm")]) as slm:
+    with Subject([peers.python_of(*peers.SUPERLOCALMEMORY), peers.subject("slm")]) as slm:
         theirs = slm.ask("writers", AGENTS, 20)
         slm.ask("fill", NOTES if not options.quick else 200)
         asked = slm.ask("recall", 60)

@@ -28,7 +28,7 @@ REPORTED: Final = (
 def run(options: Options, report: Report) -> None:
     """Measure."""
     try:
-        python = peers.flower()
+        python = peers.python_of(*peers.FLOWER)
     except peers.PeerMissing as missing:
         report.missing("rules against liars", str(missing))
         return

@@ -45,7 +45,7 @@ def run(options: Options, report: Report) -> None:
     """Measure."""
     count = IN_A_ROW_QUICK if options.quick else IN_A_ROW
     try:
-        python = peers.grpc()
+        python = peers.python_of(*peers.GRPC)
     except peers.PeerMissing as missing:
         report.missing("hand-over beside gRPC", str(missing))
     else:

@@ -41,7 +41,7 @@ ROBUST_LESS: Final = {"median": 12.0, "trimmed": 12.0, "distances": 13.0}
 def run(options: Options, report: Report) -> None:
     """Measure."""
     try:
-        python = peers.flower()
+        python = peers.python_of(*peers.FLOWER)
     except peers.PeerMissing as missing:
         report.missing("kernels beside Flower's", str(missing))
         return

@@ -30,7 +30,7 @@ ENVIRONMENT: Final = {
 def run(options: Options, report: Report) -> None:
     """Measure."""
     try:
-        python = peers.flower()
+        python = peers.python_of(*peers.FLOWER)
     except peers.PeerMissing as missing:
         report.missing("masks beside Flower's", str(missing))
         return

@@ -141,7 +141,10 @@ def language_words() -> dict[str, tuple[U64, NDArray[np.float64]]]:
     """
     wanted = sorted({one for many in LANGUAGES.values() for one in many})
     done = subprocess.run(
-        [peers.wordfreq(), "-c", WORDS_OF, *wanted], capture_output=True, text=True, check=True
+        [peers.python_of(*peers.WORDFREQ), "-c", WORDS_OF, *wanted],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = {}
     for language, pairs in json.loads(done.stdout).items():

@@ -8,17 +8,16 @@ give is compared before anything is measured.
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numba
 import numpy as np
+from contest import least
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.server.strategy.aggregate import (
@@ -39,19 +38,6 @@ void triad(float *a, const float *b, const float *d, float s, long n) {
     for (long i = 0; i < n; i++) a[i] = b[i] + s * d[i];
 }
 """
-
-
-def least(contestants, repeats):
-    """The least CPU seconds of each, by name."""
-    found = dict.fromkeys(contestants, float("inf"))
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            gc.collect()
-            began = time.process_time()
-            kept = run()
-            found[name] = min(found[name], time.process_time() - began)
-            del kept
-    return found
 
 
 # --- weighted mean --------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ measured the masks of two members must cancel.
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 import sys
 import time
 
 import numpy as np
+from contest import least
 from flwr.common.secure_aggregation import secaggplus_utils
 
 from federated.rounds.privacy import masks
@@ -21,19 +21,6 @@ from federated.rounds.privacy import masks
 SEEDS_TRIED = 2_000
 FLOWER_WORDS = 6_250_000
 """Flower makes its words as int64: 25 M of them with their copies would want a gigabyte."""
-
-
-def least(contestants, repeats):
-    """The least CPU seconds of each, by name."""
-    found = dict.fromkeys(contestants, float("inf"))
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            gc.collect()
-            began = time.process_time()
-            kept = run()
-            found[name] = min(found[name], time.process_time() - began)
-            del kept
-    return found
 
 
 def member(count, rng):

@@ -7,7 +7,6 @@ the node goes on.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,22 +14,20 @@ import apsw
 import pytest
 import trio
 
-from memory.records.replica import Replica
-from memory.storage.db import Db
 from p2p.replication.epoch import key_tag
 from p2p.replication.ops import Kind, Role
 from p2p.replication.state import Change, Drafted, canonical_path, encode_body
 from tests.helpers.chains import PlainDraft
 from tests.helpers.crashvfs import Recorder, check_database, images
 from tests.helpers.det import run_seeded
-from tests.helpers.memories import Clock, empty_database
+from tests.helpers.disk_nodes import on_disk
+from tests.helpers.memories import empty_database
 from tests.helpers.mesh import Mesh, Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from p2p.replication.sealing import GroupSealer
+    from memory.records.replica import Replica
     from p2p.replication.state import Json, Op
     from tests.helpers.crashvfs import Image
 
@@ -50,26 +47,6 @@ class Told:
     members: dict[str, bytes] = field(default_factory=dict)
     records: dict[str, list[bytes]] = field(default_factory=dict)
     """Ids of what was written in one step: all of them or none."""
-
-
-@asynccontextmanager
-async def on_disk(peer: Peer, folder: Path, vfs: str | None = None) -> AsyncIterator[Replica]:
-    """Run the node over a database in a folder."""
-    db = Db(folder / "covey.db", Clock(), inline=True, vfs=vfs)
-    made: list[Replica] = []
-
-    def make_store(sealer: GroupSealer) -> Replica:
-        made.append(Replica(db, sealer, folder))
-        return made[-1]
-
-    peer.build(make_store)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(db.run)
-        await peer.replication.load()
-        await nursery.start(peer.node.run)
-        await nursery.start(peer.replication.run)
-        yield made[-1]
-        nursery.cancel_scope.cancel()
 
 
 async def work(alice: Peer, bob: Peer, carol: Peer, store: Replica, recorder: Recorder) -> Told:

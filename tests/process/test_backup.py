@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import sqlite3
-import subprocess
 import threading
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +15,7 @@ import apsw
 import pytest
 
 from tests.helpers.daemons import Home, wait_gone, wait_until
-from tests.helpers.need import need
+from tests.helpers.small_disk import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -431,32 +430,22 @@ def test_a_restored_machine_forks_nothing_and_gets_its_later_notes_back(
 
 @pytest.mark.slow
 def test_a_full_disk_ends_a_backup_and_leaves_nothing(tmp_path: Path) -> None:
-    need("root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if made.returncode:
-        need("mount")
-    home = Home(tmp_path / "h")
-    with (home.folder / "config.toml").open("a") as file:
-        file.write(f'[backup]\ndir = "{disk}/copies"\n')
-    try:
-        home.up()
-        home.ok("remember", "kept though no backup could be made")
-        done = home.run("backup", "--json")
-        error = json.loads(done.stdout)["error"]
-        assert done.returncode == 75
-        assert error["name"] == "storage_full"
-        assert "[backup] dir" in error["message"]
-        assert list((disk / "copies").iterdir()) == []
-        assert home.texts("kept though") == ["kept though no backup could be made"]
-    finally:
-        home.stop()
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+    with small_disk(tmp_path, "1m") as disk:
+        home = Home(tmp_path / "h")
+        with (home.folder / "config.toml").open("a") as file:
+            file.write(f'[backup]\ndir = "{disk}/copies"\n')
+        try:
+            home.up()
+            home.ok("remember", "kept though no backup could be made")
+            done = home.run("backup", "--json")
+            error = json.loads(done.stdout)["error"]
+            assert done.returncode == 75
+            assert error["name"] == "storage_full"
+            assert "[backup] dir" in error["message"]
+            assert list((disk / "copies").iterdir()) == []
+            assert home.texts("kept though") == ["kept though no backup could be made"]
+        finally:
+            home.stop()
 
 
 @pytest.mark.slow

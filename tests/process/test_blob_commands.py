@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.helpers.daemons import COVEY, Home, wait_until
-from tests.helpers.need import need
+from tests.helpers.small_disk import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,36 +175,25 @@ def test_put_survives_kill_9_once_it_was_said(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_refuses_a_put_and_leaves_nothing(tmp_path: Path) -> None:
-    need("root")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(mount)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        need("mount")
-    home = Home(mount / "h")
-    try:
-        home.up()
-        large, small = tmp_path / "large", tmp_path / "small"
-        some_file(large, 16 * MIB)
-        data = some_file(small, 100_000)
-        code, error = refused(home, "put", str(large))
-        assert code == 75
-        assert error["name"] == "storage_full"
-        blob = put(home, small)
-        home.ok("blob", "get", blob, "-o", str(tmp_path / "back"))
-        assert (tmp_path / "back").read_bytes() == data
-        home.ok("down")
-        home.up()
-        # What the upload had written goes with the next start at the latest.
-        assert list((home.folder / "state" / "blobs" / "tmp").iterdir()) == []
-    finally:
-        home.stop()
-        subprocess.run(["umount", "-l", str(mount)], check=True)
+    with small_disk(tmp_path, "12m") as mount:
+        home = Home(mount / "h")
+        try:
+            home.up()
+            large, small = tmp_path / "large", tmp_path / "small"
+            some_file(large, 16 * MIB)
+            data = some_file(small, 100_000)
+            code, error = refused(home, "put", str(large))
+            assert code == 75
+            assert error["name"] == "storage_full"
+            blob = put(home, small)
+            home.ok("blob", "get", blob, "-o", str(tmp_path / "back"))
+            assert (tmp_path / "back").read_bytes() == data
+            home.ok("down")
+            home.up()
+            # What the upload had written goes with the next start at the latest.
+            assert list((home.folder / "state" / "blobs" / "tmp").iterdir()) == []
+        finally:
+            home.stop()
 
 
 # --- one machine ----------------------------------------------------------------------------------

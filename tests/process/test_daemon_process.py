@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.helpers.daemons import CONFIG, COVEY, Home, alive, wait_gone, wait_until
-from tests.helpers.need import need
+from tests.helpers.small_disk import fill, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -347,44 +347,31 @@ def test_a_client_finds_the_daemon_through_the_lock_when_the_runtime_folder_diff
 
 
 def test_a_full_disk_refuses_writes_loses_nothing_and_recovers(tmp_path: Path) -> None:
-    need("root")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        need("mount")
-    home = Home(mount / "h")
-    try:
-        home.up()
-        first = stored_ids(home.json("remember", "before the disk was full"))
-        filler = mount / "filler"
-        free = os.statvfs(mount)
-        filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - 64 * 1024))
-        refused = None
-        random_text = random.Random(1)
-        for _ in range(60):
-            words = " ".join(f"{random_text.getrandbits(64):x}" for _ in range(1500))
-            done = home.run("remember", words, "--json")
-            if done.returncode:
-                refused = json.loads(done.stdout)["error"]
-                break
-        assert refused is not None
-        assert refused["name"] == "storage_full"
-        assert refused["remedy"]
-        assert home.json("get", first[0])
-        filler.unlink()
-        home.ok("remember", "after there was room again")
-        assert home.texts("room again") == ["after there was room again"]
-        home.ok("down")
-        check_sound(home)
-    finally:
-        home.stop()
-        subprocess.run(["umount", "-l", str(mount)], check=True)
+    with small_disk(tmp_path, "6m") as mount:
+        home = Home(mount / "h")
+        try:
+            home.up()
+            first = stored_ids(home.json("remember", "before the disk was full"))
+            filler = fill(mount, but_bytes=64 * 1024)
+            refused = None
+            random_text = random.Random(1)
+            for _ in range(60):
+                words = " ".join(f"{random_text.getrandbits(64):x}" for _ in range(1500))
+                done = home.run("remember", words, "--json")
+                if done.returncode:
+                    refused = json.loads(done.stdout)["error"]
+                    break
+            assert refused is not None
+            assert refused["name"] == "storage_full"
+            assert refused["remedy"]
+            assert home.json("get", first[0])
+            filler.unlink()
+            home.ok("remember", "after there was room again")
+            assert home.texts("room again") == ["after there was room again"]
+            home.ok("down")
+            check_sound(home)
+        finally:
+            home.stop()
 
 
 def test_nothing_secret_is_written_to_the_log(home: Home) -> None:

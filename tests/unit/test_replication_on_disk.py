@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
-from memory.records.replica import Replica
-from memory.storage.db import Db
 from p2p.replication.erasing import WINDOW_MS
 from tests.helpers.chains import PlainDraft
-from tests.helpers.memories import Clock, note_body
+from tests.helpers.disk_nodes import on_disk
+from tests.helpers.memories import note_body
 from tests.helpers.mesh import Mesh, Peer
 from tests.unit.test_erasing import bytes_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     import apsw
 
-    from p2p.replication.sealing import GroupSealer
-
-
-@asynccontextmanager
-async def on_disk(peer: Peer, folder: Path) -> AsyncIterator[Replica]:
-    """Run the node over a database in `folder`."""
-    db = Db(folder / "covey.db", Clock(), inline=True)
-    made: list[Replica] = []
-
-    def make_store(sealer: GroupSealer) -> Replica:
-        made.append(Replica(db, sealer, folder))
-        return made[-1]
-
-    peer.build(make_store)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(db.run)
-        await peer.replication.load()
-        await nursery.start(peer.node.run)
-        await nursery.start(peer.replication.run)
-        yield made[-1]
-        nursery.cancel_scope.cancel()
+    from memory.records.replica import Replica
 
 
 async def count(replica: Replica, group: bytes, wanted: int) -> None:
