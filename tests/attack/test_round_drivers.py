@@ -300,6 +300,32 @@ def test_another_owner_that_comes_while_a_question_waits_gets_no_sums(
     play_team(scenario, tmp_path, seed=9)
 
 
+def test_another_owner_that_comes_while_a_model_is_founded_gets_no_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2)]
+        reasons: list[str] = []
+
+        async def found(chair: Chair) -> None:
+            models = await chair.rounds.models()
+            with pytest.raises(RoundError) as caught:
+                await models.join(None, "m", POLICY, first_state(tmp_path), expected=2, wait_s=30)
+            reasons.append(caught.value.reason)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(found, chairs[0])
+            await trio.sleep(3)
+            team.office.owners[chairs[1].member.id] = STRANGER
+            theirs = await chairs[1].rounds.models()
+            monkeypatch.setattr(theirs, "_check_owners", lambda *_: None)
+            await theirs.join(None, "m", POLICY, first_state(tmp_path), expected=2, wait_s=30)
+        assert reasons == ["plain_refused"]
+        assert (await chairs[0].rounds.models()).all() == []
+
+    play_team(scenario, tmp_path, seed=12)
+
+
 # ---- floods
 
 
