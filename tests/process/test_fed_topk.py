@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, cast
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 WORDS = ["apple", "bread", "cheese", "dates", "eggs", "flour", "garlic", "honey"]
 SHARES = np.array([0.40, 0.25, 0.10, 0.08, 0.07, 0.05, 0.03, 0.02])
 RECORDS = 3_000
+NAMES = ("one", "two", "three")
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ...]]:
-    with joined_homes(tmp_path_factory.mktemp("tk"), "one", "two", "three") as homes:
+    with joined_homes(tmp_path_factory.mktemp("tk"), *NAMES) as homes:
+        # Names travel as notes do, after the machines are connected.
+        for home in homes:
+            wait_until("it knows the names", functools.partial(knows_names, home))
         yield homes
 
 
@@ -50,6 +55,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Counter
     return paths, counts
 
 
+def knows_names(home: Home) -> bool:
+    peers = cast("list[dict[str, Json]]", home.json("rpc", "peers.list", "{}"))
+    return {home.name, *(str(peer["name"]) for peer in peers)} == set(NAMES)
+
+
 def everywhere(homes: Sequence[Home], *commands: Sequence[str]) -> list[dict[str, Json]]:
     """One command a machine, at the same time; their JSON."""
     running = [
@@ -57,7 +67,7 @@ def everywhere(homes: Sequence[Home], *commands: Sequence[str]) -> list[dict[str
     ]
     found = []
     for process in running:
-        printed, problem = process.communicate(timeout=120)
+        printed, problem = process.communicate(timeout=170)
         assert process.returncode == 0, problem
         found.append(cast("dict[str, Json]", json.loads(printed)))
     return found
@@ -177,6 +187,7 @@ def test_what_cannot_be_kept_or_answered_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_one_of_three_is_killed_on_the_way_and_the_others_agree(
     three: tuple[Home, ...], files: tuple[list[Path], Counter[str]]
 ) -> None:
