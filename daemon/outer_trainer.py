@@ -9,8 +9,10 @@ Every fragment of the model is a federation of its own, `NAME.0`, `NAME.1` and s
 the sum of all merged differences: what one round adds to it is what the outer optimiser takes. A
 thread a fragment talks to the daemon, so a step costs no call.
 
-A member that missed a whole round of a fragment (its machine slept) cannot go on from its own copy:
-`step` says so, and training begins again from `common` of a member.
+A member that missed rounds of a fragment (its machine slept) goes on where the others are: its
+common copy follows from the sum of what was merged, nearly at first, exactly in the end; what it
+learned meanwhile is in its next difference. A process that is started anew gives the same first
+values as ever, and is moved to the common copy by its first step.
 Source: docs/specs/rounds.md; `federated.rounds.training.outer`.
 """
 
@@ -26,7 +28,7 @@ import numpy as np
 
 from daemon.cli.client import CliError
 from daemon.trainer import Trainer
-from federated.errors import FederatedError, RoundError
+from federated.errors import FederatedError
 from federated.rounds.training.outer import Outer
 from federated.rounds.training.outer_words import Applied, OuterConfig, Sync
 
@@ -47,10 +49,11 @@ the median norm by a tenth a round at most, so from here it takes some 6,500 rou
 
 @dataclass
 class _Merged:
-    """What a round of a fragment added."""
+    """What rounds of a fragment added, `rounds` of them up to `number`."""
 
     fragment: int
     number: int
+    rounds: int
     d: F32
 
 
@@ -70,13 +73,17 @@ class _Lane:
         self._inbox = inbox
         self._outbox: queue.Queue[Sync] = queue.Queue()
         self._base = trainer.latest()
+        self._connection = trainer.connection
+        self._handed: tuple[int, Sync] | None = None
         self._ended = threading.Event()
         self.threads = [
             threading.Thread(target=run, daemon=True) for run in (self._watch, self._send)
         ]
 
     def start(self) -> None:
-        """Begin to watch and to send."""
+        """Begin to watch and to send; first what was merged before this process began."""
+        if self._base.number:
+            self._note(self._base.number, self._base.number, self._base.state[STATE])
         for thread in self.threads:
             thread.start()
 
@@ -93,19 +100,25 @@ class _Lane:
             while not self._ended.is_set():
                 fresh = self._trainer.later(self._base.number)
                 if fresh is None:
+                    self._hand_in_again()
                     continue
                 d = fresh.state[STATE] - self._base.state[STATE]
-                if fresh.number != self._base.number + 1:
-                    raise RoundError(
-                        "stale",
-                        f"fragment {self._fragment} went on without this machine: begin again from"
-                        " the common copy of another member",
-                    )
+                rounds = fresh.number - self._base.number
                 self._base = fresh
-                self._inbox.put(_Merged(self._fragment, fresh.number, d))
+                self._note(fresh.number, rounds, d)
         except (CliError, FederatedError, OSError) as error:
             if not self._ended.is_set():
                 self._inbox.put(error)
+
+    def _note(self, number: int, rounds: int, d: F32) -> None:
+        self._inbox.put(_Merged(self._fragment, number, rounds, d))
+
+    def _hand_in_again(self) -> None:
+        """A daemon that was started anew does not know what the one before it was given."""
+        handed, before = self._handed, self._connection
+        self._connection = self._trainer.connection
+        if before is not self._connection and handed and handed[0] == self._base.number:
+            self._outbox.put(handed[1])
 
     def _send(self) -> None:
         while not self._ended.is_set():
@@ -117,8 +130,11 @@ class _Lane:
             try:
                 new = {STATE: base.state[STATE] + sync.delta}
                 self._sender.submit_from(base, new, weight=max(sync.weight, 1.0))
+                self._handed = base.number, sync
             except (CliError, FederatedError, OSError) as error:
-                if not self._ended.is_set():
+                # Too late: the difference is in the next one, as it is against the common copy.
+                stale = isinstance(error, CliError) and error.data.get("reason") == "stale"
+                if not stale and not self._ended.is_set():
                     self._inbox.put(error)
 
 
@@ -203,7 +219,6 @@ class OuterTrainer:
             Whether parameters changed.
 
         Raises:
-            RoundError: a fragment went on without this machine.
             CliError: the daemon refused or is gone.
             UsageError: parameters of another shape.
         """
@@ -235,6 +250,9 @@ class OuterTrainer:
     def _merge(self, came: _Merged | Exception) -> None:
         if isinstance(came, Exception):
             raise came
-        self.outer.merged(came.fragment, self.outer.root(came.fragment), came.d)
+        if came.rounds == 1:
+            self.outer.merged(came.fragment, self.outer.root(came.fragment), came.d)
+        else:
+            self.outer.missed(came.fragment, came.rounds, came.d)
         self.synced += 1
         self.roots.append((came.fragment, came.number, self.outer.root(came.fragment)))

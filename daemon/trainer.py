@@ -243,6 +243,11 @@ class Trainer:
             if waiting is not None:
                 waiting(model)
 
+    @property
+    def connection(self) -> object:
+        """Another object once the daemon was connected to anew: it may be another daemon."""
+        return self._client.hello
+
     def leave(self) -> None:
         """Take part no longer; the model's states on this machine are removed."""
         self._call("fed.leave", {})

@@ -170,7 +170,8 @@ def kill_again_and_again(places: Sequence[Place], kills: int, seed: int) -> list
     for _ in range(kills):
         place = rng.choice(places)
         number = place.round()
-        wait_until("a round is applied", lambda: place.round() > number)  # noqa: B023 - at once
+        # A coordinator that was killed is waited for longer each time; see rounds.md, views.
+        wait_until("a round is applied", lambda: place.round() > number, 150)  # noqa: B023
         time.sleep(rng.uniform(0, JITTER_S))
         daemon = rng.random() < 0.5
         killed[daemon] += 1
@@ -221,7 +222,18 @@ def test_eight_kills_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_hundred_kills_of_two_machines_leave_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_a_hundred_kills_leave_nothing_behind(tmp_path: Path) -> None:
+    home = Home(tmp_path / "one", "one")
+    try:
+        home.up()
+        train_and_kill([home], tmp_path, 100, seed=5)
+    finally:
+        home.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kills_of_two_machines_leave_nothing_behind(tmp_path: Path) -> None:
     with joined_homes(tmp_path, "one", "two") as homes:
-        train_and_kill(homes, tmp_path, 100, seed=5)
+        train_and_kill(homes, tmp_path, 20, seed=6)

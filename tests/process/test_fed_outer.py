@@ -5,16 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
 
-from tests.helpers.daemons import Home, joined_homes
+from tests.helpers.daemons import Home, joined_homes, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from daemon.json_types import Json
 
 PROGRAM = """
 import sys
@@ -39,6 +41,34 @@ with OuterTrainer("outer", params, config, expected=2, first_deadline_s=10) as o
         outer.settle(0.05)  # training would take its time
     roots = np.array([f"{f} {n} {root.hex()}" for f, n, root in outer.roots])
     np.savez(target, roots=roots, **outer.outer.common())
+"""
+
+
+AWAY = """
+import sys
+from pathlib import Path
+import numpy as np
+from daemon.outer_trainer import OuterTrainer
+from federated.rounds.training.outer_words import OuterConfig
+
+me, target, stop = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+aim = np.linspace(-1, 1, 400)
+mine = (aim + np.random.default_rng(me).normal(0, 0.3, 400)).astype(np.float32)
+params = {"a.w": np.zeros(200, np.float32), "b.w": np.zeros(200, np.float32)}
+config = OuterConfig(inner_steps=6, fragments=2, overlap=2, momentum=0.5)
+copies = {}
+with OuterTrainer("away", params, config, expected=3, first_deadline_s=5) as outer:
+    while not stop.exists():
+        for name, part in zip(params, np.split(mine, 2)):
+            params[name] -= np.float32(0.1) * (params[name] - part)
+        outer.step(params, tokens=1)
+        outer.settle(0.05)  # training would take its time
+        for fragment, number, _ in outer.roots:
+            copies[f"{fragment}.{number}"] = outer.outer.fragment_state(fragment)
+        outer.roots.clear()
+    flat = {key: np.concatenate([*one.values()][:1]) for key, one in copies.items()}
+    loss = np.mean((np.concatenate([*params.values()]) - aim) ** 2)
+    np.savez(target, loss=loss, params=np.concatenate([*params.values()]), **flat)
 """
 
 
@@ -73,3 +103,59 @@ def test_two_members_have_the_same_common_copy_between_their_own(
     assert all(seen[0][key] == seen[1][key] for key in both)
     assert abs(first["b"].mean() - 0.5) < 0.15
     assert np.corrcoef(first["a"], np.linspace(-1, 1, 300))[0, 1] > 0.9
+
+
+def round_of(home: Home, name: str) -> int:
+    models = cast("list[dict[str, Json]]", home.json("fed", "status"))
+    return next((int(str(one["round"])) for one in models if one["name"] == name), -1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_member_that_was_cut_off_for_several_syncs_catches_up(tmp_path: Path) -> None:
+    """Its daemon is dead for a while; its training goes on, and so does that of the others."""
+    # Momentum .5: what its copy is off by is halved in each later round.
+    program, stop = tmp_path / "away.py", tmp_path / "stop"
+    program.write_text(AWAY)
+    with joined_homes(tmp_path / "homes", "one", "two", "three") as homes:
+        running = [
+            subprocess.Popen(
+                [sys.executable, str(program), str(me), str(tmp_path / f"{me}.npz"), str(stop)],
+                env=home.environ,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for me, home in enumerate(homes)
+        ]
+        fragments = ("away.0", "away.1")
+
+        def reached(home: Home) -> int:
+            ended = [one.communicate()[1] for one in running if one.poll() is not None]
+            assert not ended, ended
+            return min(round_of(home, name) for name in fragments)
+
+        wait_until("they train", lambda: reached(homes[2]) >= 3)
+        homes[2].kill()
+        cut = reached(homes[0])
+        wait_until("several syncs have passed", lambda: reached(homes[0]) >= cut + 4, 90)
+        homes[2].up()
+        back = max(round_of(homes[0], name) for name in fragments)
+        wait_until("it is back", lambda: reached(homes[2]) >= back + 40, 120)
+        stop.touch()
+        for process in running:
+            _, problem = process.communicate(timeout=60)
+            assert process.returncode == 0, problem
+    one, two, away = (np.load(tmp_path / f"{me}.npz") for me in range(3))
+    for fragment in range(2):
+        numbers = [
+            {int(key.split(".")[1]) for key in found.files if key.startswith(f"{fragment}.")}
+            for found in (one, away)
+        ]
+        assert len(numbers[0] - numbers[1]) >= 3, "it missed rounds"
+        last = f"{fragment}.{max(numbers[0] & numbers[1])}"
+        assert int(last[2:]) > back
+        assert np.abs(one[last] - away[last]).max() < 0.01
+    # Beside the common copy each keeps a share of its own steps, towards an aim of its own.
+    assert away["loss"] < 1.5 * max(one["loss"], two["loss"])
+    usual = np.abs(one["params"] - two["params"]).mean()
+    assert np.abs(one["params"] - away["params"]).mean() < 1.5 * usual

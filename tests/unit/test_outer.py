@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -434,3 +435,65 @@ def test_parameters_of_another_shape_are_refused() -> None:
     outer = Outer(model(1.0, 2.0), PLAIN_SUM)
     with pytest.raises(UsageError):
         outer.after_inner_step(10, model(1.0))
+
+
+# ---- rounds that were missed
+
+
+def after(rounds: Sequence[np.ndarray], outer: Outer) -> Outer:
+    for d in rounds:
+        outer.merged(0, outer.root(0), d)
+    return outer
+
+
+def test_rounds_that_were_alike_are_made_up_for_by_their_sum() -> None:
+    config = OuterConfig(inner_steps=10, fragments=1, overlap=0, codec="f32")
+    first, alike = [f32(0.5, -1), f32(-0.25, 1)], [f32(0.125, 0.5)] * 4
+    here = after([*first, *alike], Outer(model(1.0, 2.0), config))
+    away = after(first, Outer(model(1.0, 2.0), config))
+    away.missed(0, 4, np.sum(alike, 0))
+    assert away.common()["a"] == pytest.approx(here.common()["a"], rel=1e-6)
+    assert away.fragment_state(0)["m/a"] == pytest.approx(here.fragment_state(0)["m/a"], rel=1e-6)
+
+
+def test_what_is_wrong_after_missed_rounds_shrinks_with_every_later_one() -> None:
+    config = OuterConfig(inner_steps=10, fragments=1, overlap=0, codec="f32", momentum=0.5)
+    rng = np.random.default_rng(8)
+    rounds = list(rng.standard_normal((30, 2)).astype(np.float32))
+    here = after(rounds[:5], Outer(model(1.0, 2.0), config))
+    away = Outer(model(1.0, 2.0), config)
+    away.missed(0, 5, np.sum(rounds[:5], 0))
+    apart = [np.abs(here.common()["a"] - away.common()["a"]).max()]
+    for d in rounds[5:]:
+        after([d], here)
+        after([d], away)
+        apart.append(np.abs(here.common()["a"] - away.common()["a"]).max())
+    assert apart[0] > 0.01
+    for before, now in itertools.pairwise(apart[:8]):
+        assert now == pytest.approx(before / 2, rel=0.01, abs=1e-5)
+    assert apart[-1] < 1e-5
+
+
+def test_what_was_learned_while_rounds_were_missed_is_in_the_next_difference() -> None:
+    config = OuterConfig(inner_steps=10, fragments=1, overlap=0, codec="f32")
+    params = model(1.0, 2.0)
+    outer = Outer(params, config)
+    params["a"] -= f32(0.25, 0.5)
+    assert only(outer.after_inner_step(10, params)).delta.tolist() == [0.25, 0.5]
+    outer.missed(0, 3, f32(1.5, -3))
+    [applied] = outer.apply(params)
+    assert isinstance(applied, Applied)
+    assert (outer.common()["a"] - params["a"]).tolist() == pytest.approx([0.25, 0.5], abs=1e-6)
+    assert outer.apply(params) == []
+    sync = only(outer.after_inner_step(20, params))
+    assert sync.delta.tolist() == pytest.approx([0.25, 0.5], abs=1e-6)
+    assert sync.weight == 2, "the tokens of both intervals"
+
+
+@pytest.mark.parametrize(("rounds", "total"), [(0, f32(1)), (2, f32(1, 2)), (2, f32(np.nan))])
+def test_missed_rounds_that_are_none_change_nothing(rounds: int, total: np.ndarray) -> None:
+    outer = Outer(model(1.0))
+    root = outer.root(0)
+    with pytest.raises(UsageError):
+        outer.missed(0, rounds, total)
+    assert outer.root(0) == root

@@ -105,6 +105,20 @@ def _mix_rows(row: F32, common: F32, alpha: float) -> None:
         block += scaled
 
 
+def moved(array: Array, by: F32) -> Array:
+    """`array + by`: in place where it can be written, else anew.
+
+    Args:
+        array: a parameter.
+        by: float32 of the same shape.
+    """
+    summed = array.astype(np.float32) + by
+    if not array.flags.writeable:
+        return summed.astype(array.dtype)
+    array[...] = summed
+    return array
+
+
 # ---- layers
 
 

@@ -42,6 +42,8 @@ class Fragment:
         synced_at: its inner step.
         sent: step and tokens of the sync under way.
         due: inner step from which theta takes G over; None: it has.
+        moved: float32[n], what theta is to be moved by, so that its difference to G stays; None:
+            nothing.
         fetching: the others are ahead.
         failure: why the last round failed; empty if it did not.
     """
@@ -57,6 +59,7 @@ class Fragment:
     synced_at: int = 0
     sent: tuple[int, int] | None = None
     due: int | None = None
+    moved: F32 | None = None
     fetching: bool = False
     failure: str = ""
 

@@ -26,6 +26,11 @@ runs the rounds that `Sync` asks for and reports `merged` or `failed`.
 result that starts from another root is not applied: `Fetch` asks the driver for the state that the
 others have, and `adopt` takes it if it has the root that their `apply` proves.
 
+*Who missed rounds* knows their sum, not each: G - lr mu^2 / (1 - mu) m moves by lr / (1 - mu) times
+the sum whatever the order, and m is taken as if all of them had been alike. What that gets wrong
+shrinks by mu with every later round, in m and in G. theta moves along with G, so that what it
+learned meanwhile is in its next difference: `missed`.
+
 *A member that diverged* (a value that is not finite) sends nothing, and takes G over entirely.
 
 Sources: arXiv 2311.08105 (DiLoCo), 2501.18512 (streaming, overlap, 4 bits), 2604.21428 (quorum,
@@ -39,7 +44,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from federated.errors import UsageError
-from federated.rounds.training.arrays import BLOCK, fragments, mix, view
+from federated.rounds.training.arrays import BLOCK, fragments, mix, moved, view
 from federated.rounds.training.fragment import Fragment, diverged, from_limbs, joined, limbs, start
 from federated.rounds.training.outer_words import Applied, Fetch, OuterConfig, Skipped, Sync
 from p2p.errors import DecodeError
@@ -67,7 +72,8 @@ class Outer:
     Raises:
         UsageError: parameters that are none, or `saved` of another model or configuration.
 
-    *Invariant*: G and m change in `merged` and `adopt` alone, by numbers that all members share.
+    *Invariant*: G and m change in `merged`, `missed` and `adopt` alone, by numbers that all members
+    share.
     """
 
     def __init__(
@@ -158,6 +164,8 @@ class Outer:
         """
         done: list[Request] = []
         for index, part in enumerate(self._fragments):
+            if part.moved is not None:
+                done.append(Applied(index, self._move(part, params)))
             if part.due is not None and part.due <= self._step:
                 part.due = None
                 done.append(Applied(index, self._mix(part, params)))
@@ -170,6 +178,13 @@ class Outer:
             alpha = 0.0
         common = part.tensors(part.common)
         return {name: mix(array, common[name], alpha) for name, array in own.items()}
+
+    @staticmethod
+    def _move(part: Fragment, params: Mapping[str, object]) -> dict[str, Array]:
+        assert part.moved is not None
+        by = part.tensors(part.moved)
+        part.moved = None
+        return {name: moved(array, by[name]) for name, array in _seen(part, params).items()}
 
     def _sync(self, index: int, part: Fragment, params: Mapping[str, object]) -> Sync | Skipped:
         under_way = sum(other.sent is not None for other in self._fragments)
@@ -218,9 +233,7 @@ class Outer:
         Raises:
             UsageError: another length, or a value that is not finite; nothing has changed.
         """
-        part = self._of(fragment)
-        if d.dtype != np.float32 or d.shape != part.common.shape or not np.isfinite(d).all():
-            raise UsageError(f"fragment {fragment}: a result is {part.common.shape[0]} numbers")
+        part = self._checked(fragment, d)
         if base_root != part.root:
             # Told twice is no reason to fetch.
             return [] if base_root == part.root_before else self._ahead(fragment, part)
@@ -228,6 +241,39 @@ class Outer:
         part.root_before = part.root
         self._took_over(part)
         return []
+
+    def missed(self, fragment: int, rounds: int, total: F32) -> None:
+        """Rounds whose results this member did not see one by one; its own difference is kept.
+
+        Args:
+            fragment: its index.
+            rounds: how many.
+            total: float32[n], the sum of their merged differences.
+
+        Raises:
+            UsageError: no round, another length, or a value that is not finite.
+        """
+        part = self._checked(fragment, total)
+        if rounds < 1:
+            raise UsageError(f"{rounds} rounds missed")
+        mu, rate = self.config.momentum, self.config.rate
+        weight = (1 - mu**rounds) / (1 - mu) / rounds
+        momentum = np.float32(mu**rounds) * part.momentum + np.float32(weight) * total
+        per_momentum = np.float32(rate * mu * mu / (1 - mu))
+        by = per_momentum * (momentum - part.momentum) - np.float32(rate / (1 - mu)) * total
+        part.common += by
+        part.momentum = momentum
+        part.hash()
+        part.sent = None
+        part.failure = "missed"
+        if part.due is None:  # else theta takes all of G over at its next step
+            part.moved = by if part.moved is None else part.moved + by
+
+    def _checked(self, fragment: int, d: F32) -> Fragment:
+        part = self._of(fragment)
+        if d.dtype != np.float32 or d.shape != part.common.shape or not np.isfinite(d).all():
+            raise UsageError(f"fragment {fragment}: a result is {part.common.shape[0]} numbers")
+        return part
 
     def _outer_step(self, part: Fragment, d: F32) -> None:
         """One multiplication and one addition at a time: the same bits on all IEEE machines."""
