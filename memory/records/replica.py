@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from memory.errors import RefusedError, UsageError
-from memory.records import cells, table
+from memory.records import cells, stored, table
 from memory.records.erase import HERE, erase_all
 from memory.records.ingest import reown
 from memory.scopes import write_scope
@@ -145,7 +145,7 @@ class Replica:
         self,
         group: bytes,
         tag: bytes,
-        make: Callable[[Sequence[table.CellRow]], Sequence[Draft]],
+        make: Callable[[Sequence[stored.CellRow]], Sequence[Draft]],
         receipt: Receipt[Sequence[bytes]] | None = None,
         known: Container[bytes] = (),
     ) -> Sequence[bytes]:
@@ -162,7 +162,7 @@ class Replica:
 
         def unit(txn: Txn) -> list[bytes]:
             txn.lookups.clear()
-            drafts = make(table.read_cell(txn.connection, group, tag, whole=False, known=known))
+            drafts = make(stored.read_cell(txn.connection, group, tag, whole=False, known=known))
             ids = [record.id for record in self.append_in(txn, group, drafts)]
             if receipt is not None:
                 self.put_receipt(txn, receipt.key, receipt.encode(ids))
@@ -172,10 +172,10 @@ class Replica:
 
     async def cell(
         self, group: bytes, tag: bytes, *, whole: bool = False, known: Container[bytes] = ()
-    ) -> Sequence[table.CellRow]:
+    ) -> Sequence[stored.CellRow]:
         """The records a state cell's value is made of, or all that count."""
         return await self.db.read(
-            lambda c: table.read_cell(c, group, tag, whole=whole, known=known)
+            lambda c: stored.read_cell(c, group, tag, whole=whole, known=known)
         )
 
     async def cell_tags(self, group: bytes) -> Sequence[tuple[bytes, bytes]]:
@@ -200,17 +200,17 @@ class Replica:
 
         return await self.transact(unit)
 
-    async def control(self, group: bytes, after: int = 0) -> Sequence[table.Stored]:
+    async def control(self, group: bytes, after: int = 0) -> Sequence[stored.Stored]:
         """Control records in order of arrival, bodies included."""
-        return await self.db.read(lambda c: table.read_control(c, group, after))
+        return await self.db.read(lambda c: stored.read_control(c, group, after))
 
-    async def logs(self, group: bytes) -> Sequence[table.LogState]:
+    async def logs(self, group: bytes) -> Sequence[stored.LogState]:
         """All logs of a group, both lanes."""
-        return await self.db.read(lambda c: table.read_logs(c, group))
+        return await self.db.read(lambda c: stored.read_logs(c, group))
 
     async def counts(self, group: bytes) -> Mapping[bytes, int]:
         """Records that are here, by author."""
-        return await self.db.read(lambda c: table.read_counts(c, group))
+        return await self.db.read(lambda c: stored.read_counts(c, group))
 
     async def index(self, group: bytes, lane: int) -> IdIndex:
         """The ids that count in set comparison; the same object until the set changes."""
@@ -218,7 +218,7 @@ class Replica:
         if cached is not None:
             return cached
         commits = self._commits
-        found = IdIndex(await self.db.read(lambda c: table.read_index(c, group, lane)))
+        found = IdIndex(await self.db.read(lambda c: stored.read_index(c, group, lane)))
         # A commit while we read: what we read may lack its records, so it is not kept.
         if self._commits == commits:
             self._indexes[group, lane] = found
@@ -226,21 +226,21 @@ class Replica:
 
     async def known(self, ids: Sequence[bytes]) -> Mapping[bytes, str]:
         """State of those that are here: live, sealed, void, stub, erased, held."""
-        return await self.db.read(lambda c: table.read_known(c, ids))
+        return await self.db.read(lambda c: stored.read_known(c, ids))
 
     async def tail(
         self, log: LogKey, first: int, last: int, bytes_max: int
-    ) -> Sequence[table.Stored]:
+    ) -> Sequence[stored.Stored]:
         """Records first..last of a log that are here, cut at `bytes_max`, at least one."""
-        return await self.db.read(lambda c: table.read_log(c, log, first, last, bytes_max))
+        return await self.db.read(lambda c: stored.read_log(c, log, first, last, bytes_max))
 
-    async def fetch(self, ids: Sequence[bytes], *, bodies: bool) -> Sequence[table.Stored]:
+    async def fetch(self, ids: Sequence[bytes], *, bodies: bool) -> Sequence[stored.Stored]:
         """Those that are here, in the order asked."""
-        return await self.db.read(lambda c: table.read_ids(c, ids, bodies=bodies))
+        return await self.db.read(lambda c: stored.read_ids(c, ids, bodies=bodies))
 
-    async def at(self, log: LogKey, seq: int) -> table.Stored | None:
+    async def at(self, log: LogKey, seq: int) -> stored.Stored | None:
         """The record at one place of a log."""
-        found = await self.db.read(lambda c: table.read_log(c, log, seq, seq, 0))
+        found = await self.db.read(lambda c: stored.read_log(c, log, seq, seq, 0))
         return found[0] if found else None
 
     async def settle(
@@ -286,9 +286,9 @@ class Replica:
 
         await self.transact(unit)
 
-    async def sealed(self, group: bytes, epoch: bytes, limit: int) -> Sequence[table.Stored]:
+    async def sealed(self, group: bytes, epoch: bytes, limit: int) -> Sequence[stored.Stored]:
         """Records still waiting for `epoch`'s key, oldest first."""
-        return await self.db.read(lambda c: table.read_sealed(c, group, epoch, limit))
+        return await self.db.read(lambda c: stored.read_sealed(c, group, epoch, limit))
 
     async def local(self, table: str, group: bytes | None = None) -> Sequence[LocalRow]:
         """Rows of a local table; `mark` is the side file: group, author, incarnation, lane, seq."""

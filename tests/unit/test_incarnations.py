@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memory.records import table
+from memory.records.stored import LogState
 from p2p.replication.groups import choose_incarnations
 from p2p.replication.hlc import pack
 
@@ -13,16 +13,16 @@ NOW_S = WALL_MS // 1000
 
 def log(
     incarnation: int, lane: int, seq: int, author: bytes = ME, fork: int | None = None
-) -> table.LogState:
+) -> LogState:
     key = (GROUP, author, incarnation, lane)
-    return table.LogState(key, seq, seq, bytes(32), pack(WALL_MS - 5000, 0), fork)
+    return LogState(key, seq, seq, bytes(32), pack(WALL_MS - 5000, 0), fork)
 
 
 def mark(incarnation: int, lane: int, seq: int, author: bytes = ME) -> object:
     return ((GROUP, author, incarnation, lane), seq)
 
 
-def chosen(logs: list[table.LogState], *marks: object) -> tuple[int, int]:
+def chosen(logs: list[LogState], *marks: object) -> tuple[int, int]:
     return choose_incarnations(ME, logs, WALL_MS, dict(marks))  # type: ignore[call-overload]
 
 
