@@ -18,15 +18,9 @@ from memory.model import NOTES_MAX
 from memory.recall import reading
 from memory.recall.answering import Recaller
 from memory.recall.reading import Filter
+from memory.records.noting import check_line, prepare, with_lineage
 from memory.records.scanning import scan_own
-from memory.records.writing import (
-    check_line,
-    entry_draft,
-    forget_one,
-    prepare,
-    remember_one,
-    with_lineage,
-)
+from memory.records.writing import entry_draft, forget_one, remember_one
 from memory.relations.lineage import read_recalled
 from memory.storage.sql import blobs, integers
 from memory.storage.txn import MemoryEvent

@@ -15,7 +15,8 @@ from memory.erasure.report import DONE, ErasedItem, EraseReport
 from memory.errors import RefusedError
 from memory.recall.filters import find_authors
 from memory.records.erase import own_derived
-from memory.records.writing import check_id, find_record
+from memory.records.noting import check_id
+from memory.records.writing import find_record
 from memory.scopes import allows, write_scope
 from memory.storage.sql import integers, number
 from memory.text.cleaning import clean_line

@@ -23,7 +23,8 @@ from memory.erasure.lifecycle import DAY_MS, Standing, crowded_out, unverified
 from memory.errors import RefusedError, StoreError
 from memory.model import Forgotten
 from memory.records.erase import HERE, erase_all
-from memory.records.writing import check_id, entry_draft, find_target
+from memory.records.noting import check_id
+from memory.records.writing import entry_draft, find_target
 from memory.scopes import allows
 from memory.storage.sql import blobs, integers, number
 from memory.text.cleaning import clean_line

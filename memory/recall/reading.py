@@ -24,7 +24,8 @@ from memory.recall.hits import (
     make_hit,
     successors,
 )
-from memory.records.writing import Target, check_id
+from memory.records.noting import check_id
+from memory.records.writing import Target
 from memory.scopes import allows, readable, unreadable_sql, write_scope
 from memory.storage.sql import blobs, integers, number
 

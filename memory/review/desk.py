@@ -18,8 +18,9 @@ from memory.bodies import EndorseBody, VerdictBody
 from memory.errors import RefusedError, StoreError
 from memory.records.backfill import backfill
 from memory.records.ingest import project_kept
+from memory.records.noting import check_line
 from memory.records.scanning import scan_own
-from memory.records.writing import check_line, entry_draft, find_target
+from memory.records.writing import entry_draft, find_target
 from memory.review import rollback as undoing
 from memory.review import views
 from memory.review.views import (
