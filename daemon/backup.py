@@ -17,13 +17,14 @@ import logging
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Protocol
 
 import apsw
 import msgspec
 import trio
 
 import daemon
+from daemon.database_files import check_copy, erased_ids, read_copy, size_of, vacuum_into
 from daemon.erased_since import GroupErased, erased_since
 from daemon.errors import RpcError
 from daemon.health import Check
@@ -36,7 +37,6 @@ from daemon.manifest import (
     FORMAT,
     KEYS,
     SEALED_KEY,
-    Head,
     Manifest,
     check_files,
     entry_of,
@@ -49,20 +49,15 @@ from daemon.paths import PathsError, make_private
 from daemon.shred import BACKUPS, MAKING, shred_backups
 from memory.errors import StoreError
 from memory.storage.connect import translate
-from memory.storage.sql import blobs, number
 from memory.transfer.portable import write_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from daemon.config import BackupConfig
     from daemon.paths import Paths
     from memory.seams import Offload
     from p2p.env import Env
 
 __all__ = ["BackupInfo", "Backups", "shred_backups"]
-
-T = TypeVar("T")
 
 log = logging.getLogger("covey.daemon.backup")
 
@@ -293,7 +288,7 @@ class Backups:
             clear_unfinished(self.folder)
 
         def sweep() -> int:
-            return shred_backups(state, _erased(Path(self._paths.db)))
+            return shred_backups(state, erased_ids(Path(self._paths.db)))
 
         try:
             changed = await self._offload.run(sweep)
@@ -347,13 +342,13 @@ class Backups:
         sync_folder(self.folder)
         self._env.fault("backup.renamed")
         # What was erased while we read an older moment; a later erasure sees the backup itself.
-        erased = _erased(Path(self._paths.db))
+        erased = erased_ids(Path(self._paths.db))
         shred_backups(Path(self._paths.state), erased)
         shred_backups(self.folder / name, erased)
         return name
 
     def _check_space(self) -> None:
-        size = sum(_size(f"{self._paths.db}{end}") for end in ("", "-wal"))
+        size = sum(size_of(f"{self._paths.db}{end}") for end in ("", "-wal"))
         free = shutil.disk_usage(self.folder).free
         needed = size + SPARE_BYTES
         if free < needed:
@@ -379,7 +374,7 @@ class Backups:
         self._env.fault("backup.copied")
         behaviour = Path(paths.state) / BEHAVIOUR
         if behaviour.exists():
-            _vacuum_into(behaviour, making / BEHAVIOUR)
+            vacuum_into(behaviour, making / BEHAVIOUR)
         for source, target in ((paths.book, BOOK), (paths.config_file, CONFIG)):
             if Path(source).is_file():
                 shutil.copyfile(source, making / target)
@@ -483,83 +478,3 @@ def check_backup(folder: Path) -> Manifest:
     for name in (DATABASE, KEYS):
         check_copy(folder / name)
     return manifest
-
-
-def check_copy(path: Path) -> None:
-    """SQLite's own check of a file.
-
-    Raises:
-        RpcError: `storage_corrupt`.
-    """
-    _ask_copy(path, lambda _connection: None)
-
-
-def read_copy(path: Path, device: bytes) -> tuple[list[Head], int]:
-    """Check a copy; heads of a device's logs, and the schema.
-
-    Raises:
-        RpcError: `storage_corrupt`.
-    """
-
-    def ask(connection: apsw.Connection) -> tuple[list[Head], int]:
-        rows = cast("list[_HeadRow]", connection.execute(_HEADS, (device,)).fetchall())
-        heads = [
-            Head(group=group.hex(), incarnation=incarnation, lane=lane, seq=seq, id=head.hex())
-            for group, incarnation, lane, seq, head in rows
-        ]
-        return heads, number(connection, "PRAGMA user_version")
-
-    return _ask_copy(path, ask)
-
-
-def _ask_copy(path: Path, ask: Callable[[apsw.Connection], T]) -> T:
-    # The copy has no other user, and its folder may be read-only.
-    name = f"{path.absolute().as_uri()}?immutable=1"
-    try:
-        connection = apsw.Connection(name, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-        try:
-            found = str(connection.execute("PRAGMA integrity_check(1)").get)
-            if found != "ok":
-                raise apsw.CorruptError(found)
-            return ask(connection)
-        finally:
-            connection.close()
-    except apsw.Error as error:
-        raise RpcError(
-            "storage_corrupt",
-            f"{path.name} of the backup is damaged ({type(error).__name__})",
-            remedy="Take another backup: `covey backup list` shows them.",
-        ) from error
-
-
-_HeadRow = tuple[bytes, int, int, int, bytes]
-_HEADS: Final = (
-    "SELECT g.id, l.incarnation, l.lane, l.max_seq, l.head_id FROM log l JOIN grp g ON g.n = l.grp"
-    " WHERE l.author = ? ORDER BY g.id, l.incarnation, l.lane"
-)
-
-
-def _vacuum_into(source: Path, target: Path) -> None:
-    connection = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        connection.set_busy_timeout(5000)
-        connection.execute("VACUUM INTO ?", (str(target),)).fetchall()
-    finally:
-        connection.close()
-
-
-def _erased(database: Path) -> list[bytes]:
-    """Ids of all that was erased here, by the live database."""
-    connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        connection.set_busy_timeout(5000)
-        return blobs(connection, "SELECT id FROM erased")
-    finally:
-        connection.close()
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except FileNotFoundError:
-        return 0
