@@ -74,6 +74,7 @@ def _ask(p: TopKParams, group: bytes | None, fields: Sequence[object]) -> Ask:
         expected=p.expected,
         wait_s=p.wait_s,
         timeout_s=p.timeout_s,
+        privacy="plain",
         allow_plain=allow,
         private=not plain,
     )

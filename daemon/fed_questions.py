@@ -51,11 +51,12 @@ class Question:
         self.ask = Ask(
             group=group,
             kind=kind_of(self._query),
-            question=call_id(self._query, b"plain" if p.allow_plain else b""),
+            question=call_id(self._query, _policy(p)),
             name=p.name,
             expected=p.expected,
             wait_s=p.wait_s,
             timeout_s=p.timeout_s,
+            privacy=p.privacy,
             allow_plain=p.allow_plain,
             check=check,
         )
@@ -67,6 +68,12 @@ class Question:
             UsageError: no data lead to such a sum.
         """
         return answer(self._query, total.vector, total.peers)
+
+
+def _policy(p: StatParams) -> bytes:
+    """What must be equal for two calls to meet beside what is asked."""
+    wish = "" if p.privacy == "auto" else f"{p.privacy}/"
+    return (wish + ("plain" if p.allow_plain else "")).encode()
 
 
 def _query(p: StatParams) -> Query:

@@ -51,7 +51,8 @@ class RoundError(FederatedError):
 
     Args:
         reason: `nobody` (no other member asked the same), `plain_refused` (members of several
-            owners would see each other's data), `below_quorum`, `timeout`, `busy`, `too_few`,
+            owners would see each other's data), `no_masks` (they cannot hide it from each other),
+            `below_quorum`, `timeout`, `busy`, `too_few`,
             `unknown` (no member of it), `stale` (too many rounds late), `differs`.
         message: what is wrong and what to do.
     """

@@ -44,6 +44,10 @@ def _add_question(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser
         "--wait", type=float, default=60.0, metavar="S", help="how long to wait for others (60)"
     )
     sub.add_argument(
+        "--privacy", choices=["auto", "plain", "masked"], default="auto",
+        help="masked: nobody sees another machine's sums (auto: from four owners on)",
+    )  # fmt: skip
+    sub.add_argument(
         "--allow-plain", action="store_true",
         help="let machines of several owners see each other's sums",
     )  # fmt: skip
@@ -108,6 +112,7 @@ def _question(args: argparse.Namespace) -> int:
         "name": args.name,
         "expected": args.peers,
         "wait_s": args.wait,
+        "privacy": args.privacy,
         "allow_plain": args.allow_plain,
     }
     if weights is not None:
@@ -253,6 +258,13 @@ def _explain(args: argparse.Namespace) -> int:
             f" {out.size(out.number(part.get('nbytes')))}, merged by"
             f" {out.text(part.get('reducer'))} (standby {out.text(part.get('standby'))})"
         )
+    if info.get("privacy") == "masked":
+        out.say(
+            f"masked: only the sum was seen; {int(out.number(info.get('threshold')))} machines had"
+            " to agree to it"
+        )
+    elif info.get("privacy") == "plain":
+        out.say("plain: who merged a part saw each machine's data for it")
     out.say(f"result {out.text(info.get('root'))[:16]}, view {out.text(info.get('view'))}")
     return 0
 

@@ -23,6 +23,7 @@ PREFIX_MIN: Final = 6
 ERROR_OF: Final = {
     "nobody": "aborted",
     "plain_refused": "refused",
+    "no_masks": "refused",
     "below_quorum": "aborted",
     "timeout": "aborted",
     "busy": "invalid_state",
@@ -51,7 +52,9 @@ class StatParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
         expected: machines to wait for; 0: begin when nobody new comes.
         wait_s: how long to wait for them.
         timeout_s: how long the round itself may take.
-        allow_plain: let machines of several owners see each other's sums.
+        privacy: masked: nobody sees another machine's sums, or there is no answer; plain: who adds
+            up sees them; auto: masked where machines of four owners or more meet.
+        allow_plain: let machines of several owners see each other's sums, where masks cannot be.
         epsilon: noise for privacy: refused, because nothing keeps account of it yet.
     """
 
@@ -66,6 +69,7 @@ class StatParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     expected: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     wait_s: Seconds = 60.0
     timeout_s: Seconds = 60.0
+    privacy: Literal["auto", "plain", "masked"] = "auto"
     allow_plain: bool = False
     epsilon: float | None = None
 
@@ -130,6 +134,8 @@ class RoundInfo(msgspec.Struct, kw_only=True):
         codec: how they travelled.
         deadline_s: D: until when data was waited for.
         clip: norms above it were shortened; 0: none.
+        privacy: masked: nobody saw another machine's data, only their sum; plain: who merged did.
+        threshold: masked: how many machines had to agree to the sum.
         metrics: figures of this machine, such as loss.
         members: how each machine fared.
         parts: who merged what.
@@ -151,6 +157,8 @@ class RoundInfo(msgspec.Struct, kw_only=True):
     codec: str
     deadline_s: float
     clip: float
+    privacy: str
+    threshold: int
     metrics: dict[str, float]
     members: list[RoundMember]
     parts: list[RoundPart]
@@ -200,7 +208,8 @@ async def stat(call: Call, p: StatParams) -> StatResult:
             "refused",
             "noise is claimed by nobody here: there is no ledger yet that would charge a privacy"
             " budget for it, and epsilon without one means nothing",
-            remedy="Leave epsilon out; then who adds up sees each machine's sums, nothing else.",
+            remedy="Leave epsilon out; masks (--privacy masked) hide each machine's sums without"
+            " it, but not the answer.",
         )
     if len(p.values) > VALUES_MAX:
         raise RpcError(
@@ -283,6 +292,8 @@ async def round_info(services: Services, report: RoundReport) -> RoundInfo:
         codec=report.codec,
         deadline_s=report.deadline_s,
         clip=report.clip,
+        privacy=report.privacy,
+        threshold=report.threshold,
         metrics=report.metrics,
         members=[
             RoundMember(

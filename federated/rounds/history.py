@@ -55,6 +55,10 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     codec: str = ""
     deadline_s: float = 0.0
     clip: float = 0.0
+    privacy: str = ""
+    """`masked`, `plain`; empty in rounds from before it was noted."""
+    threshold: int = 0
+    """Masked: members that had to agree to the sum, T."""
     metrics: dict[str, float] = {}
     members: list[MemberReport] = []
     parts: list[PartReport] = []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from federated.rounds.history import MemberReport, PartReport, RoundReport
 from federated.rounds.numeric.payload import encoded_bytes
+from federated.rounds.privacy.roster import two_thirds
 
 if TYPE_CHECKING:
     from federated.rounds.protocol.checks import Setting
@@ -51,6 +52,8 @@ def report_of(
         codec=setting.policy.codec,
         deadline_s=round(setting.deadline_s, 3),
         clip=member.clip,
+        privacy="masked" if setting.masked else "plain",
+        threshold=_threshold(setting, len(plan.joins)) if setting.masked and plan else 0,
         metrics=dict(update.metrics) if update is not None else {},
         members=_members(seat),
         parts=[
@@ -62,6 +65,10 @@ def report_of(
         ],
         attempts=list(seat.outcome.ended),
     )  # fmt: skip
+
+
+def _threshold(setting: Setting, roster: int) -> int:
+    return two_thirds(max(roster, len(setting.circle)))
 
 
 def _members(seat: RoundSeat) -> list[MemberReport]:

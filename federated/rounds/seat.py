@@ -12,16 +12,20 @@ from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.post import Wanted
 from federated.rounds.protocol.member import Link
 from federated.rounds.protocol.orders import (
+    Cover,
     Decided,
+    Encode,
     Ended,
     FetchPart,
     FetchResult,
     MakeGram,
     Merge,
+    OpenSum,
     PartArrived,
     PartFailed,
     Persist,
     Prepare,
+    ReadSets,
     ResultArrived,
     ResultFailed,
     Send,
@@ -208,6 +212,25 @@ class RoundSeat:
                 self._tell(Tell("round.aborted", order.reason))
             case Tell():
                 self._tell(order)
+            case Encode() | Cover() | ReadSets() | OpenSum():
+                nursery.start_soon(self._masked, order)
+
+    async def _masked(self, order: Encode | Cover | ReadSets | OpenSum) -> None:
+        """Words, masks and what takes them off: a masked round has a workshop for them."""
+        from federated.rounds.masked_workshop import MaskedWorkshop
+
+        workshop = self.workshop
+        assert isinstance(workshop, MaskedWorkshop)
+        match order:
+            case Encode():
+                workshop.see(order.plan_hash, order.plan)
+                await self._prepared(order.plan_hash, lambda: workshop.encode(order))
+            case Cover():
+                await self._prepared(order.plan_hash, lambda: workshop.cover(order))
+            case ReadSets():
+                await self._compute(lambda: workshop.sets(order))
+            case OpenSum():
+                await self._compute(lambda: workshop.open(order))
 
     def _serve_part(self, order: ServePart) -> None:
         made = self.machine.member.made
@@ -236,11 +259,15 @@ class RoundSeat:
             self._happened(done)
 
     async def _prepare(self, order: Prepare) -> None:
+        await self._prepared(order.plan_hash, lambda: self.workshop.prepare(order.plan_hash))
+
+    async def _prepared(self, plan_hash: bytes, fn: Callable[[], Event]) -> None:
+        """Our own update: one that cannot be brought ends the round here."""
         try:
-            done = await self._offload.run(lambda: self.workshop.prepare(order.plan_hash))
+            done = await self._offload.run(fn)
         except UsageError as error:
             made = self.machine.member.made
-            if made is not None and made.hash == order.plan_hash:
+            if made is not None and made.hash == plan_hash:
                 self.outcome.failure = error
                 self.outcome.finished.set()
         else:

@@ -15,20 +15,22 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import trio
 
-from federated.errors import RoundError
+from federated.errors import PlanError, RoundError
 from federated.rounds.faults import line_of
 from federated.rounds.history import History, any_federation
 from federated.rounds.knocking import KNOCK, NOWHERE
 from federated.rounds.meet import Meetings
-from federated.rounds.owners import owners_among
 from federated.rounds.post import Post
+from federated.rounds.privacy.choice import MASKED_OWNERS_MIN, choose
 from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import Policy
+from p2p.identity import PeerId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from federated.rounds.host import Hosts
     from federated.rounds.knocking import Answer, Knock
     from federated.rounds.models import Models
+    from federated.rounds.privacy.choice import Mode, Wish
     from federated.rounds.protocol.meeting import Circle
     from federated.rounds.sums import SumRound
     from federated.rounds.workshop import Check
@@ -73,6 +76,9 @@ class Ask:
         expected: members to wait for; 0: until nobody new comes.
         wait_s: how long to wait for them.
         timeout_s: how long the round itself may take.
+        privacy: `masked`: nobody sees another's vector, or there is no sum; `plain`: who adds up
+            sees them; `auto`: masked where four owners or more meet and none has a third of the
+            machines, else plain if all are one owner's or `allow_plain` is set.
         allow_plain: whether members of several owners may see each other's sums.
         check: why no data lead to a member's vector, or nothing; asked by who merges them.
     """
@@ -84,6 +90,7 @@ class Ask:
     expected: int = 0
     wait_s: float = 60.0
     timeout_s: float = 60.0
+    privacy: Wish = "auto"
     allow_plain: bool = False
     check: Check | None = None
     private: bool = False
@@ -252,13 +259,11 @@ class Rounds:
                 f"there are {others + 1} machines here, {max(ask.expected, policy.min_peers)} are"
                 " needed: `covey peers list` shows them, `covey invite` adds one",
             )
-        self._check_owners(ask, map(bytes, self._mesh.members(ask.group)))
+        self._check_group(ask)
         circle = await self._meetings.meet(
             ask.group, ask.question, policy, expected=ask.expected, wait_s=ask.wait_s
         )
-        # Asked again: another owner may have come to the group while we waited.
-        self._check_owners(ask, circle.peers)
-        return Among(self, ask, policy, circle)
+        return Among(self, ask, self._policy_among(ask, policy, circle), circle)
 
     async def total_among(
         self, ask: Ask, policy: Policy, circle: Circle, vector: NDArray[np.float64]
@@ -289,20 +294,28 @@ class Rounds:
         except Exception:
             log.exception("round_not_noted")
 
-    def _check_owners(self, ask: Ask, peers: Iterable[bytes]) -> None:
-        """Refuse before anything leaves what would show one owner's data to another.
+    def _check_group(self, ask: Ask) -> None:
+        """Refuse before anybody is asked what no members of this group can have.
 
         Raises:
-            RoundError: `plain_refused`.
+            RoundError: `plain_refused`, `no_masks`.
         """
-        owners = owners_among(self._mesh, ask.group, peers)
-        if len(owners) > 1 and not ask.allow_plain and not ask.private:
-            raise RoundError(
-                "plain_refused",
-                f"this group has {len(owners)} owners, and who adds up sees each machine's sums:"
-                " nothing was sent. Allow it with --allow-plain on every machine, or ask your own"
-                " machines alone",
-            )
+        members = [self._mesh.id, *self._mesh.members(ask.group)]
+        owners = [self._mesh.owner(peer, ask.group) for peer in members]
+        if ask.privacy == "plain" or len(set(owners)) < MASKED_OWNERS_MIN:
+            _choose(ask, owners, f"this group has {len(set(owners))} owners")
+
+    def _policy_among(self, ask: Ask, policy: Policy, circle: Circle) -> Policy:
+        """The policy of members that met: they all know the same owners, so they decide alike.
+
+        Raises:
+            RoundError: `plain_refused`, `no_masks`.
+        """
+        owners = [self._mesh.owner(PeerId(peer), ask.group) for peer in circle.peers]
+        met = f"machines of {len(set(owners))} owners met"
+        if _choose(ask, owners, met) == "plain":
+            return policy
+        return msgspec.structs.replace(policy, codec="mfix64")
 
     async def _drive(self, under_way: SumRound) -> None:
         self._present += 1
@@ -313,3 +326,25 @@ class Rounds:
             self._tell(under_way.ident, Tell("round.fault", line_of(error)))
         finally:
             self._present -= 1
+
+
+def _choose(ask: Ask, owners: Sequence[bytes], who: str) -> Mode:
+    """Plain or masked, or why neither: before any data leaves.
+
+    Raises:
+        RoundError: `plain_refused`, `no_masks`.
+    """
+    if ask.private:
+        return "plain"
+    try:
+        return choose(ask.privacy, owners, rule="sum", clip=None, allow_plain=ask.allow_plain).mode
+    except PlanError as error:
+        if ask.privacy == "masked":
+            raise RoundError("no_masks", f"{who}: {error}; nothing was sent") from None
+        raise RoundError(
+            "plain_refused",
+            f"{who}, and who adds up would see each machine's sums: nothing was sent. Masks hide"
+            f" them where {MASKED_OWNERS_MIN} owners or more take part (--peers waits for them)"
+            " and none has a third of the machines. Or allow it with --allow-plain on every"
+            " machine, or ask your own machines alone",
+        ) from None

@@ -11,6 +11,7 @@ import trio
 
 from federated.errors import RoundError
 from federated.rounds.faults import line_of
+from federated.rounds.masked_workshop import MaskedWorkshop
 from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
@@ -86,8 +87,12 @@ class SumRound:
         self._tell = tell
         self.ident = setting.federation.hex()[:32]
         self._scope = trio.CancelScope()
-        self._workshop = Workshop(owners=dict(setting.owners), check=ask.check)
-        machine = Machine(setting, link_of(post, setting))
+        self._workshop = (
+            MaskedWorkshop(len(setting.circle))
+            if setting.masked
+            else Workshop(owners=dict(setting.owners), check=ask.check)
+        )
+        machine = Machine(setting, link_of(post, setting), random_bytes=env.rng.randbytes)
         self._seat = RoundSeat(
             setting, machine, self._workshop, post, env, offload, NoKeeper(),
             lambda told: tell(self.ident, told),

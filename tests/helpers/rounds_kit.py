@@ -18,7 +18,9 @@ from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import (
+    Cover,
     Decided,
+    Encode,
     Ended,
     FetchPart,
     FetchResult,
@@ -26,11 +28,13 @@ from federated.rounds.protocol.orders import (
     MakeGram,
     Merge,
     Merged,
+    OpenSum,
     PartArrived,
     PartFailed,
     Persist,
     Prepare,
     Prepared,
+    ReadSets,
     ResultArrived,
     ResultFailed,
     Send,
@@ -134,7 +138,7 @@ class World:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.faults = faults or Faults()
-        self.nodes = {one.me: Node(one, Machine(one)) for one in settings}
+        self.nodes = {one.me: Node(one, self.make_machine(one)) for one in settings}
         self.cut: set[tuple[bytes, bytes]] = set()
         """(from, to) that nothing passes."""
         self.counts: dict[str, int] = {}
@@ -147,6 +151,10 @@ class World:
         """Called at each thing a machine tells, before what it does next."""
         for peer in self.nodes:
             self.at(self.rng.random() * 0.1, partial(self._begin, peer))
+
+    def make_machine(self, setting: Setting, **kept: object) -> Machine:
+        """A member's machine, anew or with what it kept."""
+        return Machine(setting, **kept)  # type: ignore[arg-type]
 
     # ---- time
 
@@ -198,7 +206,7 @@ class World:
         node.alive = True
         decided = node.decided.proof if node.decided is not None else None
         assert decided is None or isinstance(decided, Apply)
-        node.machine = Machine(
+        node.machine = self.make_machine(
             node.setting, promised=node.promised, vote=node.vote, decided=decided
         )
         self.count("restarted")
@@ -271,6 +279,8 @@ class World:
                 assert order.root == next_root(node.setting.base_root, order.hashes)
                 assert set(order.hashes) <= node.kept
                 node.decided = order
+            case Encode() | Cover() | ReadSets() | OpenSum():
+                raise AssertionError("masked rounds have a world of their own")
             case Ended():
                 node.ended.append(order.reason)
             case Tell():

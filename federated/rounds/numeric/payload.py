@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -21,11 +21,20 @@ if TYPE_CHECKING:
     Vector: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
 
+MASK_HEAD_BYTES: Final = 16
+"""Before a masked sum: the sets of those who shared, and of those whose words are in it."""
+
+
 def encoded_bytes(name: str, count: int) -> int:
-    """Bytes of `count` values in a codec; `f64` is that of sums."""
-    if name == "f64":
+    """Bytes of `count` values in a codec; `f64` is that of sums, `mfix64` that of masked ones."""
+    if name in {"f64", "mfix64"}:
         return 8 * count
     return codec.encoded_size(cast("codec.Codec", name), count)
+
+
+def merged_bytes(name: str, count: int) -> int:
+    """Bytes of a merged part of `count` values: as of one member's, and two sets if masked."""
+    return encoded_bytes(name, count) + (MASK_HEAD_BYTES if name == "mfix64" else 0)
 
 
 def encode(name: str, values: Vector) -> bytes:

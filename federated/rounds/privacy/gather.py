@@ -10,6 +10,7 @@ Source: docs/specs/masks.md s.5.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -222,6 +223,12 @@ class Opening:
             raise MaskError("equivocation", "a member revealed twice")
         return all(len(self._of(member)) >= self._roster.threshold for member in self._places)
 
+    def snapshot(self) -> Opening:
+        """What is here now, for a thread to work on."""
+        copy = Opening(self._roster, self._maskset, self._included)
+        copy._revealed = dict(self._revealed)
+        return copy
+
     def open(self) -> Opened:
         """Reconstruct the seeds of the included and the keys of the lost.
 
@@ -236,6 +243,8 @@ class Opening:
             secret = self._secret(member, liars)
             seat = self._roster.seats[member]
             if member in included:
+                if seat.seed_hash not in (b"", sha256(secret).digest()):
+                    raise MaskError("unfinished", "shares of a seed give another seed")
                 seeds.append(secret)
             elif masks.public_of(secret) == seat.mask_key:
                 lost[seat.peer] = secret

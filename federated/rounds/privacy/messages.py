@@ -14,12 +14,9 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from federated.rounds.privacy.boxes import BOX_BYTES
-from federated.rounds.privacy.roster import MEMBERS_MAX, Hash, Members
+from federated.rounds.privacy.roster import MEMBERS_MAX, MESSAGE_BYTES_MAX, Hash, Members
 from federated.rounds.privacy.shamir import SHARE_BYTES
 from p2p.errors import DecodeError
-
-MESSAGE_BYTES_MAX: Final = 16_384
-"""The largest, 64 boxes, has 9.7 kB."""
 
 Box = Annotated[bytes, msgspec.Meta(max_length=BOX_BYTES)]
 Boxes = Annotated[tuple[Box, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]

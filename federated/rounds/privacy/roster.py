@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MEMBERS_MAX: Final = 64
 SET_BYTES: Final = 8
+MESSAGE_BYTES_MAX: Final = 16_384
+"""Of a message of masks; the largest, 64 boxes, has 9.7 kB."""
 OWNERS_MIN: Final = 3
 """A sum over fewer owners lets one of two subtract its own."""
 
@@ -36,6 +38,8 @@ class Seat(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=T
     mask_key: Hash
     """X25519, of this attempt alone; likewise below."""
     share_key: Hash
+    seed_hash: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    """SHA-256 of its own seed, if it said so beforehand."""
 
 
 class Roster(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -46,11 +50,17 @@ class Roster(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
     plan: Hash
     seats: Annotated[tuple[Seat, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]
+    circle: int = 0
+    """Members that the round began with, if more than this attempt has."""
 
     @property
     def threshold(self) -> int:
-        """T = ceil(2n/3): what gives a secret back, and how many must be in a sum."""
-        return -(-2 * len(self.seats) // 3)
+        """T: what gives a secret back, how many must be in a sum, and how many must agree to it.
+
+        Two thirds of the larger of roster and circle: so any two sets of T in all attempts of a
+        round have a third of the circle in common.
+        """
+        return two_thirds(max(len(self.seats), self.circle))
 
     def place(self, peer: bytes) -> int:
         """Roster place of a member.
@@ -104,8 +114,18 @@ class Roster(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
             )
 
 
-def make_roster(plan: bytes, seats: Iterable[Seat]) -> Roster:
+def two_thirds(count: int) -> int:
+    """ceil(2n/3)."""
+    return -(-2 * count // 3)
+
+
+def make_roster(plan: bytes, seats: Iterable[Seat], circle: int = 0) -> Roster:
     """The roster of a plan.
+
+    Args:
+        plan: the plan's hash.
+        seats: in its order.
+        circle: members that the round began with.
 
     Raises:
         MaskError: nobody or too many, somebody twice, two equal keys, or a key of small order. With
@@ -122,7 +142,7 @@ def make_roster(plan: bytes, seats: Iterable[Seat]) -> Roster:
             check_exchange_public_untrusted(key)
         except DecodeError as error:
             raise MaskError("bad_roster", "a key that nobody can exchange with") from error
-    return Roster(plan, found)
+    return Roster(plan, found, circle)
 
 
 def _ones(bits: int) -> Iterator[int]:

@@ -45,6 +45,7 @@ Source: docs/specs/masks.md s.5; Bonawitz et al., ePrint 2017/281, with active a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
@@ -77,6 +78,8 @@ class Publish:
 
     mask_key: bytes
     share_key: bytes
+    seed_hash: bytes
+    """SHA-256 of the seed b, so that nobody can give a false one back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,8 @@ class Member:
     def begin(self) -> list[Action]:
         """Begin an attempt; an earlier one is erased."""
         self._agreed = {}
-        attempt = Attempt(self._random(masks.KEY_BYTES), self._random(masks.KEY_BYTES))
+        mask_private, share_private, seed = (self._random(masks.KEY_BYTES) for _ in range(3))
+        attempt = Attempt(mask_private, share_private, seed=seed)
         return [self._keep(attempt), *self.pending()]
 
     def plan(self, roster: Roster) -> list[Action]:
@@ -187,8 +191,10 @@ class Member:
                 raise MaskError("other_plan", "this attempt's keys are in another plan")
             return self.pending()
         seat = roster.seats[roster.place(self._me)]
-        keys = (masks.public_of(attempt.mask_private), masks.public_of(attempt.share_private))
-        if (seat.mask_key, seat.share_key) != keys:
+        ours = _published(attempt)
+        if (seat.mask_key, seat.share_key) != (ours.mask_key, ours.share_key) or (
+            seat.seed_hash not in (b"", ours.seed_hash)
+        ):
             raise MaskError("bad_roster", "our keys are not the ones of this attempt")
         return [self._keep(self._shared(attempt, roster)), *self.pending()]
 
@@ -311,8 +317,7 @@ class Member:
         if attempt is None:
             return []
         if attempt.roster is None:
-            keys = masks.public_of(attempt.mask_private), masks.public_of(attempt.share_private)
-            return [Publish(*keys)]
+            return [_published(attempt)]
         plan = attempt.roster.plan
         said: list[Action] = []
         if not attempt.maskset:
@@ -348,8 +353,8 @@ class Member:
         return attempt, attempt.roster
 
     def _shared(self, attempt: Attempt, roster: Roster) -> Attempt:
-        """Draw the seed and share it and the mask key."""
-        seed, count = self._random(masks.KEY_BYTES), len(roster.seats)
+        """Share the seed and the mask key."""
+        seed, count = attempt.seed, len(roster.seats)
         of_seed = shamir.split(seed, roster.threshold, count, self._random)
         of_key = shamir.split(attempt.mask_private, roster.threshold, count, self._random)
         own = roster.place(self._me)
@@ -366,7 +371,7 @@ class Member:
         held = tuple(
             (of_seed[own], of_key[own]) if place == own else (b"", b"") for place in range(count)
         )
-        return msgspec.structs.replace(attempt, roster=roster, seed=seed, boxes=sealed, held=held)
+        return msgspec.structs.replace(attempt, roster=roster, boxes=sealed, held=held)
 
     def _opened(
         self, attempt: Attempt, roster: Roster, place: int, box: bytes
@@ -410,6 +415,14 @@ class Member:
             return []
         changed = msgspec.structs.replace(attempt, revealed=True)
         return [self._keep(changed), Send("reducers", _reveal(changed, roster))]
+
+
+def _published(attempt: Attempt) -> Publish:
+    return Publish(
+        masks.public_of(attempt.mask_private),
+        masks.public_of(attempt.share_private),
+        sha256(attempt.seed).digest(),
+    )
 
 
 def _reveal(attempt: Attempt, roster: Roster) -> Reveal:

@@ -9,8 +9,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from federated.rounds.numeric.payload import encoded_bytes
+from federated.rounds.numeric.payload import merged_bytes
 from federated.rounds.numeric.tensors import next_root
+from federated.rounds.protocol.mask_checks import masked_roster
 from federated.rounds.protocol.policy import (
     coordinators,
     is_quorum,
@@ -33,6 +34,7 @@ from p2p.errors import DecodeError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from federated.rounds.privacy.roster import Roster
     from federated.rounds.protocol.policy import Policy
     from federated.rounds.protocol.wire import AnyMessage, Message, Signed, Signer
 
@@ -86,6 +88,11 @@ class Setting:
         order = self.order
         return order[view % len(order)]
 
+    @property
+    def masked(self) -> bool:
+        """Whether members hide what they bring under masks; see docs/specs/masks.md."""
+        return self.policy.codec == "mfix64"
+
     def may_join(self, peer: bytes) -> bool:
         """Whether a peer that is not of the circle may be in a roster."""
         return peer in self.newcomers or peer in self.candidates
@@ -104,6 +111,8 @@ class MadePlan:
     hash: bytes
     roster: tuple[bytes, ...]
     joins: Mapping[bytes, Join]
+    masks: Roster | None = None
+    """The members' keys, in a masked round."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,8 @@ def check_plan(setting: Setting, signed: Signed) -> MadePlan:
     roster = tuple(one.signer for one in plan.joins)
     _check_roster(setting, roster, set(joins))
     _check_parts(plan, set(joins))
-    return MadePlan(plan, signed, hash_of(signed), roster, joins)
+    masks = masked_roster(plan, signed, roster, setting)
+    return MadePlan(plan, signed, hash_of(signed), roster, joins, masks)
 
 
 def _join(setting: Setting, signed: Signed, plan: Plan) -> Join:
@@ -207,7 +217,7 @@ def check_results(setting: Setting, signed: Signed, made: MadePlan) -> MadeResul
         belongs(setting, header)
         if header.plan != made.hash or header.part != number or one.signer not in made.roster:
             raise DecodeError("a result that belongs elsewhere")
-        if header.nbytes != encoded_bytes(made.plan.codec, made.plan.parts[number].count):
+        if header.nbytes != merged_bytes(made.plan.codec, made.plan.parts[number].count):
             raise DecodeError("a merged part of another size than the plan's")
         headers.append(header)
     return MadeResults(

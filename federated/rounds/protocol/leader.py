@@ -133,6 +133,9 @@ class Leader:
         self._applied: set[bytes] = set()
         self._apply_ticks = 0
 
+    _after_plan = "committing"
+    _after_close = "gram"
+
     # ---- time
 
     def begin(self, now: float) -> None:
@@ -279,19 +282,23 @@ class Leader:
             room -= 1
         return room
 
-    def _plan(self, now: float, roster: list[bytes]) -> None:
+    def _plan_of(self, roster: list[bytes]) -> Plan:
         setting = self._setting
-        plan = Plan(
+        return Plan(
             setting.federation, setting.number, self._view, bytes(32),
             tuple(self._joins[peer][0] for peer in roster), setting.circle, setting.base_root,
             setting.policy.digest(), setting.schema, setting.elements, self._cut(roster),
             setting.rule, setting.policy.codec, setting.clip, setting.deadline_s,
         )  # fmt: skip
+
+    def _plan(self, now: float, roster: list[bytes]) -> None:
+        setting = self._setting
+        plan = self._plan_of(roster)
         signed = sign(setting.signer, setting.me, plan)
         self._made = check_plan(setting, signed)
         self._planned_at = now
         self._reducers = {number: (part.reducer, 0) for number, part in enumerate(plan.parts)}
-        self._enter("committing", now)
+        self._enter(self._after_plan, now)
         self._to_signed(roster, signed)
 
     def _cut(self, roster: list[bytes]) -> tuple[PartOf, ...]:
@@ -350,12 +357,11 @@ class Leader:
         made = self._made
         assert made is not None
         self._seen = now
-        count = len(made.roster)
+        count = len(self._senders)
         offset, deadline = now - self._planned_at, made.plan.deadline_s
         grace = self._setting.policy.grace_s
         if grace is None:
-            needed = self._updates_needed(count)
-            what = closing(offset, len(self._commits), needed, count, deadline)
+            what = closing(offset, len(self._commits), self._needed, count, deadline)
         else:
             what = closing_early(offset, len(self._commits), count, deadline, grace)
         if what is Closing.BELOW_QUORUM:
@@ -383,6 +389,18 @@ class Leader:
         if self.phase == "scatter":
             self._maybe_close(now, late=False)
 
+    @property
+    def _senders(self) -> tuple[bytes, ...]:
+        """Whose updates may come."""
+        assert self._made is not None
+        return self._made.roster
+
+    @property
+    def _needed(self) -> int:
+        """How many of them must."""
+        assert self._made is not None
+        return self._updates_needed(len(self._made.roster))
+
     def _whole(self) -> list[bytes]:
         """Members whose every part is where it is merged, in roster order."""
         assert self._made is not None
@@ -401,7 +419,7 @@ class Leader:
         waited_for = set(self._commits) - self._unfit.keys()
         if not late and waited_for - set(whole):
             return
-        if len(whole) < self._updates_needed(len(self._made.roster)):
+        if len(whole) < self._needed:
             if late or not waited_for - set(whole):
                 self._abort("below_quorum: too few updates came whole")
             return
@@ -409,14 +427,15 @@ class Leader:
         weights = tuple(self._commits[peer][1].weight for peer in whole)
         close = Close(*self._head, tuple(whole), weights, self._statuses(set(whole), {}))
         self._close = (sign(setting.signer, setting.me, close), close)
+        self._enter(self._after_close, now)
+        self._to_signed(self._made.roster, self._close[0])
         if setting.rule == "sum":
             self._verdict = verdicts.add_up(close.included)
-            self._enter("gram", now)
-            self._to_signed(self._made.roster, self._close[0])
-            self._weigh(now)
-        else:
-            self._enter("gram", now)
-            self._to_signed(self._made.roster, self._close[0])
+            self._summed(now)
+
+    def _summed(self, now: float) -> None:
+        """The set of a sum is closed."""
+        self._weigh(now)
 
     def _statuses(
         self, included: set[bytes], rejected: dict[bytes, str]
@@ -581,13 +600,11 @@ class Leader:
         return len(self._have.get(number, ()))
 
     def _quorum_whole(self) -> bool:
-        assert self._made is not None
-        return len(self._whole()) >= self._updates_needed(len(self._made.roster))
+        return len(self._whole()) >= self._needed
 
     def _heard(self, number: int) -> bool:
         if self.phase == "scatter":
-            assert self._made is not None
-            return self._came(number) >= self._updates_needed(len(self._made.roster))
+            return self._came(number) >= self._needed
         return number in (self._grams if self.phase == "gram" else self._headers)
 
     def _move(self, number: int) -> None:

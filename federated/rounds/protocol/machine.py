@@ -14,10 +14,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from federated.errors import UsageError
 from federated.rounds.protocol.checks import TICK_S, VIEW_MAX, belongs, check_state
 from federated.rounds.protocol.leader import Leader
+from federated.rounds.protocol.masked_leader import MaskedLeader
+from federated.rounds.protocol.masked_member import MaskedMember
 from federated.rounds.protocol.member import Link, Member, Update
 from federated.rounds.protocol.orders import (
+    Encoded,
     Ended,
     GramMade,
     Merged,
@@ -27,6 +31,8 @@ from federated.rounds.protocol.orders import (
     ResultArrived,
     ResultFailed,
     Send,
+    SetsRead,
+    SumOpened,
     Tell,
 )
 from federated.rounds.protocol.policy import moves_on
@@ -44,6 +50,12 @@ from federated.rounds.protocol.wire import (
     Gram,
     Have,
     Join,
+    Keys,
+    MaskAgree,
+    MaskMembers,
+    MaskRead,
+    MaskReveal,
+    MaskShares,
     Move,
     Moved,
     Packet,
@@ -63,10 +75,13 @@ from federated.rounds.protocol.wire import (
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
+    from federated.rounds.privacy.shamir import RandomBytes
     from federated.rounds.protocol.checks import Setting
     from federated.rounds.protocol.orders import Event, Order, Vote
     from federated.rounds.protocol.wire import AnyMessage
 
+AFTER: Final = (Apply, Applied, MaskAgree, MaskReveal, MaskRead)
+"""What is said of a decided round; whoever says anything else has not heard of the decision."""
 DOUBLINGS_MAX: Final = 5
 """Of a member's patience with silent coordinators."""
 VIEWS_A_SECOND: Final = 1024
@@ -83,19 +98,19 @@ class Machine:
         promised: view promised before a restart; -1: this is the first start.
         vote: the vote before a restart.
         decided: the decision before a restart: others are told, nothing else happens.
+        random_bytes: gives what nobody can foresee; for masked rounds.
     """
 
     def __init__(
         self, setting: Setting, link: Link | None = None, *, promised: int = -1,
         vote: Vote | None = None, decided: Apply | None = None,
+        random_bytes: RandomBytes | None = None,
     ) -> None:  # fmt: skip
         self._setting = setting
         self._out: list[Order] = []
         self._local: list[Packet] = []
         self._link = link or Link()
-        self.member = Member(
-            setting, self._link, self._give, promised=min(promised, VIEW_MAX - 2), vote=vote
-        )
+        self.member = self._member(min(promised, VIEW_MAX - 2), vote, random_bytes)
         self.leader: Leader | None = None
         if decided is not None:
             self.member.recall(decided)
@@ -108,6 +123,16 @@ class Machine:
         self._views: dict[bytes, int] = {}
         self.evidence: dict[bytes, Evidence] = {}
         self.banned: set[bytes] = set(setting.banned)
+
+    def _member(self, promised: int, vote: Vote | None, random_bytes: RandomBytes | None) -> Member:
+        setting, link, give = self._setting, self._link, self._give
+        if not setting.masked:
+            return Member(setting, link, give, promised=promised, vote=vote)
+        if random_bytes is None:
+            raise UsageError("a masked round needs a source of secrets")
+        return MaskedMember(
+            setting, link, give, promised=promised, vote=vote, random_bytes=random_bytes
+        )
 
     # ---- driver's side
 
@@ -147,10 +172,23 @@ class Machine:
                 self.member.result_arrived(event)
             case ResultFailed():
                 self.member.result_failed(event)
+            case Encoded() | SetsRead() | SumOpened():
+                self._of_masks_done(event)
             case PartArrived() | PartFailed() | GramMade() | Merged():
                 if reducing is not None and made is not None and event.plan_hash == made.hash:
                     self._to_reducing(event)
         self._loop(now)
+
+    def _of_masks_done(self, event: Encoded | SetsRead | SumOpened) -> None:
+        member = self.member
+        assert isinstance(member, MaskedMember)
+        match event:
+            case Encoded():
+                member.encoded(event)
+            case SetsRead():
+                member.unmasking.sets(event)
+            case SumOpened():
+                member.opened(event)
 
     def _to_reducing(self, event: PartArrived | PartFailed | GramMade | Merged) -> None:
         reducing = self.member.reducing
@@ -170,6 +208,8 @@ class Machine:
         if self.member.done:
             if self.leader is not None:
                 self.leader.on_time(now)
+            if isinstance(self.member, MaskedMember):
+                self.member.unmasking.on_time(now)
             self._loop(now)
             return
         if self._enter_at is not None and now >= self._enter_at:
@@ -192,6 +232,8 @@ class Machine:
             times.append(waits if self._enter_at is None else self._enter_at)
         if self._says_at is not None and not self.member.done:
             times.append(self._says_at)
+        if isinstance(self.member, MaskedMember):
+            times.append(self.member.unmasking.next_time())
         if self.leader is not None and not self.leader.over:
             times.append(self.leader.next_time())
         return min(times, default=float("inf"))
@@ -230,9 +272,8 @@ class Machine:
         self.leader = None
         if setting.coordinator(view) == setting.me:
             able = self._link.merges
-            self.leader = Leader(
-                setting, view, self._give, able, self.member.unreliable, self.banned
-            )
+            kind = MaskedLeader if setting.masked else Leader
+            self.leader = kind(setting, view, self._give, able, self.member.unreliable, self.banned)
             self.leader.begin(now)
         if view > 0:
             self._says_at = now + TICK_S
@@ -294,7 +335,7 @@ class Machine:
         signed = Signed(sender, NUMBER_OF[kind], packet.body, packet.signature)
         if kind in SIGNED and kind is not Commit:
             open_signed(signed, self._setting.signer)
-        if self.member.done and not isinstance(message, Apply | Applied):
+        if self.member.done and not isinstance(message, AFTER):
             self._remind(sender, message)
             return
         self._ended_at = now
@@ -336,6 +377,13 @@ class Machine:
         match message:
             case Join() | Have() | Gram() | Result() | Confirm() | Applied():
                 pass
+            case Keys() | MaskShares():
+                if isinstance(leader, MaskedLeader) and message.view == self.member.view:
+                    if isinstance(message, Keys):
+                        leader.keys(now, signed, message)
+                    else:
+                        leader.shares(now, sender, message)
+                return True
             case Commit():
                 if leader is not None and message.view == self.member.view:
                     leader.commit(now, signed)
@@ -385,6 +433,12 @@ class Machine:
                 member.abort(sender, message)
             case Evidence():
                 self._evidence(message)
+            case MaskMembers():
+                if isinstance(member, MaskedMember):
+                    member.members(sender, message)
+            case MaskAgree() | MaskReveal() | MaskRead():
+                if isinstance(member, MaskedMember):
+                    member.unmask(sender, message)
             case _:
                 pass  # a tick: hearing it was all
 

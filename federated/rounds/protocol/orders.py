@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from federated.rounds.privacy.gather import Opening
+    from federated.rounds.privacy.masks import Mask
     from federated.rounds.protocol.wire import Message, Packet, PartOf, Plan, Signed
 
 
@@ -136,9 +138,44 @@ class Tell:
     peer: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Masked: make words of our update; answer with `Encoded`."""
+
+    plan_hash: bytes
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Masked: hide these words, and no others; answer with `Prepared`."""
+
+    plan_hash: bytes
+    maskset: bytes
+    words: bytes
+    """SHA-256."""
+    mask: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSets:
+    """Masked: whose words are in the sum that was decided; answer with `SetsRead`."""
+
+    plan_hash: bytes
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSum:
+    """Masked: reconstruct what is to be taken off the sum; answer with `SumOpened`."""
+
+    plan_hash: bytes
+    opening: Opening
+
+
 Order: TypeAlias = (
     Send | Persist | Prepare | FetchPart | ServePart | MakeGram | Merge | FetchResult | Decided
-    | Ended | Tell
+    | Ended | Tell | Encode | Cover | ReadSets | OpenSum
 )  # fmt: skip
 
 
@@ -207,6 +244,35 @@ class ResultFailed:
     unfit: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Our update, and its words, by SHA-256."""
+
+    plan_hash: bytes
+    update: bytes
+    words: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SetsRead:
+    """The sets of members that a decided sum names."""
+
+    plan_hash: bytes
+    maskset: bytes
+    included: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SumOpened:
+    """The sum can be read from now on; or why not."""
+
+    plan_hash: bytes
+    liars: tuple[bytes, ...] = ()
+    """Members whose shares were wrong and were corrected."""
+    failure: str = ""
+
+
 Event: TypeAlias = (
     Prepared | PartArrived | PartFailed | GramMade | Merged | ResultArrived | ResultFailed
-)
+    | Encoded | SetsRead | SumOpened
+)  # fmt: skip

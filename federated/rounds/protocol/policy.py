@@ -24,7 +24,8 @@ RuleName: TypeAlias = Literal[
     "centred_clipping", "fltrust", "bucketing_rfa",
 ]  # fmt: skip
 """`sum` adds float64 vectors and is what statistics use; the others merge updates of models."""
-CodecName: TypeAlias = Literal["f64", "f32", "int8", "e3m0"]
+CodecName: TypeAlias = Literal["f64", "f32", "int8", "e3m0", "mfix64"]
+"""`mfix64`: whole numbers modulo 2^64 under masks, which only a round of sums has."""
 Share: TypeAlias = tuple[
     Annotated[int, msgspec.Meta(ge=1, lt=2**16)], Annotated[int, msgspec.Meta(ge=1, lt=2**16)]
 ]

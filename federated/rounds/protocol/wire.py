@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from federated.rounds.privacy.roster import MESSAGE_BYTES_MAX
 from p2p.errors import DecodeError
 
 CONTROL_BYTES_MAX: Final = 262_144
@@ -255,6 +256,50 @@ class Commits(Message, tag=20, frozen=True):
     commits: Annotated[tuple[Signed, ...], msgspec.Meta(min_length=1, max_length=64)]
 
 
+class Keys(Message, tag=31, frozen=True):
+    """Member to coordinator, signed, with the join of a masked round: keys of this view alone."""
+
+    mask_key: Hash
+    share_key: Hash
+    seed_hash: Hash
+    """SHA-256 of the member's own seed."""
+
+
+class MaskedPlan(Plan, tag=32, frozen=True):
+    """Coordinator to all, signed: a plan with the keys of its members, in the order of the joins.
+
+    The keys are as their members signed them, so that the coordinator cannot swap one.
+    """
+
+    keys: Annotated[tuple[Signed, ...], msgspec.Meta(min_length=1, max_length=64)]
+
+
+class _MaskBody(Message, frozen=True):
+    """A message of docs/specs/masks.md s.5."""
+
+    body: Annotated[bytes, msgspec.Meta(max_length=MESSAGE_BYTES_MAX)]
+
+
+class MaskShares(_MaskBody, tag=33, frozen=True):
+    """Member to coordinator, signed: a box for each other member."""
+
+
+class MaskMembers(_MaskBody, tag=34, frozen=True):
+    """Coordinator to a member, signed: who has shared, and their boxes."""
+
+
+class MaskAgree(_MaskBody, tag=35, frozen=True):
+    """Member to all, signed, after the decision: the one set that the sum is over."""
+
+
+class MaskReveal(_MaskBody, tag=36, frozen=True):
+    """Member to all, after the decision: a share of each member's secret, of one of its two."""
+
+
+class MaskRead(Message, tag=37, frozen=True):
+    """Member to all: I can read the sum, tell me no more."""
+
+
 class Evidence(Message, tag=19, frozen=True):
     """Any to all: two signed messages of one member that contradict each other."""
 
@@ -265,17 +310,20 @@ class Evidence(Message, tag=19, frozen=True):
 AnyMessage: TypeAlias = (
     Propose | Join | Plan | Commit | Have | Close | Move | Gram | Weights | Result | Results
     | Confirm | Apply | ViewState | Moved | Tick | Abort | Applied | Commits | Evidence
+    | Keys | MaskedPlan | MaskShares | MaskMembers | MaskAgree | MaskReveal | MaskRead
 )  # fmt: skip
 
 KINDS: Final[dict[int, type[Message]]] = {
     1: Propose, 2: Join, 3: Plan, 4: Commit, 5: Have, 6: Close, 7: Move, 8: Gram, 9: Weights,
     10: Result, 11: Results, 12: Confirm, 13: Apply, 14: ViewState, 15: Moved, 16: Tick, 17: Abort,
-    18: Applied, 19: Evidence, 20: Commits,
+    18: Applied, 19: Evidence, 20: Commits, 31: Keys, 32: MaskedPlan, 33: MaskShares,
+    34: MaskMembers, 35: MaskAgree, 36: MaskReveal, 37: MaskRead,
 }  # fmt: skip
 NUMBER_OF: Final = {kind: number for number, kind in KINDS.items()}
-SIGNED: Final = frozenset(
-    {Join, Plan, Commit, Close, Move, Weights, Result, Results, Confirm, ViewState}
-)
+SIGNED: Final = frozenset({
+    Join, Plan, Commit, Close, Move, Weights, Result, Results, Confirm, ViewState,
+    Keys, MaskedPlan, MaskShares, MaskMembers, MaskAgree,
+})  # fmt: skip
 
 _DECODER: Final[msgspec.msgpack.Decoder[AnyMessage]] = msgspec.msgpack.Decoder(AnyMessage)
 _ENCODER: Final = msgspec.msgpack.Encoder()

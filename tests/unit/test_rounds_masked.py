@@ -1,0 +1,242 @@
+"""Masked sums between whole nodes: who can have one, who is refused, and what survives a loss."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import trio
+
+from federated.errors import RoundError, UsageError
+from federated.rounds.masked_workshop import MaskedWorkshop
+from federated.rounds.numeric.payload import encoded_bytes
+from federated.rounds.protocol.machine import Machine
+from federated.rounds.service import Ask
+from federated.rounds.statistics.plain import (
+    HistogramQuery,
+    MeanQuery,
+    QuantilesQuery,
+    answer,
+    contribution,
+)
+from tests.helpers.masked_world import masked_settings
+from tests.helpers.rounds_office import Team, play_team
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from federated.rounds.service import Total
+    from tests.helpers.rounds_office import Chair
+
+QUESTION = sha256(b"how long").digest()
+GROUP = b"g" * 32
+"""Any: in these scenarios everybody is of every group."""
+
+
+def ask(**fields: object) -> Ask:
+    return Ask(**{"group": None, "kind": "mean", "question": QUESTION, **fields})  # type: ignore[arg-type]
+
+
+async def chairs_of(team: Team, owners: str) -> list[Chair]:
+    """A node a letter, whose owner the letter is."""
+    return [
+        await team.seat(number, owner=letter.encode() * 32)
+        for number, letter in enumerate(owners, 1)
+    ]
+
+
+async def everybody(
+    chairs: list[Chair], vectors: list[np.ndarray], asked: Ask
+) -> list[Total | RoundError]:
+    """All ask at once; what each was told."""
+    found: dict[int, Total | RoundError] = {}
+
+    async def one(index: int) -> None:
+        try:
+            found[index] = await chairs[index].rounds.total(asked, vectors[index])
+        except RoundError as error:
+            found[index] = error
+
+    async with trio.open_nursery() as nursery:
+        for index in range(len(chairs)):
+            nursery.start_soon(one, index)
+    return [found[index] for index in sorted(found)]
+
+
+def vectors_of(count: int) -> list[np.ndarray]:
+    return [np.array([float(10**index), -3.0, float(2**52)]) for index in range(count)]
+
+
+def sums(found: list[Total | RoundError]) -> list[Total]:
+    for one in found:
+        if isinstance(one, RoundError):
+            raise one
+    return [one for one in found if not isinstance(one, RoundError)]
+
+
+@pytest.mark.parametrize("privacy", ["auto", "masked"])
+@pytest.mark.parametrize("owners", ["abcd", "aabbccd"])
+def test_owners_add_up_without_seeing_each_other(tmp_path: Path, owners: str, privacy: str) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, owners)
+        count = len(owners)
+        found = await everybody(chairs, vectors_of(count), ask(expected=count, privacy=privacy))
+        for total in sums(found):
+            assert total.vector.tolist() == np.sum(vectors_of(count), axis=0).tolist()
+            assert total.peers == count
+            assert total.report.privacy == "masked"
+            assert total.report.threshold == -(-2 * count // 3)
+        assert len({total.report.root for total in sums(found)}) == 1
+
+    play_team(scenario, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("owners", "fields", "reason", "word"),
+    [
+        ("aaaa", {"privacy": "masked"}, "no_masks", "1 owners"),
+        ("abc", {"privacy": "masked", "allow_plain": True}, "no_masks", "3 owners"),
+        ("abc", {}, "plain_refused", "allow-plain"),
+        ("abcd", {"privacy": "plain"}, "plain_refused", "allow-plain"),
+        ("aabcd", {}, "plain_refused", "a third"),
+        ("aabcd", {"privacy": "masked"}, "no_masks", "a third"),
+    ],
+)
+def test_what_masks_cannot_hide_is_refused_and_nothing_is_sent(
+    tmp_path: Path, owners: str, fields: dict[str, object], reason: str, word: str
+) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, owners)
+        count = len(owners)
+        found = await everybody(chairs, vectors_of(count), ask(expected=count, **fields))
+        for one in found:
+            assert isinstance(one, RoundError)
+            assert one.reason == reason
+            assert word in str(one)
+            assert "nothing was sent" in str(one)
+
+    play_team(scenario, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("owners", "fields"),
+    [
+        ("aaaa", {}),
+        ("abc", {"allow_plain": True}),
+        ("abcd", {"privacy": "plain", "allow_plain": True}),
+    ],
+)
+def test_plain_where_it_is_allowed(tmp_path: Path, owners: str, fields: dict[str, object]) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, owners)
+        count = len(owners)
+        found = await everybody(chairs, vectors_of(count), ask(expected=count, **fields))
+        for total in sums(found):
+            assert total.report.privacy == "plain"
+            assert total.peers == count
+
+    play_team(scenario, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("query", [
+    MeanQuery(), HistogramQuery(edges=(0.0, 1.0, 5.0)), QuantilesQuery(q=(0.5,), bounds=(0.0, 9.0)),
+], ids=["mean", "histogram", "quantiles"])  # fmt: skip
+def test_a_masked_answer_is_the_plain_one_to_the_last_bit(
+    tmp_path: Path, query: MeanQuery | HistogramQuery | QuantilesQuery
+) -> None:
+    data = [np.random.default_rng(index).exponential(2, 100) for index in range(4)]
+    vectors = [contribution(query, one) for one in data]
+
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, "abcd")
+        found = sums(await everybody(chairs, vectors, ask(expected=4)))
+        expected = answer(query, np.sum(vectors, axis=0), 4)
+        for total in found:
+            assert answer(query, total.vector, total.peers) == expected
+
+    play_team(scenario, tmp_path, seed=2)
+
+
+def lost_when(kind: str, count: int, who: str) -> Callable[[Team], Awaitable[None]]:
+    """A scenario in which a node is killed when a coordinator enters a phase."""
+
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, "abcdef"[:count])
+        found: dict[int, Total] = {}
+        leading = trio.Event()
+
+        async def one(number: int) -> None:
+            found[number] = await chairs[number].rounds.total(
+                ask(expected=count, timeout_s=200), vectors_of(count)[number]
+            )
+
+        async def strike() -> None:
+            await leading.wait()
+            leader = next(
+                number for number, chair in enumerate(chairs)
+                if any(told == kind for told, _ in chair.told)
+            )  # fmt: skip
+            gone = leader if who == "coordinator" else (leader + 1) % count
+            chairs[gone].scope.cancel()
+            chairs[gone].member.scope.cancel()
+            scopes[gone].cancel()
+
+        scopes = {number: trio.CancelScope() for number in range(count)}
+
+        async def seated(number: int) -> None:
+            with scopes[number]:
+                await one(number)
+
+        for chair in chairs:
+            chair.rounds.on_event(lambda _, told, __, ___: leading.set() if told == kind else None)
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                nursery.start_soon(seated, number)
+            nursery.start_soon(strike)
+        assert len(found) == count - 1
+        for total in found.values():
+            included = [
+                index for index, chair in enumerate(chairs)
+                if any(
+                    one.peer == bytes(chair.member.id).hex() and one.status == "included"
+                    for one in total.report.members
+                )
+            ]  # fmt: skip
+            wanted = np.sum([vectors_of(count)[index] for index in included], axis=0)
+            assert total.vector.tolist() == wanted.tolist()
+            assert total.report.privacy == "masked"
+
+    return scenario
+
+
+@pytest.mark.parametrize("who", ["coordinator", "sender"])
+@pytest.mark.parametrize("phase", ["round.committing", "round.merge", "round.applied"])
+def test_a_machine_is_lost_and_the_others_have_their_sum(
+    tmp_path: Path, phase: str, who: str
+) -> None:
+    play_team(lost_when(phase, 6, who), tmp_path, seed=3)
+
+
+def test_only_whole_numbers_are_masked() -> None:
+    from federated.rounds.protocol.orders import Encode
+    from tests.helpers.masked_world import MaskedWorld
+
+    world = MaskedWorld(1, masked_settings(4))
+    world.run(100, done=world.all_decided)
+    node = next(iter(world.nodes.values()))
+    assert node.decided is not None
+    order = Encode(node.decided.plan_hash, node.decided.plan)
+    shop = MaskedWorkshop(4)
+    for wrong in ([0.5] * 7, [float("nan")] * 7, [2.0**62] * 7, [1.0] * 6):
+        shop.vector = np.array(wrong)
+        with pytest.raises(UsageError):
+            shop.encode(order)
+    assert encoded_bytes("mfix64", 7) == 56
+
+
+def test_a_masked_round_wants_a_source_of_secrets() -> None:
+    with pytest.raises(UsageError, match="secrets"):
+        Machine(masked_settings(4)[0])
