@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
 
 VERBS = frozenset({"run", "join", "submit", "wait", "leave", "status"})
+PEERS_MAX = 64
 RULES = (
     "auto", "mean", "norm_bounded", "median", "trimmed", "multi_krum", "rfa", "centred_clipping",
     "bucketing_rfa",
@@ -37,8 +38,26 @@ def _above_0(text: str) -> float:
     return value
 
 
+def _peers(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    if text.isdecimal() and (int(text) == 0 or 2 <= int(text) <= PEERS_MAX):
+        return int(text)
+    raise ArgumentTypeError(
+        f"{text!r}: 2 to {PEERS_MAX} machines, this one included, or 0 for who comes"
+    )
+
+
+def _rounds(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ArgumentTypeError(f"{text!r} is no round: they are counted from 1")
+
+
 def _add_policy(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--peers", type=int, default=0, metavar="N", help="begin when N are there")
+    sub.add_argument("--peers", type=_peers, default=0, metavar="N", help="begin when N are there")
     sub.add_argument(
         "--wait", type=_above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
     )
@@ -72,7 +91,7 @@ def configure_models(verbs: Verbs) -> None:
     )  # fmt: skip
     sub.add_argument("name", help="of the model")
     sub.add_argument(
-        "--rounds", type=int, default=20, metavar="N", help="end at the model's round N (20)"
+        "--rounds", type=_rounds, default=20, metavar="N", help="end at the model's round N (20)"
     )
     sub.add_argument(
         "--state", metavar="FILE",

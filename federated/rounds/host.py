@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from p2p.env import Offload
 
 log = logging.getLogger("covey.rounds.host")
+
+HAND_IN: Final = 0.8
+"""Share of the round's deadline after which slow trainers are not waited for: what is handed in at
+the deadline itself is late. Guess."""
 
 
 class Host:
@@ -106,7 +110,7 @@ class Host:
 
     def _deadline_s(self) -> float:
         federation = self.federation
-        return federation.deadline_s or federation.standing.policy.first_deadline_s
+        return HAND_IN * (federation.deadline_s or federation.standing.policy.first_deadline_s)
 
     async def _hand_in(self, number: int) -> bool:
         """Close the round and submit its mean; False: the sum is of no use."""

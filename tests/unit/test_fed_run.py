@@ -158,6 +158,11 @@ def test_what_a_function_must_not_return_is_named(made: object, named: str) -> N
     "words",
     [
         ["run", "m:f", "x", "--clip", "nan"],
+        ["run", "m:f", "x", "--peers", "1"],
+        ["run", "m:f", "x", "--peers", "65"],
+        ["join", "x", "file", "--peers", "two"],
+        ["run", "m:f", "x", "--rounds", "0"],
+        ["run", "m:f", "x", "--rounds", "-3"],
         ["run", "m:f", "x", "--wait", "inf"],
         ["run", "m:f", "x", "--deadline", "0"],
         ["submit", "x", "file", "--round", "1", "--weight", "-1"],
@@ -166,9 +171,10 @@ def test_what_a_function_must_not_return_is_named(made: object, named: str) -> N
         ["wait", "x", "--for", "soon"],
     ],
 )
-def test_numbers_that_json_does_not_have_are_refused(
+def test_numbers_that_cannot_be_are_refused_at_once(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fed", *words]) == 2
     shown = capsys.readouterr().err
-    assert "is no number above 0" in shown or "NAME=VALUE" in shown
+    told = ("is no number above 0", "NAME=VALUE", "2 to 64 machines", "counted from 1")
+    assert any(one in shown for one in told)

@@ -4,6 +4,10 @@ Updates of one round that wait together are one batch: each is checked whole, th
 are added block by block, so that a block of the sum stays in the cache while all of them are added
 to it. Element by element that is the same order of additions as one update after the other.
 
+Check and addition are two passes, as an update that is refused must not be in the sum. One pass,
+which could not take it out again, takes .92 of the CPU time (100 MB, numpy, both ways in turns):
+the check is arithmetic as much as memory. For an update that begins the sum it is .97.
+
 The work is cut into pieces that an `Offload` runs one by one, so that a pool can stop between them.
 Several workers share a batch by ranges of elements: no two ever write to the same.
 """
