@@ -217,13 +217,24 @@ def check_results(setting: Setting, signed: Signed, made: MadePlan) -> MadeResul
         belongs(setting, header)
         if header.plan != made.hash or header.part != number or one.signer not in made.roster:
             raise DecodeError("a result that belongs elsewhere")
-        if header.nbytes != merged_bytes(made.plan.codec, made.plan.parts[number].count):
-            raise DecodeError("a merged part of another size than the plan's")
+        check_size(made.plan, header)
         headers.append(header)
     return MadeResults(
         results, signed, tuple(headers), tuple(one.signer for one in results.headers),
         next_root(setting.base_root, [header.sha256 for header in headers]),
     )  # fmt: skip
+
+
+def check_size(plan: Plan, header: Result) -> None:
+    """Refuse a merged part of another size than its plan's.
+
+    Raises:
+        DecodeError: it is, or is of no part.
+    """
+    if header.part >= len(plan.parts) or header.nbytes != merged_bytes(
+        plan.codec, plan.parts[header.part].count
+    ):
+        raise DecodeError("a merged part of another size than the plan's")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ by votes. Everything it sends may be lost; whoever has not answered is asked aga
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from federated.rounds.protocol import topology, verdicts
+from federated.rounds.protocol import planning, verdicts
 from federated.rounds.protocol.checks import (
     TICK_S,
     MadePlan,
     check_plan,
     check_results,
+    check_size,
     check_state,
     choose,
     decides,
@@ -23,8 +25,8 @@ from federated.rounds.protocol.deadline import (
     closing,
     closing_early,
     next_look,
-    phase_limit_s,
 )
+from federated.rounds.protocol.doubts import Doubts
 from federated.rounds.protocol.orders import Send, Tell
 from federated.rounds.protocol.policy import newcomers_max, quorum_of
 from federated.rounds.protocol.reducer import DIAGONAL_RULES
@@ -38,7 +40,6 @@ from federated.rounds.protocol.wire import (
     Join,
     MemberStatus,
     Move,
-    PartOf,
     Plan,
     Propose,
     Result,
@@ -54,7 +55,6 @@ from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from collections.abc import Set as AbstractSet
 
     from federated.rounds.numeric.engines import F64
     from federated.rounds.protocol.checks import Chosen, MadeResults, Setting
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         Have,
         Message,
         Moved,
+        PartOf,
         Signed,
         Status,
         ViewState,
@@ -88,19 +89,16 @@ class Leader:
         view: the view.
         give: takes orders.
         merges: whether this machine can merge parts itself.
-        unreliable: members that get no part to merge.
-        banned: members that no plan of ours takes in.
+        doubts: whom and what we do without.
     """
 
     def __init__(
         self, setting: Setting, view: int, give: Callable[[Order], None], merges: bool = True,
-        unreliable: AbstractSet[bytes] = frozenset(),
-        banned: AbstractSet[bytes] = frozenset(),
+        doubts: Doubts | None = None,
     ) -> None:  # fmt: skip
         self._setting = setting
         self._merges = merges
-        self._unreliable = unreliable
-        self._banned = banned
+        self._doubts = doubts or Doubts()
         self._view = view
         self._give = give
         self.phase = "states" if view else "joining"
@@ -115,13 +113,14 @@ class Leader:
         self._joins: dict[bytes, tuple[Signed, Join]] = {}
         self._made: MadePlan | None = None
         self._planned_at = 0.0
-        self._transfers_s = 0.0
+        self._limit_s = setting.policy.transfer_s
         self._commits: dict[bytes, tuple[Signed, Commit]] = {}
         self._arrivals: dict[bytes, float] = {}
         self._reducers: dict[int, tuple[bytes, int]] = {}
         self._moves: dict[int, Signed] = {}
         self._have: dict[int, set[bytes]] = {}
-        self._unfit: dict[bytes, str] = {}
+        self._unfit: dict[bytes, dict[bytes, str]] = {}
+        """Whose parts are not fit, by who says so."""
         self._close: tuple[Signed, Close] | None = None
         self._grams: dict[int, F64] = {}
         self._verdict: Verdict | None = None
@@ -183,10 +182,6 @@ class Leader:
             self._ask_again(now)
 
     @property
-    def _limit_s(self) -> float:
-        return phase_limit_s(self._transfers_s, self._setting.policy.transfer_s)
-
-    @property
     def _overdue_at(self) -> float:
         return self._phase_at + self._limit_s
 
@@ -207,6 +202,8 @@ class Leader:
         if self.phase != "states" or signer in self._states:
             return
         state = check_state(self._setting, message.state, self._view)
+        if state.vote_view >= 0 and self._doubts.cannot_finish(state.vote_root):
+            return
         if state.vote_view >= 0:
             if message.plan_of_vote is None or message.results_of_vote is None:
                 raise DecodeError("a vote without what it was about")
@@ -249,7 +246,7 @@ class Leader:
         """
         if self.phase != "joining" or signed.signer not in self._everybody:
             return
-        if signed.signer in self._banned:
+        if signed.signer in self._doubts.banned:
             return
         join = open_signed(signed, self._setting.signer)
         if not isinstance(join, Join) or join.view != self._view:
@@ -260,7 +257,7 @@ class Leader:
         self._maybe_plan(now)
 
     def _maybe_plan(self, now: float) -> None:
-        missing = set(self._everybody) - self._joins.keys() - self._banned
+        missing = set(self._everybody) - self._joins.keys() - self._doubts.banned
         if missing and now < self._phase_at + JOIN_S:
             return
         known = [peer for peer in self._setting.circle if peer in self._joins]
@@ -302,35 +299,13 @@ class Leader:
         self._to_signed(roster, signed)
 
     def _cut(self, roster: list[bytes]) -> tuple[PartOf, ...]:
-        # Who holds no reference row merges nothing: newcomers have not seen the last update.
-        able = [peer for peer in roster if peer in self._setting.circle]
-        able = [peer for peer in able if peer not in self._unreliable] or able
-        cut = topology.parts(
-            self._setting.elements, self._links(able), self._setting.payload_bytes,
-            group=self._setting.federation, round_number=self._setting.number,
-            coordinator=self._setting.me if self._merges and self._setting.me in able else None,
+        joins = {peer: self._joins[peer][1] for peer in roster}
+        parts = planning.cut(
+            self._setting, self._view, roster, joins, merges=self._merges,
+            unreliable=self._doubts.unreliable,
         )  # fmt: skip
-        self._transfers_s = self._predicted_s(cut, roster)
-        return tuple(PartOf(part.start, part.n, part.reducer, part.standby) for part in cut)
-
-    def _links(self, peers: list[bytes]) -> list[topology.PeerLink]:
-        return [
-            topology.PeerLink(peer, join.dialable, join.up, join.down)
-            for peer in peers
-            for _, join in [self._joins[peer]]
-        ]
-
-    def _predicted_s(self, cut: tuple[topology.Part, ...], roster: list[bytes]) -> float:
-        """How long a phase of transfers takes.
-
-        By what the faster members claim, as many as must come in: a slow line, or a claim of one,
-        stretches no round.
-        """
-        nbytes = self._setting.payload_bytes
-        each = topology.phases_each(cut, self._links(roster), nbytes, nbytes)
-        longer = sorted(max(one.scatter_s, one.gather_s) for one in each)
-        needed = quorum_of(len(roster), self._setting.policy.quorum)
-        return longer[needed - 1]
+        self._limit_s = planning.limit_s(self._setting, parts, joins)
+        return parts
 
     # ---- commits, parts
 
@@ -385,7 +360,8 @@ class Leader:
             # One reducer's word is enough to leave somebody out of this round, not to defame him:
             # the reason says whose word it is.
             if peer in roster:
-                self._unfit.setdefault(peer, f"{reason} (found by {sender[:4].hex()})")
+                words = self._unfit.setdefault(peer, {})
+                words.setdefault(sender, f"{reason} (found by {sender[:4].hex()})")
         if self.phase == "scatter":
             self._maybe_close(now, late=False)
 
@@ -420,7 +396,7 @@ class Leader:
         if not late and waited_for - set(whole):
             return
         if len(whole) < self._needed:
-            if late or not waited_for - set(whole):
+            if (late or not waited_for - set(whole)) and not self._disbelieve(now):
                 self._abort("below_quorum: too few updates came whole")
             return
         setting = self._setting
@@ -432,6 +408,30 @@ class Leader:
         if setting.rule == "sum":
             self._verdict = verdicts.add_up(close.included)
             self._summed(now)
+
+    def _disbelieve(self, now: float) -> bool:
+        """Where one reducer's words alone leave too few, its parts go to their standbys.
+
+        Returns:
+            Whether there was such a reducer.
+        """
+        alone = Counter(
+            sayer for words in self._unfit.values() if len(words) == 1 for sayer in words
+        )
+        for sayer, _ in alone.most_common():
+            held = [number for number, of in self._reducers.items() if of == (sayer, 0)]
+            if sayer == self._setting.me or not held:
+                continue
+            self._doubts.unreliable.add(sayer)
+            said = {peer: {**words} for peer, words in self._unfit.items()}
+            for words in said.values():
+                words.pop(sayer, None)
+            self._unfit = {peer: words for peer, words in said.items() if words}
+            for number in held:
+                self._move(number)
+            self._phase_at = now
+            return True
+        return False
 
     def _summed(self, now: float) -> None:
         """The set of a sum is closed."""
@@ -457,10 +457,10 @@ class Leader:
         included: set[bytes],
         rejected: dict[bytes, str],
     ) -> tuple[Status, str]:
-        if peer in self._banned:
+        if peer in self._doubts.banned:
             return "rejected", "signed two contradicting messages"
         if peer in self._unfit:
-            return "rejected", self._unfit[peer]
+            return "rejected", next(iter(self._unfit[peer].values()))
         if peer in rejected:
             return "rejected", rejected[peer]
         if peer in included:
@@ -526,6 +526,7 @@ class Leader:
             return
         if self._reducers.get(message.part) != (signed.signer, message.counter):
             return
+        check_size(made.plan, message)
         self._headers.setdefault(message.part, signed)
         if len(self._headers) == len(made.plan.parts):
             headers = tuple(self._headers[part] for part in sorted(self._headers))
@@ -577,7 +578,10 @@ class Leader:
         if self.phase == "scatter" and self._quorum_whole():
             self._maybe_close(now, late=True)
             return
-        movable = [number for number in self._late_parts() if self._reducers[number][1] == 0]
+        late = self._late_parts()
+        self._doubts.unreliable |= {self._reducers[number][0] for number in late}
+        self._doubts.unreliable.discard(self._setting.me)
+        movable = [number for number in late if self._reducers[number][1] == 0]
         for number in movable:
             self._move(number)
         if movable:

@@ -15,8 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from federated.errors import UsageError
+from federated.rounds.protocol import planning
 from federated.rounds.protocol.checks import TICK_S, VIEW_MAX, belongs, check_state
-from federated.rounds.protocol.leader import Leader
+from federated.rounds.protocol.deadline import QUORUM_DEADLINES
+from federated.rounds.protocol.leader import JOIN_S, Leader
 from federated.rounds.protocol.masked_leader import MaskedLeader
 from federated.rounds.protocol.masked_member import MaskedMember
 from federated.rounds.protocol.member import Link, Member, Update
@@ -84,6 +86,9 @@ AFTER: Final = (Apply, Applied, MaskAgree, MaskReveal, MaskRead)
 """What is said of a decided round; whoever says anything else has not heard of the decision."""
 DOUBLINGS_MAX: Final = 5
 """Of a member's patience with silent coordinators."""
+PHASES: Final = 12
+"""Limits of a phase that a view lasts at most: a part that moves makes its phase two, the last is
+three, and some slack."""
 VIEWS_A_SECOND: Final = 1024
 """How fast others are followed through views: where few members move a round on, one alone must not
 take it to where there are no more. Who was away for a year is up with the others in minutes."""
@@ -122,7 +127,7 @@ class Machine:
         self._enter_at: float | None = None
         self._views: dict[bytes, int] = {}
         self.evidence: dict[bytes, Evidence] = {}
-        self.banned: set[bytes] = set(setting.banned)
+        self._view_ends = float("inf")
 
     def _member(self, promised: int, vote: Vote | None, random_bytes: RandomBytes | None) -> Member:
         setting, link, give = self._setting, self._link, self._give
@@ -243,6 +248,11 @@ class Machine:
         out, self._out = self._out, []
         return out
 
+    @property
+    def banned(self) -> set[bytes]:
+        """Who signed two contradicting messages, in this round or before."""
+        return self.member.doubts.banned
+
     # ---- views
 
     @property
@@ -263,17 +273,47 @@ class Machine:
         doublings = min(max(self.member.view, 0), DOUBLINGS_MAX)
         return float(self._setting.patience_s * 2**doublings)
 
+    @property
+    def _opening_s(self) -> float:
+        """How long an honest coordinator may take until its plan is here."""
+        setting = self._setting
+        return float(JOIN_S + 2 * setting.policy.transfer_s + setting.patience_s)
+
+    @property
+    def _finishing_s(self) -> float:
+        """What a view takes beside that which has no plan, but an earlier view's vote to finish."""
+        made = self.member.finishing
+        if made is None:
+            return 0.0
+        return PHASES * planning.limit_s(self._setting, made.plan.parts, made.joins)
+
+    def _planned(self, now: float, sender: bytes, signed: Signed) -> None:
+        """How long a view may last is known from its plan.
+
+        A coordinator that only says that it is there is believed no longer than that.
+        """
+        before = self.member.made
+        self.member.plan(sender, signed)
+        made = self.member.made
+        if made is None or made is before:
+            return
+        setting = self._setting
+        deadline = min(made.plan.deadline_s, 2 * setting.deadline_s)
+        limit = planning.limit_s(setting, made.plan.parts, made.joins)
+        self._view_ends = now + QUORUM_DEADLINES * deadline + PHASES * limit
+
     def _enter(self, now: float, view: int) -> None:
         setting = self._setting
         self.member.enter(view)
         self._heard = now
+        self._view_ends = now + self._opening_s
         self._enter_at = None
         self._says_at = None
         self.leader = None
         if setting.coordinator(view) == setting.me:
             able = self._link.merges
             kind = MaskedLeader if setting.masked else Leader
-            self.leader = kind(setting, view, self._give, able, self.member.unreliable, self.banned)
+            self.leader = kind(setting, view, self._give, able, self.member.doubts)
             self.leader.begin(now)
         if view > 0:
             self._says_at = now + TICK_S
@@ -339,7 +379,7 @@ class Machine:
             self._remind(sender, message)
             return
         self._ended_at = now
-        if self._leads(sender, message):
+        if self._leads(sender, message) and now < self._view_ends:
             self._heard = now
         if isinstance(message, Moved):
             self._moved(now, sender, message)
@@ -416,7 +456,7 @@ class Machine:
             case Propose():
                 self._proposed(now, sender, message)
             case Plan():
-                member.plan(sender, signed)
+                self._planned(now, sender, signed)
             case Move():
                 member.move(sender, signed)
             case Commits():
@@ -449,6 +489,7 @@ class Machine:
         self.member.propose(sender, message)
         if self.member.view > before:
             self._heard = now
+            self._view_ends = now + self._opening_s + self._finishing_s
             self._enter_at = None
             self._says_at = None
             self.leader = None

@@ -26,10 +26,10 @@ from p2p.replication.keys import check_exchange_public_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from collections.abc import Set as AbstractSet
 
     from federated.rounds.privacy.roster import Roster
     from federated.rounds.protocol.checks import Setting
+    from federated.rounds.protocol.doubts import Doubts
     from federated.rounds.protocol.orders import Order
     from federated.rounds.protocol.wire import Plan, Signed, Status
 
@@ -41,10 +41,9 @@ class MaskedLeader(Leader):
 
     def __init__(
         self, setting: Setting, view: int, give: Callable[[Order], None], merges: bool = True,
-        unreliable: AbstractSet[bytes] = frozenset(),
-        banned: AbstractSet[bytes] = frozenset(),
+        doubts: Doubts | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(setting, view, give, merges, unreliable, banned)
+        super().__init__(setting, view, give, merges, doubts)
         self._keys: dict[bytes, tuple[Signed, Keys]] = {}
         self._keyless: dict[bytes, Signed] = {}
         """Joins whose keys have not come."""

@@ -17,6 +17,7 @@ from federated.rounds.protocol.checks import (
     check_state,
     choose,
 )
+from federated.rounds.protocol.doubts import Doubts
 from federated.rounds.protocol.orders import (
     Decided,
     Ended,
@@ -120,14 +121,15 @@ class Member:
         self._close: Signed | None = None
         self._results: MadeResults | None = None
         self._results_plan: MadePlan | None = None
-        self._here: set[bytes] = set()
+        self.doubts = Doubts(banned=set(setting.banned))
+        self._here = self.doubts.here
         self._confirm: Signed | None = None
         self._commits_seen: dict[bytes, Signed] = {}
         self._early: dict[bytes, Signed] = {}
         self._ended_view = -1
         self._spent = promised
-        self.unreliable: set[bytes] = set()
-        """Who signed a merged part that is none: it merges no more in views of ours."""
+        self._failed: set[bytes] = set()
+        """Merged parts that nobody gave, or that are none."""
 
     def recall(self, decided: Apply) -> None:
         """A decision from before a restart, as it was kept."""
@@ -141,6 +143,7 @@ class Member:
         """Promise to take part in no earlier view; what belongs to one is forgotten."""
         if view <= self.view:
             return
+        self._doubt_results()
         self.view = view
         self._give(Persist(view, self.vote))
         self.made = None
@@ -355,6 +358,11 @@ class Member:
         self._reducing.weights(message)
 
     @property
+    def finishing(self) -> MadePlan | None:
+        """The plan whose results this view finishes, if it has none of its own."""
+        return self._results_plan if self.made is None else None
+
+    @property
     def reducing(self) -> Reducing | None:
         """Our part as reducer under the present plan."""
         return self._reducing
@@ -397,17 +405,29 @@ class Member:
         return FetchResult(made.hash, header.part, piece, header.nbytes, header.sha256, holders)
 
     def result_failed(self, event: ResultFailed) -> None:
-        """Bytes of a merged part cannot be had, or are none: then who signed for them is noted.
+        """Bytes of a merged part cannot be had, or are none.
 
-        In the first case the coordinator asks again, with the holders of that time.
+        In the first case the coordinator asks again, with the holders of that time; what is still
+        missing when the view ends counts against who signed for it.
         """
+        self._failed.add(event.sha256)
         results = self._results
         if not event.unfit or results is None:
             return
         for header, reducer in zip(results.headers, results.reducers, strict=True):
-            if header.sha256 == event.sha256 and reducer not in self.unreliable:
-                self.unreliable.add(reducer)
+            if header.sha256 == event.sha256 and reducer not in self.doubts.unreliable:
+                self.doubts.unreliable.add(reducer)
                 self._give(Tell("member.unfit_part", event.unfit[:200], reducer))
+
+    def _doubt_results(self) -> None:
+        """A view ends without a decision: note the results that could not be voted for here."""
+        results = self._results
+        if results is None or not self._failed & set(results.hashes) - self._here:
+            return
+        self.doubts.roots[results.root] = results.hashes
+        for header, reducer in zip(results.headers, results.reducers, strict=True):
+            if header.sha256 in self._failed - self._here and reducer != self._setting.me:
+                self.doubts.unreliable.add(reducer)
 
     def _vote_if_whole(self) -> None:
         results, made = self._results, self._results_plan

@@ -1,0 +1,217 @@
+"""One member that wants a round to come to nothing: it does not.
+
+Each takes a part in merging, or leads, and says what is allowed where it stands. Beyond what it is
+bound to by its place it is silent.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from federated.rounds.numeric.payload import encoded_bytes
+from federated.rounds.protocol import topology
+from federated.rounds.protocol.machine import Machine
+from federated.rounds.protocol.orders import (
+    FetchResult,
+    Merge,
+    Merged,
+    ResultFailed,
+    Send,
+)
+from federated.rounds.protocol.wire import (
+    Abort,
+    Apply,
+    Close,
+    Commits,
+    Have,
+    Move,
+    Moved,
+    Plan,
+    Propose,
+    Result,
+    Results,
+    Tick,
+    ViewState,
+    Weights,
+    decode_untrusted,
+    packet_of,
+    sign,
+    unsigned,
+)
+from tests.helpers.rounds_kit import FakeSigner, World, make_setting, peers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federated.rounds.protocol.orders import Order
+    from federated.rounds.protocol.wire import Message
+    from tests.helpers.rounds_kit import Node
+
+    Says = Callable[[Send, Message], list[Send]]
+
+LEADS = (Plan, Close, Weights, Results, Apply, Abort, Move, Propose, Tick, Commits)
+LARGE, SMALL = 4_000_000, 8_000
+WITHIN_S = 900.0
+"""Some views: patience with a silent coordinator is ten seconds, then twenty."""
+
+
+def world_of(count: int, payload: int, seed: int = 4) -> tuple[World, list[bytes]]:
+    """A world and its coordinators in order."""
+    names = peers(count)
+    settings = [
+        make_setting(peer, names, elements=payload // 8, payload_bytes=payload) for peer in names
+    ]
+    return World(seed, settings), settings[0].order
+
+
+def corrupt(world: World, liars: set[bytes], says: Says, *, leads: bool = False) -> None:
+    """Have what liars send changed; they lead no view, unless told so."""
+    honest = world._send
+
+    def send(sender: bytes, order: Send) -> None:
+        message = decode_untrusted(order.packet.body)
+        if sender not in liars:
+            honest(sender, order)
+        elif leads or not isinstance(message, LEADS):
+            for changed in says(order, message):
+                honest(sender, changed)
+
+    world._send = send  # type: ignore[method-assign]
+
+
+def ends_in_one_result(world: World, liars: set[bytes]) -> None:
+    """All others decide, and the same."""
+    honest = [node for peer, node in world.nodes.items() if peer not in liars]
+    world.run(WITHIN_S, done=lambda: all(node.decided for node in honest))
+    assert all(node.decided for node in honest), [node.ended[-3:] for node in honest]
+    assert len({node.decided.root for node in honest if node.decided}) == 1
+
+
+@pytest.mark.parametrize("count", [4, 7])
+def test_a_coordinator_that_only_says_that_it_is_there(count: int) -> None:
+    world, order = world_of(count, SMALL)
+    liar = order[0]
+    setting = world.nodes[liar].setting
+    corrupt(
+        world, {liar}, lambda order, said: [order] if isinstance(said, Propose) else [], leads=True
+    )
+    alive = Tick(setting.federation, setting.number, 0, bytes(32), "joining", 1.0)
+
+    def tick() -> None:
+        for peer in set(order) - {liar}:
+            world._deliver(liar, Send(peer, unsigned(alive)))
+        world.at(3.0, tick)
+
+    world.at(1.0, tick)
+    ends_in_one_result(world, {liar})
+
+
+@pytest.mark.parametrize("count", [4, 7])
+def test_a_reducer_that_calls_all_others_updates_unfit(count: int) -> None:
+    world, order = world_of(count, LARGE)
+
+    def defame(send: Send, said: Message) -> list[Send]:
+        if not isinstance(said, Have):
+            return [send]
+        unfit = tuple((peer, "no") for peer in order if peer != order[2])
+        return [Send(send.to, unsigned(msgspec.structs.replace(said, unfit=unfit)))]
+
+    corrupt(world, {order[2]}, defame)
+    ends_in_one_result(world, {order[2]})
+    statuses = world.nodes[order[0]].machine.member.statuses
+    assert {one.status for one in statuses if one.peer != order[2]} == {"included"}
+
+
+@pytest.mark.parametrize("count", [4, 7])
+def test_a_reducer_that_signs_for_a_part_of_another_size(count: int) -> None:
+    world, order = world_of(count, LARGE)
+
+    def resize(send: Send, said: Message) -> list[Send]:
+        if not isinstance(said, Result):
+            return [send]
+        other = msgspec.structs.replace(said, nbytes=7)
+        return [Send(send.to, packet_of(sign(FakeSigner(order[2]), order[2], other)))]
+
+    corrupt(world, {order[2]}, resize)
+    ends_in_one_result(world, {order[2]})
+
+
+@pytest.mark.parametrize("count", [7, 10])
+def test_a_reducer_and_its_standby_that_merge_nothing(count: int) -> None:
+    world, order = world_of(count, LARGE)
+    setting = world.nodes[order[0]].setting
+    links = [topology.PeerLink(peer, True, 2.5e6, 2.5e6) for peer in setting.circle]
+    cut = topology.parts(
+        setting.elements, links, LARGE, group=setting.federation, round_number=setting.number
+    )
+    liars = {cut[0].reducer, cut[0].standby}
+    assert len(liars) == 2
+    corrupt(world, liars, lambda send, said: [] if isinstance(said, Result) else [send])
+    ends_in_one_result(world, liars)
+
+
+def bogus_parts(world: World, liar: bytes, failed: str) -> None:
+    """The liar signs for parts that nobody gets (`failed` empty) or can use."""
+    bogus: set[bytes] = set()
+    honest_order, honest_fetch = world._order, world._fetch_result
+
+    def carry(node: Node, order: Order) -> None:
+        if node.setting.me == liar and isinstance(order, Merge):
+            plan = world._plan_of(node)
+            digest = sha256(b"bogus" + order.plan_hash + bytes([order.part])).digest()
+            bogus.add(digest)
+            node.kept.add(digest)
+            size = encoded_bytes(plan.codec, plan.parts[order.part].count)
+            world._later(node, Merged(order.plan_hash, order.part, order.counter, size, digest))
+            return
+        honest_order(node, order)
+
+    def fetch(node: Node, order: FetchResult) -> None:
+        if order.sha256 in bogus and node.setting.me != liar:
+            world._later(node, ResultFailed(order.part, order.sha256, failed))
+            return
+        honest_fetch(node, order)
+
+    world._order = carry  # type: ignore[method-assign]
+    world._fetch_result = fetch  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("failed", ["", "a value that is not finite"], ids=["withheld", "unfit"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [4, 7])
+def test_a_reducer_whose_parts_nobody_can_have_or_use_and_its_vote_for_them(
+    count: int, seed: int, failed: str
+) -> None:
+    world, order = world_of(count, LARGE, seed)
+    corrupt(world, {order[2]}, lambda send, _: [send])
+    bogus_parts(world, order[2], failed)
+    ends_in_one_result(world, {order[2]})
+
+
+def test_a_vote_whose_parts_cannot_be_had_lets_no_view_of_ours_begin_and_none_be_undone() -> None:
+    """Left out, it is not counted either: had a quorum cast it, the rest would be too few."""
+    world, order = world_of(4, LARGE)
+    setting = world.nodes[order[1]].setting
+    machine = Machine(setting)
+    machine.start(0.0)
+    root = b"r" * 32
+    machine.member.doubts.roots[root] = (b"p" * 32,)
+    machine._enter(0.0, 1)
+    machine._loop(0.0)
+    assert machine.leader is not None
+
+    def says(peer: bytes, vote: int, of: bytes) -> Moved:
+        head = (setting.federation, setting.number, 1, bytes(32))
+        state = sign(FakeSigner(peer), peer, ViewState(*head, vote, of))
+        return Moved(*head, state, None, None)
+
+    # The vote comes without what it was about, which alone would be an error: it is not looked at.
+    machine.receive(0.0, order[0], unsigned(says(order[0], 0, root)))
+    machine.receive(0.0, order[2], unsigned(says(order[2], -1, bytes(32))))
+    assert machine.leader.phase == "states", "two of four states are no quorum"
+    machine.receive(0.0, order[3], unsigned(says(order[3], -1, bytes(32))))
+    assert machine.leader.phase == "joining"
