@@ -148,7 +148,7 @@ class MaskedWorkshop(Workshop):
         except MaskError as error:
             return SumOpened(order.plan_hash, failure=str(error))
         self._mask = found.mask
-        return SumOpened(order.plan_hash, found.liars)
+        return SumOpened(order.plan_hash, found.liars, found.secrets)
 
     @override
     def whole(self, plan: Plan, hashes: Sequence[bytes]) -> Vector:

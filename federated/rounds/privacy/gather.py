@@ -184,6 +184,8 @@ class Opened:
     """To be added to the sum of the included members' words, in any pieces."""
     liars: tuple[bytes, ...]
     """Members whose shares were not of the secrets of others."""
+    secrets: tuple[bytes, ...] = ()
+    """Of each member of the maskset; others can read the sum by them without its shares."""
 
 
 class Opening:
@@ -201,6 +203,7 @@ class Opening:
         self._included = included
         self._places = roster.places(maskset)
         self._revealed: dict[int, tuple[bytes, ...]] = {}
+        self._told: tuple[bytes, ...] = ()
 
     def reveal(self, sender: bytes, message: Reveal) -> bool:
         """A member's shares.
@@ -226,8 +229,23 @@ class Opening:
     def snapshot(self) -> Opening:
         """What is here now, for a thread to work on."""
         copy = Opening(self._roster, self._maskset, self._included)
-        copy._revealed = dict(self._revealed)
+        copy._revealed, copy._told = dict(self._revealed), self._told
         return copy
+
+    def told(self, secrets: tuple[bytes, ...]) -> bool:
+        """Secrets as somebody says who can read the sum; whether they are what members signed."""
+        if len(secrets) != len(self._places):
+            return False
+        if not all(map(self._is_signed, self._places, secrets)):
+            return False
+        self._told = secrets
+        return True
+
+    def _is_signed(self, member: int, secret: bytes) -> bool:
+        seat = self._roster.seats[member]
+        if member in self._roster.places(self._included):
+            return sha256(secret).digest() == seat.seed_hash
+        return masks.public_of(secret) == seat.mask_key
 
     def open(self) -> Opened:
         """Reconstruct the seeds of the included and the keys of the lost.
@@ -239,8 +257,8 @@ class Opening:
         liars: set[int] = set()
         seeds: list[bytes] = []
         lost: dict[bytes, bytes] = {}
-        for member in self._places:
-            secret = self._secret(member, liars)
+        secrets = self._told or tuple(self._secret(member, liars) for member in self._places)
+        for member, secret in zip(self._places, secrets, strict=True):
             seat = self._roster.seats[member]
             if member in included:
                 if seat.seed_hash not in (b"", sha256(secret).digest()):
@@ -255,7 +273,8 @@ class Opening:
             for seat in (self._roster.seats[place] for place in sorted(included))
         }
         mask = masks.leftover(seeds, lost, publics, plan=self._roster.plan)
-        return Opened(mask, tuple(self._roster.seats[place].peer for place in sorted(liars)))
+        wrong = tuple(self._roster.seats[place].peer for place in sorted(liars))
+        return Opened(mask, wrong, secrets)
 
     def _secret(self, member: int, liars: set[int]) -> bytes:
         try:

@@ -208,5 +208,5 @@ class MaskedMember(Member):
         names = [peer[:4].hex() for peer in self.unmasking.helpers]
         more = len(names) - NAMED_MAX
         shown = ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
-        reason = f"{status.reason[:50]}; its masks were taken off with shares of {shown}"
+        reason = f"{status.reason[:50]}; its masks were taken off with the help of {shown}"
         return msgspec.structs.replace(status, reason=reason[:200])

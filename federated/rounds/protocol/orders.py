@@ -7,7 +7,7 @@ they stand; after a `Persist` nothing may leave before it is durable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -269,6 +269,8 @@ class SumOpened:
     plan_hash: bytes
     liars: tuple[bytes, ...] = ()
     """Members whose shares were wrong and were corrected."""
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    """By which others can read it, too."""
     failure: str = ""
 
 

@@ -6,7 +6,8 @@ has seen decided. Any two sets of T that agree have a third of the circle in com
 set of a round is ever opened, whatever coordinators and fewer than a third of the members say; and
 nobody has to be there any more but T of those who shared.
 
-Each tells all others until they say that they can read the sum.
+Each tells all others until they say that they can read the sum, and how: the secrets are as their
+members signed them, so whoever has them helps all, and either all can read it or nobody.
 
 Source: docs/specs/masks.md s.5; docs/decisions/0017-decide-then-unmask.md.
 """
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from federated.rounds.protocol.orders import Decided, Order, SetsRead, SumOpened
     from federated.rounds.protocol.wire import Packet
 
-    Said: TypeAlias = MaskAgree | MaskReveal
+    Said: TypeAlias = MaskAgree | MaskReveal | MaskRead
     Attempt: TypeAlias = tuple[secagg.Member, bytes]
 
 TICKS_MAX: Final = 40
@@ -79,13 +80,17 @@ class Unmasking:
         self._reading: set[bytes] = set()
         """Who can read the sum and wants to hear no more."""
         self._ticks = 0
+        self._read_by: tuple[bytes, ...] = ()
+        self._failed = False
+        self._offers: dict[bytes, tuple[bytes, ...]] = {}
+        self._teller = b""
         self._next = float("inf")
         self.read = False
         self.included: tuple[bytes, ...] = ()
         self.lost: tuple[bytes, ...] = ()
         """Members whose masks had to be taken off with others' shares."""
         self.helpers: tuple[bytes, ...] = ()
-        """Whose shares were used."""
+        """Whose shares were used, or who told us what they gave."""
 
     # ---- steps
 
@@ -143,28 +148,45 @@ class Unmasking:
             self._give(Tell("masks.failed", f"no share of ours for this sum: {error}"))
             self._secrets = None
 
-    def hear(self, sender: bytes, message: Said | MaskRead) -> None:
+    def hear(self, sender: bytes, message: Said) -> None:
         """Another member's word about this.
 
         Raises:
             DecodeError: it breaks the rules.
         """
-        if isinstance(message, MaskRead):
-            self._reading.add(sender)
-            return
         if self._opening is None:
             self._early[type(message), sender] = message
             return
         assert self._decision is not None
         if message.plan != self._decision.plan_hash:
             return
+        if isinstance(message, MaskRead):
+            self._others_read(sender, message)
+            return
         if self.read:
-            self._say(sender, unsigned(MaskRead(*self._head)))
+            self._say(sender, unsigned(MaskRead(*self._head, self._read_by)))
         with refused():
             if isinstance(message, MaskAgree):
                 self._others_agree(sender, messages.decode_agree_untrusted(message.body))
             else:
                 self._others_reveal(sender, messages.decode_reveal_untrusted(message.body))
+
+    def _others_read(self, sender: bytes, message: MaskRead) -> None:
+        """Who can read the sum says how: for us, if the shares that came are not enough."""
+        self._reading.add(sender)
+        self._offers[sender] = message.secrets
+        if self._failed:
+            self._take_offer()
+
+    def _take_offer(self) -> None:
+        assert self._decision is not None
+        assert self._opening is not None
+        offers, self._offers = self._offers, {}
+        for sender, secrets in offers.items():
+            if not self.read and self._opening.told(secrets):
+                self._teller = sender
+                self._give(OpenSum(self._decision.plan_hash, self._opening.snapshot()))
+                return
 
     def _others_agree(self, sender: bytes, agree: messages.Agree) -> None:
         if self._secrets is not None:
@@ -192,14 +214,18 @@ class Unmasking:
         if event.failure:
             # With another member's shares wrong ones are found and corrected.
             self._give(Tell("masks.failed", event.failure))
+            self._failed = True
+            self._take_offer()
             return False
         for peer in event.liars:
             self._give(Tell("member.wrong_shares", "its shares of others' masks are wrong", peer))
         self.read = True
-        self.helpers = tuple(sorted(self._revealed - set(event.liars)))
+        self._read_by = event.secrets
+        shared = tuple(sorted(self._revealed - set(event.liars)))
+        self.helpers = (self._teller,) if self._teller else shared
         self._give(decision)
         for peer in self._others:
-            self._say(peer, unsigned(MaskRead(*self._head)))
+            self._say(peer, unsigned(MaskRead(*self._head, self._read_by)))
         return True
 
     # ---- time
@@ -216,6 +242,8 @@ class Unmasking:
         waiting = [peer for peer in self._others if peer not in self._reading]
         if self._secrets is not None:
             self._carry(self._secrets.pending(), waiting)
+        if self._ticks and not self.read:
+            self._take_offer()
         self._ticks += 1
         if self._ticks >= TICKS_MAX or (self.read and not waiting):
             self._next = float("inf")

@@ -297,7 +297,10 @@ class MaskReveal(_MaskBody, tag=36, frozen=True):
 
 
 class MaskRead(Message, tag=37, frozen=True):
-    """Member to all: I can read the sum, tell me no more."""
+    """Member to all: I can read the sum by these secrets, tell me no more."""
+
+    secrets: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=64)]
+    """Of each member of the maskset, ascending: its seed if it is included, else its mask key."""
 
 
 class Evidence(Message, tag=19, frozen=True):
