@@ -222,16 +222,18 @@ async def rollback(call: Call, p: RollbackParams) -> list[RolledBack]:
         if p.author is not None or p.since is not None:
             raise RpcError("invalid_params", "give a token, or author and since, not both")
         if p.undo:
-            return [await desk.rollback_undo(p.token, call.progress)]
+            return [await desk.rollbacks.undo(p.token, call.progress)]
         if p.dry_run:
             raise RpcError("invalid_params", "a token is carried out with dry_run false, or undo")
-        return [await desk.rollback_execute(p.token, call.progress)]
+        return [await desk.rollbacks.execute(p.token, call.progress)]
     if p.author is None:
-        return await desk.rollbacks()
+        return await desk.rollbacks.listed()
     if p.since is None:
         raise RpcError("invalid_params", "since when? Give an ISO 8601 date as `since`")
     wanted = p.author if p.agent is None else f"{p.agent}@{p.author}"
     since_ms = parse_iso(p.since, "since")
     return [
-        await desk.rollback(wanted, since_ms, p.group, dry_run=p.dry_run, progress=call.progress)
+        await desk.rollbacks.make(
+            wanted, since_ms, p.group, dry_run=p.dry_run, progress=call.progress
+        )
     ]

@@ -162,7 +162,7 @@ async def test_records_that_do_not_count_take_no_place_of_those_that_do(
     later = [peer.write(HOME, encode_body(body), "invited") for _ in range(5)]
     await world.replica.admit(HOME, later)
     rows = ", ".join(f"x'{record.id.hex()}'" for record in later)
-    plan = await world.desk.rollback("bob", world.clock.wall_ms() + DAY_MS, dry_run=False)
+    plan = await world.desk.rollbacks.make("bob", world.clock.wall_ms() + DAY_MS, dry_run=False)
 
     def mute(connection: apsw.Connection) -> None:
         connection.execute(

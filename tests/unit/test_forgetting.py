@@ -234,12 +234,12 @@ async def test_an_agent_does_not_undo_what_the_person_took_out(world: World) -> 
     rolled, forgotten, faded = [await world.say(f"fig number{n}") for n in range(3)]
     await world.memory.forget(world.person, [forgotten])
     await desk.forgetting._forget("crowded", [await row_of(world, faded)], world.clock.wall_ms())
-    await world.desk.rollback("claude", 0, dry_run=False)
+    await world.desk.rollbacks.make("claude", 0, dry_run=False)
     done = await desk.forgetting.restore(world.agent(), [rolled, forgotten, faded])
     assert [one.status for one in done] == ["not_yours"] * 3
     assert await desk.found("fig") == []
-    (plan,) = await world.desk.rollbacks()
-    await world.desk.rollback_undo(plan.token)
+    (plan,) = await world.desk.rollbacks.listed()
+    await world.desk.rollbacks.undo(plan.token)
     assert [o.status for o in await desk.forgetting.restore(world.agent(), [forgotten, faded])] == [
         "not_yours",
         "restored",

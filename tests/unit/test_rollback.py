@@ -42,11 +42,11 @@ async def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
         HOME, [peer.write(HOME, note_body(f"fact {n}"), "invited") for n in range(3)]
     )
     before = await state(world)
-    plan = await world.desk.rollback("bob", 0)
+    plan = await world.desk.rollbacks.make("bob", 0)
     assert (plan.state, plan.memories, plan.verdicts) == ("planned", 3, 0)
     assert plan.authors[0].startswith("bob@")
     assert await state(world) == before
-    assert await world.desk.rollbacks() == []
+    assert await world.desk.rollbacks.listed() == []
 
 
 async def test_only_what_came_since_the_time_is_hidden_and_undo_brings_all_back(
@@ -63,12 +63,12 @@ async def test_only_what_came_since_the_time_is_hidden_and_undo_brings_all_back(
     )
     await world.replica.admit(HOME, [bad, mean])
     before = await state(world)
-    plan = await world.desk.rollback("bob", since)
-    done = await world.desk.rollback_execute(plan.token)
+    plan = await world.desk.rollbacks.make("bob", since)
+    done = await world.desk.rollbacks.execute(plan.token)
     assert (done.state, done.memories, done.verdicts) == ("done", 1, 1)
     assert await found(world) == {"fact old", "fact mine"}
     assert (await world.memory.get(world.person, [bad.id.hex()])).hits == []
-    undone = await world.desk.rollback_undo(plan.token)
+    undone = await world.desk.rollbacks.undo(plan.token)
     assert (undone.state, undone.memories) == ("undone", 1)
     assert await state(world) == before
     assert await found(world) == {"fact old", "fact mine", "fact bad"}
@@ -92,9 +92,9 @@ async def test_verdicts_endorsements_and_links_of_a_rolled_back_author_no_longer
     ]
     await world.replica.admit(HOME, [liar.write(HOME, body, "invited") for body in said])
     assert await state(world) != clean
-    plan = await world.desk.rollback("bob", 0)
+    plan = await world.desk.rollbacks.make("bob", 0)
     assert (plan.verdicts, plan.endorsements) == (2, 1)
-    await world.desk.rollback_execute(plan.token)
+    await world.desk.rollbacks.execute(plan.token)
     assert (await state(world))[: len(clean) - 1] == clean[: len(clean) - 1]
     trusts = await world.sql("SELECT agent, round(trust, 3) FROM author WHERE agent <> 'bob'")
     assert dict(trusts) == {"honest": 0.533, "crony": 0.3}  # type: ignore[arg-type]
@@ -118,13 +118,13 @@ async def test_what_a_rolled_back_agent_replaced_and_forgot_comes_back(world: Wo
     ]
     await world.replica.admit(HOME, records)
     assert "fact two" not in await found(world)
-    plan = await world.desk.rollback("rogue", since)
+    plan = await world.desk.rollbacks.make("rogue", since)
     assert (plan.memories, plan.links, plan.forgets) == (1, 1, 1)
-    await world.desk.rollback_execute(plan.token)
+    await world.desk.rollbacks.execute(plan.token)
     assert await found(world) == {"fact one", "fact two"}
     rows = await world.sql("SELECT status FROM memory ORDER BY id")
     assert rows == [("active",), ("active",), ("hidden",)]
-    await world.desk.rollback_undo(plan.token)
+    await world.desk.rollbacks.undo(plan.token)
     rows = await world.sql("SELECT status FROM memory ORDER BY id")
     assert rows == [("superseded",), ("forgotten",), ("active",)]
     await world.check_index()
@@ -143,10 +143,10 @@ async def test_what_arrives_late_is_hidden_too(world: World) -> None:
     since = world.clock.ms
     late = [peer.write(HOME, note_body(f"fact late {n}"), "invited") for n in range(2)]
     await world.replica.admit(HOME, late[:1])
-    plan = await world.desk.rollback("bob", since, dry_run=False)
+    plan = await world.desk.rollbacks.make("bob", since, dry_run=False)
     await world.replica.admit(HOME, [early, late[1]])
     assert await found(world) == {"fact early"}
-    undone = await world.desk.rollback_undo(plan.token)
+    undone = await world.desk.rollbacks.undo(plan.token)
     assert undone.memories == 2
     assert len(await found(world)) == 3
 
@@ -161,24 +161,24 @@ async def test_one_agent_of_a_device_or_one_group_alone(world: World) -> None:
         TEAM, [peer.write(TEAM, note_body("fact team", agent="ann"), "invited")]
     )
     device = peer.sealer.device.hex()
-    first = await world.desk.rollback(f"ann@{device}", 0, "team", dry_run=False)
+    first = await world.desk.rollbacks.make(f"ann@{device}", 0, "team", dry_run=False)
     assert await found(world) == {"fact ann", "fact ben"}
-    second = await world.desk.rollback(f"ann@{device}", 0, dry_run=False)
+    second = await world.desk.rollbacks.make(f"ann@{device}", 0, dry_run=False)
     assert await found(world) == {"fact ben"}
-    whole = await world.desk.rollback(device, 0, dry_run=False)
+    whole = await world.desk.rollbacks.make(device, 0, dry_run=False)
     assert (whole.memories, await found(world)) == (1, set())
     # Undone in another order: what another rollback still covers stays hidden.
-    await world.desk.rollback_undo(second.token)
+    await world.desk.rollbacks.undo(second.token)
     assert await found(world) == set()
-    await world.desk.rollback_undo(whole.token)
+    await world.desk.rollbacks.undo(whole.token)
     assert await found(world) == {"fact ann", "fact ben"}
-    await world.desk.rollback_undo(first.token)
+    await world.desk.rollbacks.undo(first.token)
     assert await found(world) == {"fact ann", "fact ben", "fact team"}
 
 
 async def test_own_notes_after_a_rollback_of_an_own_agent_are_shown(world: World) -> None:
     await world.say("fact wrong")
-    await world.desk.rollback("claude", 0, dry_run=False)
+    await world.desk.rollbacks.make("claude", 0, dry_run=False)
     world.clock.ms += 1000
     await world.say("fact right")
     assert await found(world) == {"fact right"}
@@ -193,7 +193,7 @@ async def test_a_rollback_goes_on_after_a_crash_in_its_middle(
         records = [peer.write(HOME, note_body(f"fact {n}"), "invited") for n in range(7)]
         await world.replica.admit(HOME, records)
         before = await state(world)
-        plan = await world.desk.rollback("bob", 0)
+        plan = await world.desk.rollbacks.make("bob", 0)
 
         def fault(name: str) -> bool:
             if name == "rollback.step":
@@ -202,14 +202,14 @@ async def test_a_rollback_goes_on_after_a_crash_in_its_middle(
 
         monkeypatch.setattr(world.clock, "fault", fault)
         with pytest.raises(KeyboardInterrupt):
-            await world.desk.rollback_execute(plan.token)
+            await world.desk.rollbacks.execute(plan.token)
         assert await world.sql("SELECT count(*) FROM muted") == [(2,)]
     async with open_world(tmp_path, inline=True) as world:
         again = TrustDesk(world.db, world.replica, world.clock, world.sealer.device)
         await again.catch_up()
         assert await found(world) == set()
-        assert [r.state for r in await again.rollbacks()] == ["done"]
-        await again.rollback_undo(plan.token)
+        assert [r.state for r in await again.rollbacks.listed()] == ["done"]
+        await again.rollbacks.undo(plan.token)
         assert await state(world) == before
         await world.check_index()
 
@@ -217,17 +217,17 @@ async def test_a_rollback_goes_on_after_a_crash_in_its_middle(
 async def test_errors_name_what_to_do(world: World) -> None:
     await world.say("fact", world.person)
     with pytest.raises(RefusedError, match="covey forget"):
-        await world.desk.rollback("you", 0)
+        await world.desk.rollbacks.make("you", 0)
     with pytest.raises(RefusedError, match="nobody here"):
-        await world.desk.rollback("zeno", 0)
+        await world.desk.rollbacks.make("zeno", 0)
     with pytest.raises(RefusedError, match="no rollback has this token"):
-        await world.desk.rollback_undo("00")
+        await world.desk.rollbacks.undo("00")
     await world.say("fact", world.agent())
     with pytest.raises(RefusedError, match="no group"):
-        await world.desk.rollback("claude", 0, "nowhere")
-    plan = await world.desk.rollback("claude", 0)
+        await world.desk.rollbacks.make("claude", 0, "nowhere")
+    plan = await world.desk.rollbacks.make("claude", 0)
     with pytest.raises(RefusedError, match="nothing is hidden"):
-        await world.desk.rollback_undo(plan.token)
+        await world.desk.rollbacks.undo(plan.token)
     world.clock.ms += 2 * 3_600_000
     with pytest.raises(RefusedError, match="over an hour old"):
-        await world.desk.rollback_execute(plan.token)
+        await world.desk.rollbacks.execute(plan.token)
