@@ -25,8 +25,9 @@ def vectors(options: Options, report: Report) -> None:
     import numpy as np
 
     from memory.embedding.embedder import MiniLm
+    from memory.embedding.segments import quantise
     from memory.embedding.vecrows import VectorRow
-    from memory.embedding.vectors import VectorIndex, quantise
+    from memory.embedding.vectors import VectorIndex
     from memory.tiers import MAIN
 
     texts = data.short_texts(options.data, TEXTS_QUICK if options.quick else TEXTS)

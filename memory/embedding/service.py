@@ -513,7 +513,7 @@ class Embeddings:
             raise EmbedError("failed", f"the embedder failed: {type(error).__name__}") from error
 
     async def _store(self, batch: Sequence[Todo], vectors: NDArray[np.float32]) -> None:
-        from memory.embedding.vectors import quantise
+        from memory.embedding.segments import quantise
 
         index, model = self.index, self._model()
         assert index is not None, "there is an index where there is an embedder"

@@ -25,10 +25,23 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import numpy as np
 
+from memory.embedding.segments import (
+    CAPACITY_START,
+    NOWHERE,
+    Arrays,
+    Block,
+    Piece,
+    Pool,
+    Segment,
+    copy,
+    nearest,
+    sign_words,
+    take,
+)
 from memory.tiers import NONE
 
 if TYPE_CHECKING:
@@ -37,27 +50,18 @@ if TYPE_CHECKING:
     import apsw
     from numpy.typing import NDArray
 
+    from memory.embedding.segments import Key
     from memory.embedding.vecrows import VectorRow
     from memory.storage.txn import Place
 
 HAMMING_POOL: Final = 500
 """Nearest by signs that are scored by their codes: recall@20 of exact .96 at 100,000 vectors."""
 
-CAPACITY_START: Final = 64
 DEAD_RATIO_MAX: Final = 0.25
 """Part of a segment that may be emptied places before it is packed."""
 
-_FAR: Final = np.uint16(0xFFFF)
-_NOWHERE: Final = -1
 _NO_PLACES: Final = np.empty(0, np.intp)
 _NO_COSINES: Final = np.empty(0, np.float32)
-
-Key: TypeAlias = tuple[int, int]
-"""(scope row, tier) of a segment."""
-
-
-Places: TypeAlias = "NDArray[np.int32] | NDArray[np.int64]"
-"""Indices of places in a segment."""
 
 
 class Dense(NamedTuple):
@@ -66,103 +70,6 @@ class Dense(NamedTuple):
     chunk: int
     memory: int
     cosine: float
-
-
-def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes int8[n, dim] and scales float32[n] of vectors float32[n, dim], none of them zero."""
-    largest = np.abs(vectors).max(axis=1)
-    codes = np.rint(vectors * (127.0 / largest)[:, None]).astype(np.int8)
-    return codes, (largest / 127.0).astype(np.float32)
-
-
-def sign_words(positive: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """uint64[ceil(dim / 64), n]: the bits of bool[n, dim], 64 dimensions a row."""
-    packed = np.packbits(positive, axis=1, bitorder="little")
-    spare = -packed.shape[1] % 8
-    if spare:
-        packed = np.pad(packed, ((0, 0), (0, spare)))
-    return np.ascontiguousarray(packed.view(np.uint64).T)
-
-
-class _Arrays(NamedTuple):
-    """One segment's storage, a place a column or row; replaced as a whole when it grows."""
-
-    bits: NDArray[np.uint64]
-    """[words, capacity]"""
-    codes: NDArray[np.int8]
-    """[capacity, dim]; pages of codes that are not held are never touched, so take no memory."""
-    scales: NDArray[np.float32]
-    held: NDArray[np.bool_]
-    """Whether the code is in memory."""
-    chunks: NDArray[np.int64]
-    """0 for an emptied place."""
-    memories: NDArray[np.int64]
-    next: NDArray[np.int32]
-    """Place of the same memory's next vector, -1 for its last."""
-
-    @classmethod
-    def empty(cls, words: int, dim: int, capacity: int) -> _Arrays:
-        return cls(
-            np.zeros((words, capacity), np.uint64),
-            np.zeros((capacity, dim), np.int8),
-            np.zeros(capacity, np.float32),
-            np.zeros(capacity, np.bool_),
-            np.zeros(capacity, np.int64),
-            np.zeros(capacity, np.int64),
-            np.full(capacity, _NOWHERE, np.int32),
-        )
-
-
-class _Block(NamedTuple):
-    """Vectors on their way into a segment."""
-
-    bits: NDArray[np.uint64]
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    held: NDArray[np.bool_]
-    chunks: NDArray[np.int64]
-    memories: NDArray[np.int64]
-
-
-class _Segment:
-    """The vectors of one (scope, tier)."""
-
-    __slots__ = ("arrays", "dead", "key", "n", "number")
-
-    def __init__(self, key: Key, number: int, words: int, dim: int) -> None:
-        self.key = key
-        self.number = number
-        self.arrays = _Arrays.empty(words, dim, CAPACITY_START)
-        self.n = 0
-        """Places used, emptied ones among them."""
-        self.dead = 0
-
-    def reserve(self, more: int) -> None:
-        """Room for `more` places behind those used."""
-        capacity = self.arrays.chunks.size
-        if self.n + more <= capacity:
-            return
-        while capacity < self.n + more:
-            capacity *= 2
-        self.arrays = _copy(self.arrays, np.arange(self.n), capacity, keep_next=True)
-
-
-class _Piece(NamedTuple):
-    """What a search saw of a segment."""
-
-    arrays: _Arrays
-    n: int
-    dead: bool
-
-
-class _Pool(NamedTuple):
-    """Places picked for scoring, copied out of their segments."""
-
-    chunks: NDArray[np.int64]
-    memories: NDArray[np.int64]
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    held: NDArray[np.bool_]
 
 
 class VectorIndex:
@@ -181,11 +88,11 @@ class VectorIndex:
         self._held_max = ram_bytes_max // dim
         self._held = 0
         self._lock = threading.Lock()
-        self._segments: dict[Key, _Segment] = {}
-        self._numbered: list[_Segment] = []
+        self._segments: dict[Key, Segment] = {}
+        self._numbered: list[Segment] = []
         # By memory row: the number of its segment and the place of its first vector in there.
-        self._home = np.full(1024, _NOWHERE, np.int32)
-        self._head = np.full(1024, _NOWHERE, np.int32)
+        self._home = np.full(1024, NOWHERE, np.int32)
+        self._head = np.full(1024, NOWHERE, np.int32)
         self._epochs: Counter[int] = Counter()
 
     # ---- asking; any thread
@@ -302,33 +209,33 @@ class VectorIndex:
                 self._empty(segment, np.arange(segment.n, dtype=np.int32))
             self._segments.clear()
             self._numbered.clear()
-            self._home.fill(_NOWHERE)
-            self._head.fill(_NOWHERE)
+            self._home.fill(NOWHERE)
+            self._head.fill(NOWHERE)
 
     # ---- inside the lock
 
-    def _pieces(self, scopes: Sequence[int] | None, tier: int) -> list[_Piece]:
+    def _pieces(self, scopes: Sequence[int] | None, tier: int) -> list[Piece]:
         with self._lock:
             if scopes is None:
                 wanted = [s for (_, t), s in self._segments.items() if t == tier]
             else:
                 keys = ((scope, tier) for scope in dict.fromkeys(scopes))
                 wanted = [self._segments[key] for key in keys if key in self._segments]
-            return [_Piece(s.arrays, s.n, s.dead > 0) for s in wanted if s.n > s.dead]
+            return [Piece(s.arrays, s.n, s.dead > 0) for s in wanted if s.n > s.dead]
 
-    def _pools_of(self, memories: NDArray[np.int64]) -> list[_Pool]:
+    def _pools_of(self, memories: NDArray[np.int64]) -> list[Pool]:
         with self._lock:
             known = memories[(memories > 0) & (memories < self._home.size)]
             homes = self._home[known]
             return [
-                _take(
+                take(
                     self._numbered[number].arrays,
                     self._places(self._numbered[number], known[homes == number]),
                 )
-                for number in np.unique(homes[homes != _NOWHERE]).tolist()
+                for number in np.unique(homes[homes != NOWHERE]).tolist()
             ]
 
-    def _places(self, segment: _Segment, memories: NDArray[np.int64]) -> NDArray[np.int32]:
+    def _places(self, segment: Segment, memories: NDArray[np.int64]) -> NDArray[np.int32]:
         """Places of all vectors of memories that live in this segment."""
         current = self._head[memories]
         found = []
@@ -336,7 +243,7 @@ class VectorIndex:
         while current.size:
             found.append(current)
             current = segment.arrays.next[current]
-            current = current[current != _NOWHERE]
+            current = current[current != NOWHERE]
         return np.concatenate(found) if found else np.empty(0, np.int32)
 
     def _new_among(self, rows: Sequence[VectorRow]) -> list[VectorRow]:
@@ -344,7 +251,7 @@ class VectorIndex:
         moved: dict[int, Place] = {}
         here: dict[int, set[int]] = {}
         for row in indexed:
-            if row.memory in here or self._home_of(row.memory) == _NOWHERE:
+            if row.memory in here or self._home_of(row.memory) == NOWHERE:
                 continue
             segment = self._numbered[self._home_of(row.memory)]
             places = self._places(segment, np.asarray([row.memory]))
@@ -355,20 +262,20 @@ class VectorIndex:
         return [row for row in indexed if row.chunk not in here.get(row.memory, ())]
 
     def _home_of(self, memory: int) -> int:
-        return int(self._home[memory]) if memory < self._home.size else _NOWHERE
+        return int(self._home[memory]) if memory < self._home.size else NOWHERE
 
-    def _segment(self, key: Key) -> _Segment:
+    def _segment(self, key: Key) -> Segment:
         segment = self._segments.get(key)
         if segment is None:
-            segment = _Segment(key, len(self._numbered), self._words, self.dim)
+            segment = Segment(key, len(self._numbered), self._words, self.dim)
             self._segments[key] = segment
             self._numbered.append(segment)
         return segment
 
-    def _block(self, rows: Sequence[VectorRow]) -> _Block:
+    def _block(self, rows: Sequence[VectorRow]) -> Block:
         codes = np.frombuffer(b"".join(row.code for row in rows), np.int8)
         codes = codes.reshape(len(rows), self.dim)
-        return _Block(
+        return Block(
             sign_words(codes > 0),
             codes,
             np.array([row.scale for row in rows], np.float32),
@@ -377,7 +284,7 @@ class VectorIndex:
             np.array([row.memory for row in rows], np.int64),
         )
 
-    def _append(self, segment: _Segment, block: _Block) -> None:
+    def _append(self, segment: Segment, block: Block) -> None:
         """Write the places, chain each memory's, and only then count them."""
         count = block.chunks.size
         segment.reserve(count)
@@ -399,17 +306,17 @@ class VectorIndex:
         segment.n = end
 
     def _chain(
-        self, segment: _Segment, places: NDArray[np.int32], memories: NDArray[np.int64]
+        self, segment: Segment, places: NDArray[np.int32], memories: NDArray[np.int64]
     ) -> None:
         """Put places in front of their memories' lists."""
         self._make_room(int(memories.max()))
         order = np.argsort(memories, kind="stable")
         sorted_places, sorted_memories = places[order], memories[order]
         last = np.append(sorted_memories[1:] != sorted_memories[:-1], True)
-        following = np.append(sorted_places[1:], np.int32(_NOWHERE))
+        following = np.append(sorted_places[1:], np.int32(NOWHERE))
         owners = sorted_memories[last]
         following[last] = np.where(
-            self._home[owners] == segment.number, self._head[owners], _NOWHERE
+            self._home[owners] == segment.number, self._head[owners], NOWHERE
         )
         segment.arrays.next[sorted_places] = following
         first = np.append(True, last[:-1])
@@ -423,7 +330,7 @@ class VectorIndex:
         while size <= memory:
             size *= 2
         for name in ("_home", "_head"):
-            grown = np.full(size, _NOWHERE, np.int32)
+            grown = np.full(size, NOWHERE, np.int32)
             old = cast("NDArray[np.int32]", getattr(self, name))
             grown[: old.size] = old
             setattr(self, name, grown)
@@ -433,15 +340,15 @@ class VectorIndex:
         for memory, place in places.items():
             home = self._home_of(memory)
             target = None if place is None or place[1] == NONE else place
-            if home != _NOWHERE and self._numbered[home].key != target:
+            if home != NOWHERE and self._numbered[home].key != target:
                 groups.setdefault((home, target), []).append(memory)
         for (home, target), memories in groups.items():
             self._move_group(self._numbered[home], target, np.asarray(memories, np.int64))
 
-    def _move_group(self, source: _Segment, target: Place, memories: NDArray[np.int64]) -> None:
+    def _move_group(self, source: Segment, target: Place, memories: NDArray[np.int64]) -> None:
         places = self._places(source, memories)
         a = source.arrays
-        block = _Block(
+        block = Block(
             a.bits[:, places],
             a.codes[places],
             a.scales[places],
@@ -450,14 +357,14 @@ class VectorIndex:
             a.memories[places],
         )
         self._empty(source, places)
-        self._home[memories] = _NOWHERE
-        self._head[memories] = _NOWHERE
+        self._home[memories] = NOWHERE
+        self._head[memories] = NOWHERE
         if target is not None:
             self._append(self._segment(target), block)
         if source.dead > DEAD_RATIO_MAX * source.n:
             self._pack(source)
 
-    def _empty(self, segment: _Segment, places: NDArray[np.int32]) -> None:
+    def _empty(self, segment: Segment, places: NDArray[np.int32]) -> None:
         """Zero places: the chunk first, so that a search under way sees that it is gone."""
         self._epochs[segment.key[0]] += 1
         a = segment.arrays
@@ -472,17 +379,17 @@ class VectorIndex:
         self._held -= held.size
         segment.dead += int(was.sum())
 
-    def _pack(self, segment: _Segment) -> None:
+    def _pack(self, segment: Segment) -> None:
         """Leave the emptied places behind."""
         alive = np.flatnonzero(segment.arrays.chunks[: segment.n])
         capacity = CAPACITY_START
         while capacity < alive.size:
             capacity *= 2
-        segment.arrays = _copy(segment.arrays, alive, capacity, keep_next=False)
+        segment.arrays = copy(segment.arrays, alive, capacity, keep_next=False)
         segment.n, segment.dead = alive.size, 0
         memories = segment.arrays.memories[: alive.size]
         if alive.size:
-            self._head[memories] = _NOWHERE
+            self._head[memories] = NOWHERE
             self._chain(segment, np.arange(alive.size, dtype=np.int32), memories)
 
     # ---- outside the lock
@@ -494,19 +401,19 @@ class VectorIndex:
         scopes: Sequence[int] | None,
         tier: int,
         chunks: int,
-    ) -> tuple[_Pool, NDArray[np.float32], NDArray[np.intp]]:
+    ) -> tuple[Pool, NDArray[np.float32], NDArray[np.intp]]:
         """(places near a vector, their cosines, which of them are the best, in order)."""
         pieces = self._pieces(scopes, tier)
         if not pieces:
-            return _take(_Arrays.empty(0, self.dim, 0), _NO_PLACES), _NO_COSINES, _NO_PLACES
-        pool = _nearest(pieces, sign_words((vector > 0)[None, :]), max(HAMMING_POOL, chunks))
+            return take(Arrays.empty(0, self.dim, 0), _NO_PLACES), _NO_COSINES, _NO_PLACES
+        pool = nearest(pieces, sign_words((vector > 0)[None, :]), max(HAMMING_POOL, chunks))
         scored = self._score(connection, vector, pool)
         best = np.argsort(-scored, kind="stable")[:chunks]
         # Not those emptied meanwhile, nor whose row was gone.
         return pool, scored, best[(pool.chunks[best] != 0) & ~np.isnan(scored[best])]
 
     def _score(
-        self, connection: apsw.Connection, vector: NDArray[np.float32], pool: _Pool
+        self, connection: apsw.Connection, vector: NDArray[np.float32], pool: Pool
     ) -> NDArray[np.float32]:
         """Cosine of each place; NaN where it was emptied or its row is not there."""
         scored = (pool.codes.astype(np.float32) @ vector) * pool.scales
@@ -536,64 +443,3 @@ class VectorIndex:
             by_chunk = dict(zip((row[0] for row in rows), cosines.tolist(), strict=True))
             scored[:] = [by_chunk.get(chunk, np.nan) for chunk in chunks.tolist()]
         return scored
-
-
-def _copy(old: _Arrays, places: NDArray[np.int64], capacity: int, *, keep_next: bool) -> _Arrays:
-    """The given places of a segment's arrays, at the front of larger or smaller ones."""
-    n = places.size
-    new = _Arrays.empty(old.bits.shape[0], old.codes.shape[1], capacity)
-    new.bits[:, :n] = old.bits[:, places]
-    held = old.held[places]
-    new.codes[np.flatnonzero(held)] = old.codes[places[held]]
-    new.scales[:n] = old.scales[places]
-    new.held[:n] = held
-    new.chunks[:n] = old.chunks[places]
-    new.memories[:n] = old.memories[places]
-    if keep_next:
-        new.next[:n] = old.next[places]
-    return new
-
-
-def _take(arrays: _Arrays, places: Places) -> _Pool:
-    """Copies of places. The chunk numbers last: an emptied place shows as 0 there."""
-    codes, scales = arrays.codes[places], arrays.scales[places]
-    held, memories = arrays.held[places], arrays.memories[places]
-    return _Pool(arrays.chunks[places], memories, codes, scales, held)
-
-
-def _nearest(pieces: Sequence[_Piece], query: NDArray[np.uint64], count: int) -> _Pool:
-    """The `count` places with the fewest signs unlike the query's.
-
-    Args:
-        pieces: at least one.
-        query: uint64[words, 1].
-        count: how many at most.
-    """
-    distances = [_distances(piece, query) for piece in pieces]
-    together = distances[0] if len(distances) == 1 else np.concatenate(distances)
-    if together.size > count:
-        picked = np.sort(np.argpartition(together, count - 1)[:count])
-    else:
-        picked = np.arange(together.size)
-    ends = np.cumsum([piece.n for piece in pieces])
-    cuts = np.searchsorted(picked, ends)
-    pools = []
-    start = cut = 0
-    for piece, end, upto in zip(pieces, ends.tolist(), cuts.tolist(), strict=True):
-        if upto > cut:
-            pools.append(_take(piece.arrays, picked[cut:upto] - start))
-        start, cut = end, upto
-    if len(pools) == 1:
-        return pools[0]
-    return _Pool(*(np.concatenate(parts) for parts in zip(*pools, strict=True)))
-
-
-def _distances(piece: _Piece, query: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    """uint16[n]: dimensions whose sign differs; the greatest number for emptied places."""
-    total = np.zeros(piece.n, np.uint16)
-    # Word by word: the intermediate rows stay in the processor's cache.
-    for row, word in zip(piece.arrays.bits, query[:, 0], strict=True):
-        total += np.bitwise_count(row[: piece.n] ^ word)
-    if piece.dead:
-        total[piece.arrays.chunks[: piece.n] == 0] = _FAR
-    return total

@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memory.embedding.segments import quantise
 from memory.embedding.vecrows import VectorRow
-from memory.embedding.vectors import VectorIndex, quantise
+from memory.embedding.vectors import VectorIndex
 from memory.tiers import LOW, MAIN, NONE
 
 if TYPE_CHECKING:

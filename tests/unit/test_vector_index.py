@@ -9,8 +9,9 @@ import apsw
 import numpy as np
 import pytest
 
+from memory.embedding.segments import quantise, sign_words
 from memory.embedding.vecrows import VectorRow
-from memory.embedding.vectors import VectorIndex, quantise, sign_words
+from memory.embedding.vectors import VectorIndex
 from memory.tiers import LOW, MAIN, NONE
 
 if TYPE_CHECKING:
