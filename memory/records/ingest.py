@@ -31,7 +31,7 @@ from memory.relations.claims import guess, key_part, value_key
 from memory.relations.conflicts import recluster, replaced_by_claim, settle_relations
 from memory.relations.dedupe import essence
 from memory.scopes import token
-from memory.storage.sql import blobs, integers, number
+from memory.storage.sql import integers, number
 from memory.text.cleaning import clean, clean_line, split, tokens
 from memory.text.fts import add_to_index
 from memory.tiers import NONE
@@ -41,8 +41,6 @@ from memory.trust.evidence import (
     keep_endorsement,
     keep_verdict,
     observe,
-    reowned,
-    restate_voter,
     target_here,
 )
 from memory.trust.muting import mute_late
@@ -54,7 +52,6 @@ from memory.trust.status import (
     refold_trust,
     replaced_by,
     restatus,
-    retier,
     wanted_tier,
 )
 
@@ -461,7 +458,7 @@ def _project_link(txn: Txn, entry: Entry, body: LinkBody) -> None:
     if body.type == "supersedes":
         restatus(txn, body.dst)
     if body.type in ("supersedes", "contradicts"):
-        _settle_link(txn, body.dst)
+        settle_link(txn, body.dst)
     elif body.type == "confirms":
         keep_confirmation(txn, entry.n, entry.hlc, author, body)
 
@@ -490,7 +487,7 @@ def _settle_verdict(txn: Txn, entry: Entry, target: bytes) -> None:
             observe(txn, author=winners_author, kind="conflict_won", memory=winner, at_ms=at_ms)
 
 
-def _settle_link(txn: Txn, dst: bytes) -> None:
+def settle_link(txn: Txn, dst: bytes) -> None:
     """Fold what a signed link about a memory may have changed beside its status."""
     for memory in integers(
         txn.connection,
@@ -524,74 +521,6 @@ def _project_profile(connection: apsw.Connection, entry: Entry, body: ProfileBod
         " WHERE (device.published = 1 AND device.hlc < excluded.hlc) OR device.name = ''",
         (entry.device, name, entry.hlc),
     )
-
-
-def resettle(txn: Txn, n: int, record_id: bytes) -> None:
-    """Show or hide what an entry says after its record's state changed."""
-    connection = txn.connection
-    restate_voter(txn, n)
-    if connection.execute("SELECT 1 FROM memory WHERE id = ?", (n,)).fetchone():
-        retier(txn, n)
-        restatus(txn, record_id)
-        targets = replaced_by(connection, record_id)
-    else:
-        targets = blobs(
-            connection,
-            "SELECT dst FROM link WHERE n = ?1 UNION SELECT target FROM forgetting WHERE n = ?1"
-            " UNION SELECT target FROM evidence WHERE rec = ?1",
-            (n,),
-        )
-    for target in targets:
-        restatus(txn, target)
-        _settle_link(txn, target)
-
-
-def reown(txn: Txn, grp: int, device: bytes, owner: bytes, relation: str) -> bool:
-    """Change a device's owner and relation; re-fold what it wrote. Whether anything changed."""
-    connection = txn.connection
-    txn.lookups.clear()
-    author_row(connection, grp, device, "", owner, relation)
-    rows = integers(
-        connection,
-        "SELECT id FROM author WHERE grp = ? AND device = ? AND (owner <> ? OR class <> ?)",
-        (grp, device, owner, relation),
-    )
-    for author in rows:
-        connection.execute(
-            "UPDATE author SET owner = ?, class = ? WHERE id = ?", (owner, relation, author)
-        )
-        reowned(txn, author)
-        written = "SELECT r.id FROM memory m JOIN record r ON r.n = m.id WHERE m.author = ?"
-        for record_id in blobs(connection, written, (author,)):
-            restatus(txn, record_id)
-        _restatus_targets(txn, author)
-        _restatus_claims(txn, author)
-    return bool(rows)
-
-
-def _restatus_claims(txn: Txn, author: int) -> None:
-    """Whether its claims replace others' or contradict them depends on the author's owner."""
-    same = (
-        "SELECT DISTINCT r.id FROM memory m JOIN memory o ON o.claim = m.claim"
-        " JOIN record r ON r.n = o.id WHERE m.author = ? AND m.claim IS NOT NULL"
-    )
-    for record_id in blobs(txn.connection, same, (author,)):
-        restatus(txn, record_id)
-        _settle_link(txn, record_id)
-
-
-def _restatus_targets(txn: Txn, author: int) -> None:
-    """Whether its links and forget records count depends on the author's owner."""
-    targets = blobs(
-        txn.connection,
-        "SELECT dst FROM link WHERE author = ?1 UNION"
-        " SELECT target FROM forgetting WHERE author = ?1 UNION"
-        " SELECT target FROM evidence WHERE voter = ?1",
-        (author,),
-    )
-    for target in targets:
-        restatus(txn, target)
-        _settle_link(txn, target)
 
 
 def project_kept(txn: Txn) -> int:

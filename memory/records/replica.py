@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 from memory.errors import RefusedError, UsageError
 from memory.records import cells, stored, table
 from memory.records.erase import HERE, erase_all
-from memory.records.ingest import reown
+from memory.records.resettling import reown
 from memory.scopes import write_scope
 from memory.storage.erasedids import ErasedIds
 from memory.storage.localrows import put_local, read_local

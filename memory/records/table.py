@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from memory.bodies import ENTRY_KIND
 from memory.records import cells
-from memory.records.ingest import Entry, author_row, entry_of, project, resettle
+from memory.records.ingest import Entry, author_row, entry_of, project
+from memory.records.resettling import resettle
 from memory.storage.sql import blobs, number
 from memory.trust.evidence import fork_found
 

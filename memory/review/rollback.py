@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from memory.records.ingest import resettle
+from memory.records.resettling import resettle
 from memory.storage.sql import integers, number
 from memory.trust.muting import ACTIVE, Rule
 from memory.trust.status import FOLDED
