@@ -8,6 +8,7 @@ Source: docs/specs/rounds.md s.7.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, cast
@@ -255,6 +256,9 @@ class Federation:
         workshop = await self._workshop(setting)
         # Who has not the last update, row 0 of the rules, merges nothing.
         merges = workshop.has_reference or not self.standing.round
+        if merges:
+            square = await self._offload.run(workshop.reference_square)
+            setting = dataclasses.replace(setting, reference_square=square)
         link = link_of(self._post, setting, merges=merges)
         machine = Machine(setting, link, promised=promised, vote=vote)
         seat = RoundSeat(

@@ -48,7 +48,7 @@ def report_of(
         reason="" if decided else _why(seat, limit_s),
         root=decided.root.hex() if decided else "",
         view=decided.view if decided else max(0, member.view),
-        rule=setting.rule,
+        rule=_rule(setting, seat),
         codec=setting.policy.codec,
         deadline_s=round(setting.deadline_s, 3),
         clip=member.clip,
@@ -65,6 +65,15 @@ def report_of(
         ],
         attempts=list(seat.outcome.ended),
     )  # fmt: skip
+
+
+def _rule(setting: Setting, seat: RoundSeat) -> str:
+    """The rule that was used: FLTrust needs the update of the member with root data."""
+    statuses = {one.peer: one.status for one in seat.machine.member.statuses}
+    root = setting.policy.root_data
+    if setting.rule != "fltrust" or root is None or statuses.get(root) == "included":
+        return setting.rule
+    return "centred_clipping"
 
 
 def _threshold(setting: Setting, roster: int) -> int:

@@ -76,6 +76,12 @@ class Workshop:
         """Whether row 0 of the rules is here."""
         return self._reference is not None
 
+    def reference_square(self) -> float:
+        """Squared norm of row 0; 0 where it is zeros."""
+        if self._reference is None:
+            return 0.0
+        return float(gram.diagonal([self._reference])[0])
+
     # ---- plans
 
     def see(self, plan_hash: bytes, plan: Plan) -> None:

@@ -6,6 +6,8 @@ bound to by its place it is silent.
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ from federated.rounds.protocol.wire import (
     Apply,
     Close,
     Commits,
+    Gram,
     Have,
     Move,
     Moved,
@@ -42,6 +45,7 @@ from federated.rounds.protocol.wire import (
     sign,
     unsigned,
 )
+from p2p.errors import DecodeError
 from tests.helpers.rounds_kit import FakeSigner, World, make_setting, peers
 
 if TYPE_CHECKING:
@@ -190,6 +194,68 @@ def test_a_reducer_whose_parts_nobody_can_have_or_use_and_its_vote_for_them(
     corrupt(world, {order[2]}, lambda send, _: [send])
     bogus_parts(world, order[2], failed)
     ends_in_one_result(world, {order[2]})
+
+
+@pytest.mark.parametrize("rule", ["centred_clipping", "mean", "multi_krum"])
+@pytest.mark.parametrize(("row", "times"), [(0, 1e30), (2, 1e6), (2, 0.0)])
+def test_a_reducers_false_products_reject_nobody_and_repeat_nothing(
+    rule: str, row: int, times: float
+) -> None:
+    """Of others' rows (all of them, for the second two) or of the last update."""
+    names = peers(5)
+    settings = [
+        dataclasses.replace(
+            make_setting(peer, names, rule=rule, elements=LARGE // 8, payload_bytes=LARGE),
+            reference_square=0.0,
+        )
+        for peer in names
+    ]
+    world, order = World(11, settings), settings[0].order
+    liar = order[2]
+
+    def inflate(send: Send, said: Message) -> list[Send]:
+        if not isinstance(said, Gram):
+            return [send]
+        values = list(struct.unpack(f"<{len(said.values) // 8}d", said.values))
+        rows = [at if said.diagonal else at * (at + 3) // 2 for at in range(6)]
+        for at in rows[:1] if row == 0 else rows[1:]:
+            values[at] = times if row == 0 else values[at] * times
+        packed = struct.pack(f"<{len(values)}d", *values)
+        return [Send(send.to, unsigned(msgspec.structs.replace(said, values=packed)))]
+
+    corrupt(world, {liar}, inflate)
+    ends_in_one_result(world, {liar})
+    for peer in names:
+        if peer != liar:
+            fates = {one.peer: one.status for one in world.nodes[peer].machine.member.statuses}
+            assert {fates[one] for one in names if one != liar} == {"included"}
+    decided = world.nodes[order[0]].decided
+    assert decided is not None
+    assert liar not in {part.reducer for part in decided.parts}
+
+
+def test_the_view_of_a_vote_is_not_the_voters_word() -> None:
+    """A vote of an old view, claimed for a later one, would win over what was decided between."""
+    world, order = world_of(4, SMALL)
+    world.run(100, done=world.all_decided)
+    decided = world.nodes[order[0]].decided
+    assert decided is not None
+    assert isinstance(decided.proof, Apply)
+    setting = world.nodes[order[3]].setting
+    machine = Machine(setting)
+    machine.start(0.0)
+    machine._enter(0.0, 3)
+    machine._loop(0.0)
+
+    def says(vote_view: int) -> Moved:
+        head = (setting.federation, setting.number, 3, bytes(32))
+        state = sign(FakeSigner(order[1]), order[1], ViewState(*head, vote_view, decided.root))
+        assert isinstance(decided.proof, Apply)
+        return Moved(*head, state, decided.proof.made, decided.proof.results)
+
+    with pytest.raises(DecodeError, match="something else"):
+        machine.receive(0.0, order[1], unsigned(says(2)))
+    machine.receive(0.0, order[1], unsigned(says(0)))
 
 
 def test_a_vote_whose_parts_cannot_be_had_lets_no_view_of_ours_begin_and_none_be_undone() -> None:

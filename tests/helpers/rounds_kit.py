@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import struct
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -259,10 +260,8 @@ class World:
             case FetchPart():
                 self._fetch_part(node, order)
             case MakeGram():
-                size = len(order.order) + 1
-                if not order.diagonal:
-                    size = size * (size + 1) // 2
-                self._later(node, GramMade(order.plan_hash, order.part, bytes(8 * size)))
+                made = self._products(node, order)
+                self._later(node, GramMade(order.plan_hash, order.part, made))
             case Merge():
                 self.merged[order.plan_hash, order.part, order.counter] = order.order
                 made = b"".join(order.order) + repr(order.coefficients).encode()
@@ -287,6 +286,16 @@ class World:
                 node.told.append(order)
                 if self.on_tell is not None:
                     self.on_tell(me, order)
+
+    def _products(self, node: Node, order: MakeGram) -> bytes:
+        """Of updates of norm 1 that have nothing in common; the last one was zeros."""
+        count = len(order.order)
+        square = 1.0 / len(self._plan_of(node).parts)
+        values: list[float] = []
+        for row in range(count + 1):
+            own = square if row else 0.0
+            values += [own] if order.diagonal else [*[0.0] * row, own]
+        return struct.pack(f"<{len(values)}d", *values)
 
     @staticmethod
     def _plan_of(node: Node) -> Plan:

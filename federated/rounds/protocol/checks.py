@@ -75,6 +75,8 @@ class Setting:
     backoff_s: float = 60.0
     candidates: frozenset[bytes] = frozenset()
     """Whom another coordinator may ask in, beside `newcomers`."""
+    reference_square: float | None = None
+    """Squared norm of the last applied update, row 0 of the rules; None: it is not here."""
     banned: frozenset[bytes] = frozenset()
     """Who signed two contradicting messages in an earlier round."""
 
@@ -200,15 +202,18 @@ def _check_parts(plan: Plan, roster: set[bytes]) -> None:
 def check_results(setting: Setting, signed: Signed, made: MadePlan) -> MadeResults:
     """Judge what a coordinator says came out of `made`.
 
+    It signs for a view of its own: the plan's, or a later one that finishes what was voted there.
+    So the view of a vote is not the voter's word alone.
+
     Raises:
         DecodeError: what is wrong with it.
     """
     results = _of(open_signed(signed, setting.signer), Results)
     belongs(setting, results)
-    if (results.view, results.plan, signed.signer) != (
-        made.plan.view, made.hash, made.signed.signer,
-    ):  # fmt: skip
+    if results.plan != made.hash or results.view < made.plan.view:
         raise DecodeError("results of another plan")
+    if signed.signer != setting.coordinator(results.view):
+        raise DecodeError("results by somebody who does not coordinate their view")
     if len(results.headers) != len(made.plan.parts):
         raise DecodeError("results of more or fewer parts than the plan has")
     headers = []
@@ -301,7 +306,7 @@ def check_apply(setting: Setting, apply: Apply) -> tuple[MadePlan, MadeResults]:
         if confirm.view != apply.view or confirm.root != results.root:
             raise DecodeError("a decision with a vote for something else")
         voters.add(one.signer)
-    if apply.view < made.plan.view or not decides(setting, voters):
+    if apply.view != results.results.view or not decides(setting, voters):
         raise DecodeError("a decision without a quorum")
     return made, results
 

@@ -209,7 +209,7 @@ class Leader:
                 raise DecodeError("a vote without what it was about")
             made = check_plan(self._setting, message.plan_of_vote)
             results = check_results(self._setting, message.results_of_vote, made)
-            if results.root != state.vote_root:
+            if (results.root, results.results.view) != (state.vote_root, state.vote_view):
                 raise DecodeError("a vote for something else than comes with it")
             self._votes.setdefault(state.vote_root, (made, results))
         self._states[signer] = message.state
@@ -220,7 +220,9 @@ class Leader:
 
     def _propose(self, now: float, chosen: Chosen | None) -> None:
         setting = self._setting
-        finish = None if chosen is None or chosen.root is None else self._votes[chosen.root]
+        finish = None
+        if chosen is not None and chosen.root is not None:
+            finish = self._signed_anew(*self._votes[chosen.root])
         self._proposal = Propose(
             setting.federation, setting.number, self._view, bytes(32), setting.base_root,
             setting.policy.digest(), setting.schema, (*setting.circle, *setting.newcomers),
@@ -233,6 +235,13 @@ class Leader:
         else:
             self._enter("joining", now)
         self._to(self._everybody, self._proposal)
+
+    def _signed_anew(self, made: MadePlan, results: MadeResults) -> tuple[MadePlan, MadeResults]:
+        """An earlier view's results as this one's: who votes for them votes for a word of ours."""
+        setting = self._setting
+        head = (setting.federation, setting.number, self._view, made.hash)
+        signed = sign(setting.signer, setting.me, Results(*head, results.results.headers))
+        return made, check_results(setting, signed, made)
 
     @property
     def _everybody(self) -> tuple[bytes, ...]:
@@ -493,11 +502,25 @@ class Leader:
         if len(self._grams) == len(self._reducers):
             assert self._made is not None
             commits = {peer: commit for peer, (_, commit) in self._commits.items()}
+            wrong = verdicts.unbelievable(self._setting, order, commits, self._grams)
+            if wrong and self._others_reduce:
+                self._doubt_all()
+                self._abort(f"products: {wrong}")
+                return
             self._verdict = verdicts.judge(
                 self._setting, order, commits,
                 [self._grams[part] for part in sorted(self._grams)], self._made.hash,
             )  # fmt: skip
             self._weigh(now)
+
+    @property
+    def _others_reduce(self) -> bool:
+        return any(reducer != self._setting.me for reducer, _ in self._reducers.values())
+
+    def _doubt_all(self) -> None:
+        """Nobody knows which reducer it was: none gets a part of ours again in this round."""
+        self._doubts.unreliable |= {reducer for reducer, _ in self._reducers.values()}
+        self._doubts.unreliable.discard(self._setting.me)
 
     def _weigh(self, now: float) -> None:
         assert self._verdict is not None

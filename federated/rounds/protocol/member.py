@@ -202,7 +202,7 @@ class Member:
             raise DecodeError("a proposal to finish a vote without what it was about")
         made = check_plan(self._setting, message.plan_of_vote)
         results = check_results(self._setting, message.results_of_vote, made)
-        if results.root != chosen.root:
+        if results.root != chosen.root or results.results.view != message.view:
             raise DecodeError("a proposal to finish another result than was voted for")
         self._take_results(made, results)
 
@@ -378,6 +378,8 @@ class Member:
         if self.made is None or sender != self.made.signed.signer:
             return
         results = check_results(self._setting, signed, self.made)
+        if results.results.view != self.view:
+            return
         if self._results is not None and self._results.signed.body != signed.body:
             self._accuse(self._results.signed, signed)
             return

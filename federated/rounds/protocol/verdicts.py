@@ -11,7 +11,7 @@ import numpy as np
 
 from federated.rounds.numeric import gram as products
 from federated.rounds.numeric import rules
-from federated.rounds.protocol.policy import voters_of
+from federated.rounds.protocol.policy import quorum_of, voters_of
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from federated.rounds.protocol.checks import Setting
     from federated.rounds.protocol.wire import Commit
 
+SQUARE_LOST: Final = 1e-24
+"""What float32 loses of the squares of very small numbers."""
 REASONS: Final = {
     "not_finite": "a norm that is no number",
     "norm_not_committed": "another norm than it committed to",
@@ -100,6 +102,33 @@ def judge(
         if checks[row - 1].factor == 0
     }
     return Verdict(tuple(made.tolist()), rejected, _next_clip(clip, squares, voters))
+
+
+def unbelievable(
+    setting: Setting, order: Sequence[bytes], commits: Mapping[bytes, Commit],
+    parts: Mapping[int, F64],
+) -> str:  # fmt: skip
+    """Why the products cannot be right, or nothing: a reducer lied, not the members.
+
+    More members than may be missing cannot all have committed to other norms than they sent, and
+    row 0 is the last update, whose norm is known.
+    """
+    total = np.sum(list(parts.values()), axis=0)
+    squares = total if total.ndim == 1 else np.diagonal(total)
+    reference = setting.reference_square
+    if reference is not None and not _near(squares[0], reference):
+        return "row 0 is not the last update"
+    wrong = sum(
+        not _near(square, commits[peer].norm ** 2)
+        for peer, square in zip(order, squares[1:], strict=True)
+    )
+    if wrong > len(order) - quorum_of(len(order), setting.policy.quorum):
+        return f"{wrong} of {len(order)} members' norms are not those that they committed to"
+    return ""
+
+
+def _near(square: float, wanted: float) -> bool:
+    return bool(abs(square - wanted) <= 2 * rules.NORM_TOLERANCE * wanted + SQUARE_LOST)
 
 
 def _root_row(setting: Setting, order: Sequence[bytes]) -> int:
