@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PART: Final = 0
 """A masked sum is one part."""
+MASKSETS_KEPT: Final = 16
 
 
 class MaskedWorkshop(Workshop):
@@ -88,7 +89,9 @@ class MaskedWorkshop(Workshop):
         covered = words.copy()
         masks.apply(covered, order.mask)
         data = covered.astype("<u8").tobytes()
-        self._masksets = {plan_hash: order.maskset}
+        # Earlier views' too: one of them may have been voted for, and be finished now.
+        kept = list(self._masksets.items())[-MASKSETS_KEPT + 1 :]
+        self._masksets = {**dict(kept), plan_hash: order.maskset}
         self._at(plan_hash).own[PART] = data
         return Prepared(plan_hash, (sha256(data).digest(),), 0.0)
 
@@ -125,13 +128,17 @@ class MaskedWorkshop(Workshop):
         return Merged(wanted.plan_hash, wanted.part, wanted.counter, len(data), digest)
 
     @override
-    def unfit_merged(self, codec: str, piece: PartOf, data: bytes) -> str:
+    def unfit_merged(self, plan_hash: bytes, codec: str, piece: PartOf, data: bytes) -> str:
         if len(data) != MASK_HEAD_BYTES + 8 * piece.count:
             return "a sum of another length"
         shared = int.from_bytes(data[:SET_BYTES], "little")
         inside = int.from_bytes(data[SET_BYTES:MASK_HEAD_BYTES], "little")
         if inside & ~shared or inside.bit_count() < self._least:
             return "a sum of a set that nobody may open"
+        handed = self._masksets.get(plan_hash)
+        if handed is not None and data[:SET_BYTES] != handed:
+            # Decided, it could never be read: our secrets are shared among another set.
+            return "a sum under another set than the coordinator handed out"
         return ""
 
     # ---- the decided sum

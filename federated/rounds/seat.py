@@ -313,7 +313,7 @@ class RoundSeat:
             return ResultFailed(order.part, order.sha256)
         found, codec = data, self._setting.policy.codec
         unfit = await self._offload.run(
-            lambda: self.workshop.unfit_merged(codec, order.piece, found)
+            lambda: self.workshop.unfit_merged(order.plan_hash, codec, order.piece, found)
         )
         if unfit:
             self._tell(Tell("part.unfit", f"merged part {order.part}: {unfit}"))

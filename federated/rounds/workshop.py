@@ -203,11 +203,12 @@ class Workshop:
 
     # ---- merged parts
 
-    def unfit_merged(self, codec: str, piece: PartOf, data: bytes) -> str:
+    def unfit_merged(self, plan_hash: bytes, codec: str, piece: PartOf, data: bytes) -> str:
         """Why a merged part cannot be part of a result, or nothing.
 
         It is tried before it is voted for: after a decision nobody could do without it.
         """
+        del plan_hash
         try:
             values = decode_part_untrusted(codec, data, piece.count)
         except DecodeError as error:

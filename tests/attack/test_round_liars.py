@@ -334,11 +334,11 @@ def test_garbage_and_what_leaves_the_range_is_no_merged_part() -> None:
     workshop = Workshop(applies=lambda start, values: refused(schema, base, start, values))  # type: ignore[arg-type]
     piece = PartOf(2, 10, bytes(32), bytes(32))
     small = encode_part("f32", np.full(10, 3, np.float32))
-    assert workshop.unfit_merged("f32", piece, small) == ""
-    assert "bytes" in workshop.unfit_merged("f32", piece, small[:-1])
-    assert workshop.unfit_merged("f32", piece, b"\xff" * 40)
+    assert workshop.unfit_merged(bytes(32), "f32", piece, small) == ""
+    assert "bytes" in workshop.unfit_merged(bytes(32), "f32", piece, small[:-1])
+    assert workshop.unfit_merged(bytes(32), "f32", piece, b"\xff" * 40)
     large = encode_part("f32", np.full(10, 10_000, np.float32))
-    assert "leaves the range" in workshop.unfit_merged("f32", piece, large)
+    assert "leaves the range" in workshop.unfit_merged(bytes(32), "f32", piece, large)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -328,9 +328,9 @@ def test_a_sum_of_a_set_that_bares_somebody_is_not_voted_for() -> None:
     def sets(shared: int, inside: int) -> bytes:
         return shared.to_bytes(8, "little") + inside.to_bytes(8, "little") + bytes(8)
 
-    assert not shop.unfit_merged("mfix64", part, sets(0b111111, 0b001111))
+    assert not shop.unfit_merged(b"p" * 32, "mfix64", part, sets(0b111111, 0b001111))
     for wrong in (sets(0b111111, 0b000111), sets(0b011111, 0b111111), bytes(8), bytes(24)):
-        assert shop.unfit_merged("mfix64", part, wrong)
+        assert shop.unfit_merged(b"p" * 32, "mfix64", part, wrong)
     settings = masked_settings(6)
     world = MaskedWorld(1, settings)
     liar = settings[0].coordinator(0)
@@ -346,7 +346,8 @@ def test_a_sum_of_a_set_that_bares_somebody_is_not_voted_for() -> None:
     world.shops[liar].merge = short  # type: ignore[method-assign, assignment]
     said = heard(world)
     world.run(60)
-    assert not one_set_a_plan(said)
+    bared = (0b000111).to_bytes(8, "little")
+    assert all(bared not in found for found in one_set_a_plan(said).values())
 
 
 def test_who_restarts_shares_no_keys_in_that_round() -> None:
@@ -500,3 +501,29 @@ def test_over_all_views_and_faults_one_set_of_a_round_is_opened() -> None:
         assert len(one_set_a_plan(said)) <= 1
         views |= {message.view for _, _, message in said if isinstance(message, MaskReveal)}
     assert len(views) > 1, "no later view was ever opened"
+
+
+def test_a_sum_under_another_set_than_was_handed_out_gets_no_vote() -> None:
+    """Decided, nobody could ever read it, and the round would be over."""
+    world = MaskedWorld(3, masked_settings(5))
+    boss = world.nodes[peers(5)[0]].setting.coordinator(0)
+    shop = world.shops[boss]
+    honest = shop.merge
+
+    def lie(wanted: Merge) -> Merged:
+        made = honest(wanted)
+        data = shop.merged.pop(made.sha256)
+        first = int.from_bytes(data[:8], "little")
+        # One more than shared: a place that nobody has.
+        other = (first | 1 << 5).to_bytes(8, "little") + data[8:]
+        digest = sha256(other).digest()
+        shop.merged[digest] = other
+        return replace(made, sha256=digest)
+
+    shop.merge = lie  # type: ignore[method-assign, assignment]
+    world.run(600, done=world.all_decided)
+    assert world.all_decided()
+    decided = world.nodes[boss].decided
+    assert decided is not None
+    assert decided.view > 0
+    assert world.total(peers(5)[0]) == sum_of(peers(5))

@@ -18,11 +18,13 @@ from federated.rounds.protocol.orders import (
     Cover,
     Encode,
     FetchPart,
+    FetchResult,
     Merge,
     OpenSum,
     PartArrived,
     PartFailed,
     ReadSets,
+    ResultFailed,
     ServePart,
 )
 from federated.rounds.protocol.policy import Policy
@@ -139,3 +141,14 @@ class MaskedWorld(World):
         assert sha256(data).digest() == order.sha256
         unfit = self.shops[me].accept(order.plan_hash, order.part, order.sender, data)
         self._later(node, PartArrived(order.plan_hash, order.part, order.sender, unfit))
+
+    @override
+    def _fetch_result(self, node: Node, order: FetchResult) -> None:
+        shop = self.shops[node.setting.me]
+        for one in self.shops.values():
+            data = one.merged.get(order.sha256)
+            unfit = data and shop.unfit_merged(order.plan_hash, MASKED.codec, order.piece, data)
+            if unfit:
+                self._later(node, ResultFailed(order.part, order.sha256, str(unfit)))
+                return
+        super()._fetch_result(node, order)

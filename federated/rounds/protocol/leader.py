@@ -31,6 +31,7 @@ from federated.rounds.protocol.orders import Send, Tell
 from federated.rounds.protocol.policy import newcomers_max, quorum_of
 from federated.rounds.protocol.reducer import DIAGONAL_RULES
 from federated.rounds.protocol.wire import (
+    CONTROL_BYTES_MAX,
     Abort,
     Apply,
     Close,
@@ -54,7 +55,7 @@ from federated.rounds.protocol.wire import (
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from federated.rounds.numeric.engines import F64
     from federated.rounds.protocol.checks import Chosen, MadeResults, Setting
@@ -76,6 +77,9 @@ JOIN_S: Final = 3.0
 """How long the coordinator waits for those who have not joined once enough have."""
 CONFIRM_TRANSFERS: Final = 3
 """The last phase may take so many times a transfer's limit: everybody fetches everything."""
+SIGNED_BYTES_MORE: Final = 128
+"""Of a signed message inside another, beyond its body: signer, signature and lengths."""
+HEAD_BYTES_MAX: Final = 256
 APPLY_TICKS: Final = 20
 """How often a decision is said again to who has not confirmed that it has it; who comes later asks
 any member."""
@@ -653,8 +657,9 @@ class Leader:
             for peer, (signed, _) in self._commits.items()
             if peer not in self._have.get(number, set())
         ]
-        if missing:
-            self._to((self._reducers[number][0],), Commits(*self._head, tuple(missing)))
+        to = (self._reducers[number][0],)
+        for some in _of_messages_size(missing):
+            self._to(to, Commits(*self._head, some))
 
     def _abort(self, reason: str) -> None:
         self.over = True
@@ -722,3 +727,18 @@ class Leader:
         packet = packet_of(signed)
         for peer in sorted(peers):
             self._give(Send(peer, packet))
+
+
+def _of_messages_size(commits: Sequence[Signed]) -> Iterator[tuple[Signed, ...]]:
+    """Commits in as few messages as hold them."""
+    some: list[Signed] = []
+    size = 0
+    for one in commits:
+        more = len(one.body) + SIGNED_BYTES_MORE
+        if some and size + more > CONTROL_BYTES_MAX - HEAD_BYTES_MAX:
+            yield tuple(some)
+            some, size = [], 0
+        some.append(one)
+        size += more
+    if some:
+        yield tuple(some)
