@@ -10,18 +10,18 @@ import trio
 from federated.errors import UsageError
 from federated.rounds.knocking import KNOCK, Knock, believed
 from federated.rounds.numeric import safetensors, tensors
-from federated.rounds.protocol.policy import MEMBERS_MAX
+from federated.rounds.protocol.policy import MEMBERS_MAX, moves_on
 from p2p.errors import DecodeError, P2pError
 from p2p.identity import PeerId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from federated.rounds.federation_store import Standing
     from federated.rounds.knocking import Where
     from federated.rounds.numeric.dtypes import Array
     from federated.rounds.post import Post
-    from federated.rounds.protocol.policy import Policy
-    from federated.seams import Mesh
+    from federated.seams import GroupId, Mesh
     from p2p.env import Offload
 
 log = logging.getLogger("covey.rounds")
@@ -54,30 +54,42 @@ async def ask_where(mesh: Mesh, federation: bytes, peers: Iterable[bytes]) -> di
 
 
 async def further(
-    mesh: Mesh, federation: bytes, circle: tuple[bytes, ...], policy: Policy, number: int,
-    admits: Callable[[bytes], bool],
-) -> tuple[Where, tuple[bytes, ...]] | None:  # fmt: skip
-    """Where the others are, if they have applied more than the round `number`; and who said so.
+    mesh: Mesh, federation: bytes, standing: Standing, admits: Callable[[bytes], bool]
+) -> tuple[Where, tuple[bytes, ...]] | None:
+    """Where the others are, if they have applied more than the round under way; and who said so.
 
-    Our own circle may have changed while we were away, so whom its members name is asked, too.
+    Our own circle may have changed while we were away, so whom its members name is asked, too. But
+    a member's word about its own circle is not enough to leave ours: as many of ours must have
+    gone on as our round cannot end without, and more of them than have not. Else one member with
+    some more machines would carry everybody to a state of its own.
 
     Args:
-        mesh: calls.
+        mesh: calls, and whose a device is.
         federation: its id.
-        circle: ours.
-        policy: ours.
-        number: the round under way here.
+        standing: our last applied round.
         admits: whether a peer may take part.
     """
-    answers = await ask_where(mesh, federation, filter(admits, circle))
-    named = {peer for where in answers.values() for peer in where.circle} - set(circle)
-    if any(where.round > number for where in answers.values()):
-        fresh = [peer for peer in sorted(named) if admits(peer)][:MEMBERS_MAX]
-        answers |= await ask_where(mesh, federation, fresh)
-    found = believed(answers, bytes(mesh.id), policy)
+    circle, policy, number = standing.circle, standing.policy, standing.round + 1
+    ours = await ask_where(mesh, federation, filter(admits, circle))
+    beyond = [peer for peer, where in ours.items() if where.round > number]
+    needed = moves_on(len(circle), policy.quorum)
+    if len(beyond) < needed or 2 * len(beyond) <= len(ours):
+        return None
+    named = {peer for where in ours.values() for peer in where.circle} - set(circle)
+    fresh = [peer for peer in sorted(named) if admits(peer)][:MEMBERS_MAX]
+    answers = ours | await ask_where(mesh, federation, fresh)
+    found = believed(
+        answers, bytes(mesh.id), policy, owner_in(mesh, standing.group or None),
+        known=circle, needed=needed,
+    )  # fmt: skip
     if found is None or found[0].round <= number or not all(map(admits, found[0].circle)):
         return None
     return found
+
+
+def owner_in(mesh: Mesh, group: GroupId | None) -> Callable[[bytes], bytes]:
+    """Whose a device is, in a group."""
+    return lambda peer: bytes(mesh.owner(PeerId(peer), group))
 
 
 async def fetch_state(

@@ -461,10 +461,7 @@ class Federation:
     async def _catch_up(self) -> bool:
         """Go on where a quorum of a circle is; whether we were behind."""
         standing = self.standing
-        found = await catching_up.further(
-            self._mesh, self.ident, standing.circle, standing.policy, standing.round + 1,
-            self._admits,
-        )  # fmt: skip
+        found = await catching_up.further(self._mesh, self.ident, standing, self._admits)
         if found is None:
             return False
         where, holders = found

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from federated.rounds.protocol.policy import MEMBERS_MAX, quorum_of
+from federated.rounds.protocol.policy import MEMBERS_MAX, is_quorum
 from federated.rounds.protocol.wire import Hash, Peer
 from p2p.rpc_types import Method
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from federated.rounds.protocol.policy import Policy
 
@@ -62,19 +62,27 @@ NOWHERE: Final = Answer(None)
 
 
 def believed(
-    answers: Mapping[bytes, Where], me: bytes, policy: Policy
-) -> tuple[Where, tuple[bytes, ...]] | None:
+    answers: Mapping[bytes, Where], me: bytes, policy: Policy, owner: Callable[[bytes], bytes],
+    *, known: Collection[bytes] = (), needed: int = 0,
+) -> tuple[Where, tuple[bytes, ...]] | None:  # fmt: skip
     """Where the federation is and who said so; None: nobody is believed now.
 
-    An answer is believed if a quorum of *its own circle* gives it, ourselves apart, and with us
-    `min_peers` are in that. Of several the one that most say, then the furthest, is taken. Who is
-    not of the circle that it names counts nothing. The members' C may differ, as it is a
-    coordinator's word that not everybody heard: the smallest is taken.
+    An answer is believed if a quorum of *its own circle* gives it, of the devices and of the
+    owners, ourselves apart, and with us `min_peers` are in that. Of several the one that most
+    owners say, then most devices, then the furthest, is taken: one person's many machines are one
+    voice. Who is not of the circle that it names counts nothing. The members' C may differ, as it
+    is a coordinator's word that not everybody heard: the smallest is taken.
+
+    A liar names a circle of its own machines, whose quorum it has. So who knows members already
+    believes only what enough of them say, too.
 
     Args:
         answers: by who gave them, ourselves not among them.
         me: this device.
         policy: ours; where the others have another one, the caller says so.
+        owner: whose a device is.
+        known: members of the circle that we know.
+        needed: how many of `known` must say the same.
     """
     groups: dict[tuple[object, ...], list[bytes]] = defaultdict(list)
     for peer, where in answers.items():
@@ -83,23 +91,38 @@ def believed(
     best: tuple[Where, tuple[bytes, ...]] | None = None
     for peers in groups.values():
         where = answers[peers[0]]
-        if not _carried(where, len(peers), len(answers), me, policy):
+        if len(set(peers) & set(known)) < needed:
             continue
-        if best is None or (len(peers), where.round) > (len(best[1]), best[0].round):
-            clip = min(answers[peer].clip for peer in peers)
-            best = msgspec.structs.replace(where, clip=clip), tuple(sorted(peers))
+        if not _carried(where, peers, len(answers), me, policy, owner):
+            continue
+        clip = min(answers[peer].clip for peer in peers)
+        found = msgspec.structs.replace(where, clip=clip), tuple(sorted(peers))
+        if best is None or _rank(found, owner) > _rank(best, owner):
+            best = found
     return best
+
+
+def _rank(
+    found: tuple[Where, tuple[bytes, ...]], owner: Callable[[bytes], bytes]
+) -> tuple[int, int, int]:
+    where, voices = found
+    return len(set(map(owner, voices))), len(voices), where.round
 
 
 def _but_clip(where: Where) -> tuple[object, ...]:
     return tuple(getattr(where, name) for name in where.__struct_fields__ if name != "clip")
 
 
-def _carried(where: Where, votes: int, answered: int, me: bytes, policy: Policy) -> bool:
+def _carried(
+    where: Where, voices: Sequence[bytes], answered: int, me: bytes, policy: Policy,
+    owner: Callable[[bytes], bytes],
+) -> bool:  # fmt: skip
     circle = where.circle
     inside = me in circle
-    others = len(circle) - inside
-    if votes < min(quorum_of(len(circle), policy.quorum), others):
+    votes = len(voices)
+    owners = {peer: owner(peer) for peer in circle}
+    everybody = votes == len(circle) - inside
+    if not everybody and not is_quorum(voices, circle, owners, policy.quorum):
         return False
     if votes + inside < policy.min_peers:
         return False

@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from federated.errors import RoundError, UsageError
-from federated.rounds.catching_up import ask_where, fetch_state
+from federated.rounds.catching_up import ask_where, fetch_state, owner_in
 from federated.rounds.federation import Federation
 from federated.rounds.federation_store import FederationStore, Standing, load_all
 from federated.rounds.knocking import NOWHERE, believed
@@ -232,11 +232,12 @@ class Models:
         Members learn of a round one after the other, so they are asked until a quorum agrees.
         """
         until = self._env.now() + wait_s
+        owner = owner_in(self._mesh, standing.group or None)
         while True:
             answers = await ask_where(self._mesh, ident, self._admitted(standing))
             if not answers:
                 return None
-            found = believed(answers, bytes(self._mesh.id), standing.policy)
+            found = believed(answers, bytes(self._mesh.id), standing.policy, owner)
             if found is not None:
                 gone_on = await self._go_on(ident, standing, schema, *found)
                 if gone_on is not None:

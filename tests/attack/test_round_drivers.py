@@ -15,8 +15,10 @@ from federated.rounds import catching_up
 from federated.rounds.federation import LOOK_MIN_S
 from federated.rounds.knocking import KNOCK, NOWHERE, Answer, Knock, Where
 from federated.rounds.models import Models
+from federated.rounds.numeric import tensors
 from federated.rounds.post import FETCH, MESSAGE, STATE_PART, Letter, Wanted
 from federated.rounds.protocol.wire import NO_PLAN, Packet, Tick, unsigned
+from federated.rounds.statefile import write_state
 from p2p.errors import RemoteError
 from tests.helpers.rounds_office import Team, play_team
 from tests.unit.test_rounds_models import POLICY, first_state, join_all, train
@@ -147,6 +149,81 @@ def test_a_liar_in_the_circle_carries_no_member_away(tmp_path: Path) -> None:
     play_team(scenario, tmp_path, seed=3)
 
 
+class Server:
+    """What serves a state in the place of a model."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def receive(self, *_: object) -> None:
+        """Say nothing to anybody."""
+
+    def serve(self, *_: object) -> bytes:
+        """Give the state to whoever asks."""
+        return self._data
+
+
+def capture(liars: list[Chair], one: Federation, folder: Path) -> None:
+    """Have machines name each other as the circle, all with the same state far ahead."""
+    before = one.store.load_state(one.standing.round)
+    state = {name: np.full_like(np.asarray(array), 666) for name, array in before.items()}
+    path = folder / "evil.safetensors"
+    write_state(path, one.schema, state)
+    data = path.read_bytes()
+    where = false_where(
+        one, tuple(sorted(bytes(liar.member.id) for liar in liars)), nbytes=len(data),
+        state_sha=tensors.genesis_root(one.schema, state),
+    )  # fmt: skip
+    for liar in liars:
+        lie(liar, lambda _: where)
+        liar.rounds._post._seats[one.ident] = Server(data)  # type: ignore[assignment]
+
+
+def test_a_liar_with_more_machines_carries_no_member_away(tmp_path: Path) -> None:
+    """One seat in the circle, and a circle of its own machines that all say the same."""
+
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2, 3, 4)]
+        federations = await join_all(chairs, tmp_path)
+        await train(federations, [1.0] * 4, 0)
+        before = federations[0].standing
+        extra = [await team.seat(number) for number in (5, 6, 7)]
+        capture([chairs[3], *extra], federations[0], tmp_path)
+        for federation in federations[:3]:
+            federation._ask_now.set()
+        await trio.sleep(60)
+        for federation in federations[:3]:
+            assert (federation.standing.round, federation.standing.root) == (1, before.root)
+
+    play_team(scenario, tmp_path, seed=5)
+
+
+def test_who_was_away_goes_on_where_its_circle_is_not_where_one_liar_and_its_machines_are(
+    tmp_path: Path,
+) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2, 3, 4)]
+        federations = await join_all(chairs, tmp_path)
+        await train(federations, [1.0] * 4, 0)
+        rest = tuple(sorted(bytes(chair.member.id) for chair in chairs[1:3]))
+        told = federations[1].where(bytes(chairs[0].member.id)).where
+        assert told is not None
+        real = msgspec.structs.replace(told, round=3, circle=rest)
+        extra = [await team.seat(number) for number in (5, 6, 7)]
+        capture([chairs[3], *extra], federations[0], tmp_path)
+        for chair in chairs[1:3]:
+            lie(chair, lambda _: real)
+        found = await _further(federations[0])
+        assert found is not None
+        assert found == (real, rest)
+
+    play_team(scenario, tmp_path, seed=6)
+
+
+async def _further(one: Federation) -> tuple[Where, tuple[bytes, ...]] | None:
+    return await catching_up.further(one._mesh, one.ident, one.standing, one._admits)
+
+
 # ---- another owner
 
 
@@ -241,12 +318,6 @@ def test_a_circle_with_another_owner_is_not_caught_up_with(
         assert await _further(one) is None
         team.office.owners[stranger.member.id] = b"o" * 32
         assert await _further(one) is not None
-
-    async def _further(one: Federation) -> object:
-        standing = one.standing
-        return await catching_up.further(
-            one._mesh, one.ident, standing.circle, standing.policy, 2, one._admits
-        )
 
     play_team(scenario, tmp_path, seed=7)
 

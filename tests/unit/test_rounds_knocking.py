@@ -26,6 +26,11 @@ ME = NAMES[0]
 POLICY = Policy()
 
 
+def itself(peer: bytes) -> bytes:
+    """Each device has an owner of its own."""
+    return peer
+
+
 def where(round_: int, members: Sequence[bytes], **fields: object) -> Where:
     values: dict[str, object] = {
         "round": round_, "root": bytes([round_ % 256]) * 32, "state_sha": bytes(32), "nbytes": 9,
@@ -85,58 +90,92 @@ def test_nor_is_what_no_type_can_say(wrong: dict[str, object]) -> None:
 def test_a_quorum_of_its_own_circle_is_believed() -> None:
     here = where(7, NAMES[1:5])
     answers = dict.fromkeys(NAMES[1:4], here)
-    assert believed(answers, ME, POLICY) == (here, tuple(sorted(NAMES[1:4])))
+    assert believed(answers, ME, POLICY, itself) == (here, tuple(sorted(NAMES[1:4])))
     del answers[NAMES[1]]
-    assert believed(answers, ME, POLICY) is None
+    assert believed(answers, ME, POLICY, itself) is None
 
 
 def test_ourselves_apart_the_rest_of_the_circle_is_enough() -> None:
     here = where(7, NAMES[:3])
-    assert believed({NAMES[1]: here, NAMES[2]: here}, ME, POLICY) is not None
-    assert believed({NAMES[1]: here}, ME, POLICY) is None
+    assert believed({NAMES[1]: here, NAMES[2]: here}, ME, POLICY, itself) is not None
+    assert believed({NAMES[1]: here}, ME, POLICY, itself) is None
 
 
 def test_of_a_circle_of_two_the_other_is_believed_while_nobody_says_otherwise() -> None:
     here = where(7, NAMES[:2])
-    assert believed({NAMES[1]: here}, ME, POLICY) == (here, (NAMES[1],))
+    assert believed({NAMES[1]: here}, ME, POLICY, itself) == (here, (NAMES[1],))
     other = where(3, NAMES[2:6])
-    assert believed({NAMES[1]: here, NAMES[2]: other}, ME, POLICY) is None
+    assert believed({NAMES[1]: here, NAMES[2]: other}, ME, POLICY, itself) is None
 
 
 def test_a_circle_of_one_is_believed_where_one_may_be_a_round() -> None:
     alone = {NAMES[1]: where(10**6, NAMES[1:2])}
-    assert believed(alone, ME, POLICY) is None
-    assert believed(alone, ME, Policy(min_peers=1)) is not None
+    assert believed(alone, ME, POLICY, itself) is None
+    assert believed(alone, ME, Policy(min_peers=1), itself) is not None
 
 
 def test_who_is_not_of_the_circle_counts_nothing() -> None:
     here = where(7, NAMES[1:4])
-    assert believed({NAMES[1]: here, NAMES[5]: here, NAMES[6]: here}, ME, POLICY) is None
-    assert believed({ME: here, NAMES[1]: here}, ME, POLICY) is None
+    assert believed({NAMES[1]: here, NAMES[5]: here, NAMES[6]: here}, ME, POLICY, itself) is None
+    assert believed({ME: here, NAMES[1]: here}, ME, POLICY, itself) is None
 
 
 def test_the_smallest_clip_is_taken_and_no_other_difference_is_passed_over() -> None:
     circle = NAMES[1:4]
     answers = {peer: where(7, circle, clip=float(n)) for n, peer in enumerate(circle, 2)}
-    found = believed(answers, ME, POLICY)
+    found = believed(answers, ME, POLICY, itself)
     assert found is not None
     assert found[0].clip == 2.0
     answers[NAMES[1]] = where(7, circle, state_sha=b"s" * 32)
     answers[NAMES[2]] = where(7, circle, nbytes=10)
-    assert believed(answers, ME, POLICY) is None
+    assert believed(answers, ME, POLICY, itself) is None
 
 
 def test_of_several_the_one_that_most_say_is_taken_then_the_furthest() -> None:
     many, few = where(7, NAMES[1:4]), where(900, NAMES[4:6])
     answers = dict.fromkeys(NAMES[1:4], many) | dict.fromkeys(NAMES[4:6], few)
-    found = believed(answers, ME, POLICY)
+    found = believed(answers, ME, POLICY, itself)
     assert found is not None
     assert found[0] is not few
     assert found[0].round == 7
     del answers[NAMES[1]]
-    found = believed(answers, ME, POLICY)
+    found = believed(answers, ME, POLICY, itself)
     assert found is not None
     assert found[0].round == 900
+
+
+def test_one_owners_many_machines_are_one_voice() -> None:
+    many, few = where(900, NAMES[1:5]), where(7, NAMES[5:8])
+    answers = dict.fromkeys(NAMES[1:5], many) | dict.fromkeys(NAMES[5:8], few)
+
+    def owner(peer: bytes) -> bytes:
+        return b"liar" if peer in NAMES[1:5] else peer
+
+    for owned, round_ in ((owner, 7), (itself, 900), (lambda _: b"us", 900)):
+        found = believed(answers, ME, POLICY, owned)
+        assert found is not None
+        assert found[0].round == round_
+
+
+def test_from_four_owners_on_a_quorum_of_them_must_say_so() -> None:
+    here = where(7, NAMES[1:8])
+    answers = dict.fromkeys(NAMES[1:6], here)
+    assert believed(answers, ME, POLICY, itself) is not None
+
+    def owner(peer: bytes) -> bytes:
+        return b"one" if peer in NAMES[1:5] else peer
+
+    assert believed(answers, ME, POLICY, owner) is None
+    answers[NAMES[6]] = here
+    assert believed(answers, ME, POLICY, owner) is not None
+
+
+def test_of_members_that_are_known_enough_must_say_the_same() -> None:
+    here = where(7, NAMES[3:7])
+    answers = dict.fromkeys(NAMES[3:7], here)
+    known = NAMES[:4]
+    assert believed(answers, ME, POLICY, itself, known=known, needed=1) is not None
+    assert believed(answers, ME, POLICY, itself, known=known, needed=2) is None
 
 
 def test_a_state_larger_than_the_model_is_not_fetched() -> None:

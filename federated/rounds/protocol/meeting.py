@@ -124,10 +124,16 @@ class Meeting:
         return self._changed + SETTLE_S if self._expected == 0 else float("inf")
 
     def accept(self, circle: Circle) -> bool:
-        """Whether we are in this circle from now on: it has our nonce and we are in no other."""
+        """Whether we are in this circle from now on: it has our nonce and we are in no other.
+
+        Who forms it may not know how many we wait for, so we look ourselves: of too few one could
+        tell what each of them brings.
+        """
         if self.circle is not None:
             return self.circle == circle
-        if (self._me, self.nonce) not in circle.members or len(circle.members) < self._least:
+        if (self._me, self.nonce) not in circle.members:
+            return False
+        if len(circle.members) < max(self._least, self._expected):
             return False
         if len(set(circle.peers)) != len(circle.members):
             return False
