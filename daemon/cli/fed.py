@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.fed_chart import add_files, configure_chart, run_chart, show
-from daemon.cli.fed_input import read_numbers
+from daemon.cli.fed_input import above_0, peer_count, read_numbers
 from daemon.cli.fed_models import VERBS, configure_models, run_models
 from daemon.cli.fed_topk import configure_topk, run_topk
 from daemon.cli.memory import connect
@@ -36,12 +38,17 @@ examples:
 def _add_question(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
     sub = add_verb(verbs, name, text)
     sub.add_argument("file", help="CSV, JSON Lines, .npy, or a number a line; `-`: standard input")
-    sub.add_argument("--column", metavar="NAME", help="column of a CSV file, or key of JSON Lines")
+    sub.add_argument(
+        "--column", metavar="NAME",
+        help="column of CSV (name, or number from 1) or key of JSON Lines",
+    )  # fmt: skip
     sub.add_argument("--name", default="", help="what it is about: only equal names meet")
     sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
-    sub.add_argument("--peers", type=int, default=0, metavar="N", help="begin when N are there")
     sub.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="how long to wait for others (60)"
+        "--peers", type=peer_count, default=0, metavar="N", help="begin when N are there"
+    )
+    sub.add_argument(
+        "--wait", type=above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
     )
     sub.add_argument(
         "--privacy", choices=["auto", "plain", "masked"], default="auto",
@@ -68,11 +75,11 @@ def configure_fed(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--bounds", required=True, metavar="LOW,HIGH", help="where to look")
     configure_topk(verbs)
     sub = add_verb(verbs, "history", "rounds that this machine took part in, newest first")
-    sub.add_argument("--group", metavar="NAME")
+    sub.add_argument("--group", metavar="NAME", help="of this group")
     sub.add_argument("--name", help="of this model or question")
-    sub.add_argument("--limit", type=int, default=20)
+    sub.add_argument("--limit", type=int, default=20, metavar="N", help="how many (20)")
     sub = add_verb(verbs, "explain", "who was included in a round, late, lost or rejected, and why")
-    sub.add_argument("id", help="the id or its beginning")
+    sub.add_argument("id", help="the id, or its first 6 digits or more")
     configure_chart(verbs)
     configure_models(verbs)
     parser.epilog = EPILOG
@@ -97,11 +104,12 @@ def run_fed(args: argparse.Namespace) -> int:
 
 def _numbers(text: str, option: str) -> list[Json]:
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise CliError(
-            f"{option} takes numbers with commas between", 2, name="invalid_params"
-        ) from None
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise CliError(f"{option} takes numbers with commas between", 2, name="invalid_params")
+    return [*numbers]
 
 
 def _question(args: argparse.Namespace) -> int:
@@ -220,7 +228,9 @@ def _history(args: argparse.Namespace) -> int:
             for row in rows
         ],
     )
-    if not rows:
+    if not rows and args.name is not None:
+        out.note(f"no round of {args.name!r} here: without --name all are listed")
+    elif not rows:
         out.note("no rounds yet: `covey fed mean FILE` on two machines makes one")
     return 0
 

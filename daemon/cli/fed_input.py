@@ -22,6 +22,8 @@ VALUES_MAX = 500_000
 """What one call takes."""
 ITEMS_MAX = 200_000
 """What one question about items takes."""
+PEERS_MIN, PEERS_MAX = 2, 64
+"""Members of a round."""
 
 
 def read_numbers(
@@ -91,6 +93,38 @@ def _items(file: TextIO, path: str, column: str | None) -> list[str]:
     if not found:
         raise _bad(f"{path} has no items" + ("" if column is None else " in that column"))
     return found
+
+
+def above_0(text: str) -> float:
+    """An option's value; JSON has neither NaN nor infinity.
+
+    Raises:
+        ArgumentTypeError: it is no finite number above 0.
+    """
+    from argparse import ArgumentTypeError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def peer_count(text: str) -> int:
+    """How many machines to wait for.
+
+    Raises:
+        ArgumentTypeError: a round has 2 to 64 members, and this is another number but 0.
+    """
+    from argparse import ArgumentTypeError
+
+    if text.isdecimal() and (int(text) == 0 or PEERS_MIN <= int(text) <= PEERS_MAX):
+        return int(text)
+    raise ArgumentTypeError(
+        f"{text!r}: {PEERS_MIN} to {PEERS_MAX} machines, this one included, or 0 for who comes"
+    )
 
 
 def _bad(message: str) -> CliError:

@@ -7,6 +7,7 @@ import os
 
 from daemon.cli import out
 from daemon.cli.client import CliError
+from daemon.cli.fed_input import above_0, peer_count
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -18,34 +19,10 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
 
 VERBS = frozenset({"run", "join", "submit", "wait", "leave", "status"})
-PEERS_MAX = 64
 RULES = (
     "auto", "mean", "norm_bounded", "median", "trimmed", "multi_krum", "rfa", "centred_clipping",
     "bucketing_rfa",
 )  # fmt: skip
-
-
-def _above_0(text: str) -> float:
-    """An option's value; JSON has neither NaN nor infinity."""
-    from argparse import ArgumentTypeError
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
-
-
-def _peers(text: str) -> int:
-    from argparse import ArgumentTypeError
-
-    if text.isdecimal() and (int(text) == 0 or 2 <= int(text) <= PEERS_MAX):
-        return int(text)
-    raise ArgumentTypeError(
-        f"{text!r}: 2 to {PEERS_MAX} machines, this one included, or 0 for who comes"
-    )
 
 
 def _rounds(text: str) -> int:
@@ -57,15 +34,20 @@ def _rounds(text: str) -> int:
 
 
 def _add_policy(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--peers", type=_peers, default=0, metavar="N", help="begin when N are there")
     sub.add_argument(
-        "--wait", type=_above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
+        "--peers", type=peer_count, default=0, metavar="N", help="begin when N are there"
+    )
+    sub.add_argument(
+        "--wait", type=above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
     )
     sub.add_argument("--rule", choices=RULES, default="auto", help="how updates are merged")
-    sub.add_argument("--codec", choices=("f32", "int8", "e3m0"), default="int8")
-    sub.add_argument("--clip", type=_above_0, metavar="C", help="longest update that counts whole")
     sub.add_argument(
-        "--deadline", type=_above_0, default=600.0, metavar="S",
+        "--codec", choices=("f32", "int8", "e3m0"), default="int8",
+        help="bytes of an update: int8 (default) a quarter of f32, e3m0 an eighth",
+    )  # fmt: skip
+    sub.add_argument("--clip", type=above_0, metavar="C", help="longest update that counts whole")
+    sub.add_argument(
+        "--deadline", type=above_0, default=600.0, metavar="S",
         help="how long the first round waits for updates (600); later ones learn it",
     )  # fmt: skip
     sub.add_argument(
@@ -73,7 +55,7 @@ def _add_policy(sub: argparse.ArgumentParser) -> None:
         help="let machines of several owners see each other's updates",
     )  # fmt: skip
     sub.add_argument(
-        "--grace", type=_above_0, metavar="S", help="after so long half of the updates will do"
+        "--grace", type=above_0, metavar="S", help="after so long half of the updates will do"
     )
     sub.add_argument(
         "--root-data", metavar="MACHINE",
@@ -105,20 +87,27 @@ def configure_models(verbs: Verbs) -> None:
     sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
     _add_policy(sub)
     sub = add_verb(verbs, "submit", "hand in a new state")
-    sub.add_argument("name")
+    sub.add_argument("name", help="of the model")
     sub.add_argument("file", help="the new state, safetensors")
     sub.add_argument("--round", type=int, required=True, help="whose state training began with")
-    sub.add_argument("--weight", type=_above_0, default=1.0, help="such as the number of examples")
-    sub.add_argument("--metric", action="append", default=[], metavar="NAME=VALUE")
-    sub.add_argument("--group", metavar="NAME")
+    sub.add_argument("--weight", type=above_0, default=1.0, help="such as the number of examples")
+    sub.add_argument(
+        "--metric", action="append", default=[], metavar="NAME=VALUE", help="a figure for the chart"
+    )
+    sub.add_argument("--group", metavar="NAME", help="whose model (default: your own machines')")
     sub = add_verb(verbs, "wait", "wait for the next round; prints where its state lies")
-    sub.add_argument("name")
-    sub.add_argument("--after", type=int, default=-1, metavar="ROUND")
-    sub.add_argument("--for", dest="wait_s", type=_above_0, default=600.0, metavar="S")
-    sub.add_argument("--group", metavar="NAME")
+    sub.add_argument("name", help="of the model")
+    sub.add_argument(
+        "--after", type=int, default=-1, metavar="ROUND", help="after this one (default: any)"
+    )
+    sub.add_argument(
+        "--for", dest="wait_s", type=above_0, default=600.0, metavar="S",
+        help="how long to wait (600)",
+    )  # fmt: skip
+    sub.add_argument("--group", metavar="NAME", help="whose model (default: your own machines')")
     sub = add_verb(verbs, "leave", "take part no longer; the states here are removed")
-    sub.add_argument("name")
-    sub.add_argument("--group", metavar="NAME")
+    sub.add_argument("name", help="of the model")
+    sub.add_argument("--group", metavar="NAME", help="whose model (default: your own machines')")
     add_verb(verbs, "status", "the models that this machine trains with others")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daemon.cli import out
-from daemon.cli.fed_input import read_items
+from daemon.cli.fed_input import above_0, peer_count, read_items
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -16,16 +16,32 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "ldp", "plain", "central")
 K_MAX = 100
+K_DEFAULT = 20
+
+
+def _how_many(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    if not text.isdecimal() or not 1 <= int(text) <= K_MAX:
+        raise ArgumentTypeError(f"{text!r}: give 1 to {K_MAX}")
+    return int(text)
 
 
 def configure_topk(verbs: Verbs) -> None:
     """Arguments of `covey fed topk`."""
     sub = add_verb(verbs, "topk", "the most frequent items, each record reported with noise")
     sub.add_argument("file", help="an item a line, CSV or JSON Lines; `-`: standard input")
-    sub.add_argument("--column", metavar="NAME", help="column of a CSV file, or key of JSON Lines")
-    sub.add_argument("-k", type=int, default=20, metavar="N", help=f"how many (20; up to {K_MAX})")
     sub.add_argument(
-        "--epsilon", type=float, metavar="E",
+        "--column",
+        metavar="NAME",
+        help="column of CSV (name, or number from 1) or key of JSON Lines",
+    )
+    sub.add_argument(
+        "-k", type=_how_many, metavar="N",
+        help=f"how many (1 to {K_MAX}; default {K_DEFAULT}, or all of a shorter vocabulary)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--epsilon", type=above_0, metavar="E",
         help="what a record's report may cost: less is more private and noisier (4)",
     )  # fmt: skip
     sub.add_argument(
@@ -39,9 +55,11 @@ def configure_topk(verbs: Verbs) -> None:
     )  # fmt: skip
     sub.add_argument("--name", default="", help="what it is about: only equal names meet")
     sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
-    sub.add_argument("--peers", type=int, default=0, metavar="N", help="begin when N are there")
     sub.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="how long to wait for others (60)"
+        "--peers", type=peer_count, default=0, metavar="N", help="begin when N are there"
+    )
+    sub.add_argument(
+        "--wait", type=above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
     )
     sub.add_argument(
         "--allow-plain", action="store_true",
@@ -53,7 +71,7 @@ def run_topk(args: argparse.Namespace) -> int:
     """Ask, and show what is found."""
     params: dict[str, Json] = {
         "items": list(read_items(args.file, args.column)),
-        "k": args.k,
+        "k": K_DEFAULT if args.k is None else args.k,
         "mode": args.mode,
         "name": args.name,
         "expected": args.peers,
@@ -63,7 +81,10 @@ def run_topk(args: argparse.Namespace) -> int:
     if args.epsilon is not None:
         params["epsilon"] = args.epsilon
     if args.vocabulary is not None:
-        params["vocabulary"] = list(read_items(args.vocabulary, None))
+        vocabulary = read_items(args.vocabulary, None)
+        params["vocabulary"] = list(vocabulary)
+        if args.k is None:  # a list of five pages has no twenty to show
+            params["k"] = min(K_DEFAULT, len(set(vocabulary)))
     if args.group is not None:
         params["group"] = args.group
     if not args.quiet and not args.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from daemon.cli import fed_input
 from daemon.cli.client import CliError
-from daemon.cli.fed_input import read_items, read_numbers
+from daemon.cli.fed_input import above_0, peer_count, read_items, read_numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -240,3 +241,17 @@ def test_a_missing_file_of_items_is_said(tmp_path: Path) -> None:
     with pytest.raises(CliError, match="cannot be read") as caught:
         read_items(str(tmp_path / "none"), None)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0", "-1", "x", ""])
+def test_an_option_above_0_is_a_finite_number(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="is no number above 0"):
+        above_0(text)
+    assert above_0("0.5") == 0.5
+
+
+@pytest.mark.parametrize("text", ["1", "65", "-3", "2.5", "x"])
+def test_a_round_has_two_to_64_members(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="2 to 64 machines"):
+        peer_count(text)
+    assert [peer_count("0"), peer_count("2"), peer_count("64")] == [0, 2, 64]
