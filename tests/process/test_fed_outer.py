@@ -102,7 +102,7 @@ def test_two_members_have_the_same_common_copy_between_their_own(
     assert len(both) >= 18
     assert all(seen[0][key] == seen[1][key] for key in both)
     assert abs(first["b"].mean() - 0.5) < 0.15
-    # Of one member's data alone it would be .89, of both in equal parts .94; how many of whose steps
+    # Of one data set alone it would be .89, of both in equal parts .94; how many of whose steps
     # are in a copy depends on the machine.
     assert np.corrcoef(first["a"], np.linspace(-1, 1, 300))[0, 1] > 0.85
 
