@@ -19,7 +19,7 @@ from daemon.methods.group import find_group
 from daemon.methods.peers import device_names, find_peer, shown_name
 from daemon.rpc.registry import Call, method
 from federated.errors import RoundError, UsageError
-from federated.rounds.protocol.policy import CodecName, Policy, RuleName, Share
+from federated.rounds.protocol.policy import ModelCodec, ModelRule, Policy, Share
 from p2p.identity import peer_text
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class JoinParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     group: str | None = None
     expected: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     wait_s: Seconds = 60.0
-    rule: RuleName = "auto"
-    codec: CodecName = "int8"
+    rule: ModelRule = "auto"
+    codec: ModelCodec = "int8"
     clip: Annotated[float, msgspec.Meta(gt=0)] | None = None
     quorum: Share = (2, 3)
     min_peers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2

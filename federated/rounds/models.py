@@ -18,7 +18,7 @@ from federated.rounds.federation_store import FederationStore, Standing, load_al
 from federated.rounds.knocking import NOWHERE, believed
 from federated.rounds.numeric import rules, tensors
 from federated.rounds.owners import admits, owners_among
-from federated.rounds.protocol.policy import federation_id
+from federated.rounds.protocol.policy import check_for_models, federation_id
 from federated.rounds.reports import report_of
 from federated.rounds.statefile import load_state
 
@@ -158,9 +158,10 @@ class Models:
             wait_s: how long to wait for them.
 
         Raises:
-            UsageError: the state cannot be used.
+            UsageError: the state, or the policy's rule or codec, cannot be used.
             RoundError: why not.
         """
+        check_for_models(policy)
         ident = model_federation(group or b"", name)
         if ident not in self._live:
             self._check(name, ident)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 import trio
 
+from daemon.methods.fed_models import JoinParams
 from federated.errors import RoundError, UsageError
 from federated.rounds.numeric.tensors import schema_of
 from federated.rounds.protocol.policy import Policy
@@ -180,6 +182,37 @@ def test_what_cannot_be_merged_is_refused_at_once(tmp_path: Path) -> None:
         assert caught.value.reason == "stale"
 
     play_team(scenario, tmp_path, seed=5)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(codec="mfix64"),
+        Policy(codec="f64"),
+        Policy(rule="sum"),
+        Policy(rule="sum", codec="f64"),
+    ],
+    ids=["masked codec", "codec of sums", "rule of sums", "both"],
+)
+def test_what_only_sums_are_made_by_is_refused_before_anybody_is_asked(
+    tmp_path: Path, policy: Policy
+) -> None:
+    async def scenario(team: Team) -> None:
+        one, _ = [await team.seat(number) for number in (1, 2)]
+        models = await one.rounds.models()
+        began = trio.current_time()
+        with pytest.raises(UsageError, match="of sums, not of models"):
+            await models.join(None, "m", policy, first_state(tmp_path), expected=2, wait_s=30)
+        assert trio.current_time() == began
+        assert models.all() == []
+
+    play_team(scenario, tmp_path, seed=1)
+
+
+def test_nor_can_the_rpc_say_it() -> None:
+    for wrong in ({"codec": "mfix64"}, {"codec": "f64"}, {"rule": "sum"}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert({"name": "m", "path": "/m", **wrong}, JoinParams)
 
 
 def test_a_liar_does_not_carry_the_model_away(tmp_path: Path) -> None:

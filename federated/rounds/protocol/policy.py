@@ -6,7 +6,7 @@ Source: docs/specs/rounds.md s.2 and s.5.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -24,8 +24,14 @@ RuleName: TypeAlias = Literal[
     "centred_clipping", "fltrust", "bucketing_rfa",
 ]  # fmt: skip
 """`sum` adds float64 vectors and is what statistics use; the others merge updates of models."""
+ModelRule: TypeAlias = Literal[
+    "auto", "mean", "norm_bounded", "median", "trimmed", "multi_krum", "rfa",
+    "centred_clipping", "fltrust", "bucketing_rfa",
+]  # fmt: skip
 CodecName: TypeAlias = Literal["f64", "f32", "int8", "e3m0", "mfix64"]
 """`mfix64`: whole numbers modulo 2^64 under masks, which only a round of sums has."""
+ModelCodec: TypeAlias = Literal["f32", "int8", "e3m0"]
+"""What an update of a model travels in: `f64` and `mfix64` are of sums."""
 Share: TypeAlias = tuple[
     Annotated[int, msgspec.Meta(ge=1, lt=2**16)], Annotated[int, msgspec.Meta(ge=1, lt=2**16)]
 ]
@@ -77,6 +83,21 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def digest(self) -> bytes:
         """SHA-256 of the canonical form: equal policies, equal digests."""
         return sha256(msgspec.msgpack.encode(self, order="deterministic")).digest()
+
+
+def check_for_models(policy: Policy) -> None:
+    """Refuse what only rounds of sums can be run by.
+
+    Raises:
+        UsageError: its rule or codec merges no updates of models.
+    """
+    for what, value, allowed in (
+        ("rule", policy.rule, get_args(ModelRule)), ("codec", policy.codec, get_args(ModelCodec)),
+    ):  # fmt: skip
+        if value not in allowed:
+            raise UsageError(
+                f"{what} {value!r} is of sums, not of models: give one of {', '.join(allowed)}"
+            )
 
 
 def decode_policy_untrusted(data: bytes) -> Policy:
