@@ -99,7 +99,7 @@ def run_topk(args: argparse.Namespace) -> int:
 
 def _show(answer: dict[str, Json], *, quiet: bool) -> None:
     found = out.mapping(answer.get("top_k"))
-    items, sd = out.rows(found.get("items")), out.number(found.get("noise_sd"))
+    items, least = out.rows(found.get("items")), out.number(found.get("stands_out"))
     noisy = out.text(found.get("mode")) != "plain"
     out.table(
         ["item", *(["about", "+-", ""] if noisy else ["count"])],
@@ -116,7 +116,7 @@ def _show(answer: dict[str, Json], *, quiet: bool) -> None:
     out.say(f"{records:,} items of {peers} machines{': ' if names else ''}{', '.join(names)}")
     out.say(_promise(found, noisy=noisy))
     if not quiet:
-        _notes(answer, found, items, sd)
+        _notes(answer, found, items, least)
 
 
 def _line(one: dict[str, Json], *, noisy: bool) -> list[str]:
@@ -135,11 +135,11 @@ def _promise(found: dict[str, Json], *, noisy: bool) -> str:
 
 
 def _notes(
-    answer: dict[str, Json], found: dict[str, Json], items: list[dict[str, Json]], sd: float
+    answer: dict[str, Json], found: dict[str, Json], items: list[dict[str, Json]], least: float
 ) -> None:
     if any(not one.get("sure") for one in items):
         out.note(
-            f"? may be noise: an item stands out from about {3 * sd:,.0f} on. More items, more"
+            f"? may be noise: an item stands out from about {least:,.0f} on. More items, more"
             " machines or a larger --epsilon show more"
         )
     others = int(out.number(found.get("others")))

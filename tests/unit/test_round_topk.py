@@ -55,7 +55,8 @@ def test_every_member_finds_the_same_near_the_plain_counts(coding: Letters | Voc
     assert [one.item for one in found[0].items[:2]] == ["apple", "bread"]
     for one in found[0].items:
         assert abs(one.count - counts[one.item]) < 6 * one.sd
-        assert one.sure == (one.count > 3 * found[0].noise_sd)
+        assert one.sure == (one.count > found[0].stands_out)
+    assert found[0].stands_out >= 3 * found[0].noise_sd
     assert (found[0].records, found[0].peers, found[0].epsilon) == (12_000, 3, 4.0)
 
 

@@ -73,7 +73,7 @@ class TopItem(msgspec.Struct, frozen=True, kw_only=True):
         item: as the vocabulary has it, or its first six letters.
         count: records that have it; an estimate where there is noise.
         sd: standard deviation of that estimate.
-        sure: whether it stands out of the noise that an item of no record has: above 3 `noise_sd`.
+        sure: whether its count is above `stands_out`.
     """
 
     item: str
@@ -94,6 +94,7 @@ class TopK(msgspec.Struct, frozen=True, kw_only=True):
         others: records of this machine that have no code, and are counted by no item.
         peers: members that took part.
         noise_sd: standard deviation of the noise in the count of what hardly any record has.
+        stands_out: count above which an item is no noise, but in one question of a hundred.
     """
 
     items: tuple[TopItem, ...]
@@ -104,3 +105,4 @@ class TopK(msgspec.Struct, frozen=True, kw_only=True):
     others: int
     peers: int
     noise_sd: float
+    stands_out: float = 0.0

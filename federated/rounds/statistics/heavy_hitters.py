@@ -23,6 +23,7 @@ Source: federated-experiments E10; the baselines are in `statistics.tap`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 LEVELS: Final = 5
 """Half of what trie-based methods use: twice the reports a level (E10)."""
+SURE_DOUBT: Final = 0.01
 SIGNIFICANT: Final = 3.0
 """Standard deviations from which an estimate of one member counts by itself."""
 SLACK: Final = 6.0
@@ -361,7 +363,7 @@ class Hit:
         code: the item's.
         count: estimated records that have it.
         sd: standard deviation of that.
-        sure: whether it is above 3 of those that an item of hardly any record has.
+        sure: whether it is above `stands_out`.
     """
 
     code: int
@@ -381,12 +383,21 @@ def ranked(search: Search, view: Level, rho: float) -> list[Hit]:
     graded = view.total - (FLAT + GRADE * rho) * view.spread
     chosen = best(np.maximum(graded, view.significant), view.candidates, search.k)
     place = {int(code): index for index, code in enumerate(view.candidates)}
-    total, sd = view.total, view.spread
+    total = view.total
     return [
         Hit(int(code), float(total[place[int(code)]]), view.error(place[int(code)]),
-            bool(total[place[int(code)]] > SIGNIFICANT * sd))
+            bool(total[place[int(code)]] > stands_out(view)))
         for code in chosen
     ]  # fmt: skip
+
+
+def stands_out(view: Level) -> float:
+    """The count above which an item is no noise, but in one question of a hundred.
+
+    The best of many candidates are shown, so each of them must be less likely by their number.
+    """
+    doubt = SURE_DOUBT / max(1, len(view.candidates))
+    return max(SIGNIFICANT, NormalDist().inv_cdf(1 - doubt)) * view.spread
 
 
 def top_k_locally(search: Search, scorers: Sequence[Scorer]) -> list[Hit]:

@@ -229,6 +229,7 @@ class _Conversation:
             others=self.others,
             peers=int((view.records > 0).sum()),
             noise_sd=view.spread,
+            stands_out=hh.stands_out(view),
         )  # fmt: skip
 
 
