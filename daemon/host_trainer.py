@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from federated.rounds.numeric.dtypes import F32, Array
 
 
-OVER: Final = frozenset({Reason.ROUND, Reason.ABORTED})
+OVER: Final = frozenset({Reason.ROUND, Reason.ABORTED, Reason.FAULT})
 """An update comes too late, or its round was given up: the next one begins with the state now."""
 GONE: Final = frozenset({Reason.CLOSED, Reason.LANE, Reason.STALE})
 """The daemon was started anew, or the machine left the model: ask it."""

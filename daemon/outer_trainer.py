@@ -13,6 +13,10 @@ A member that missed rounds of a fragment (its machine slept) goes on where the 
 common copy follows from the sum of what was merged, nearly at first, exactly in the end; what it
 learned meanwhile is in its next difference. A process that is started anew gives the same first
 values as ever, and is moved to the common copy by its first step.
+
+A common copy moves by the mean of the differences, and no clip shortens them, as the outer
+optimiser takes them as they are: a member that lies moves everybody without bound. Train so with
+machines that trust each other.
 Source: docs/specs/rounds.md; `federated.rounds.training.outer`.
 """
 
@@ -150,6 +154,10 @@ class OuterTrainer:
         wait_s: how long to wait for them.
         socket_path: the daemon's; None: where this user's daemon listens.
         first_deadline_s: how long the first sync waits for members; later ones learn it.
+        grace_s: after so many seconds a sync goes on with half of the members that take part in
+            it, so that a slow one does not hold the others' syncs up: what it brings later counts
+            half in the next one. The same on all members. None: it waits for two thirds, until
+            the deadline.
 
     Attributes:
         outer: the optimiser itself: `common()`, `save()`.
@@ -165,6 +173,7 @@ class OuterTrainer:
         self, name: str, params: Mapping[str, object], config: OuterConfig | None = None, *,
         expected: int = 0, group: str | None = None, wait_s: float = 60.0,
         socket_path: str | None = None, first_deadline_s: float = 60.0,
+        grace_s: float | None = None,
     ) -> None:  # fmt: skip
         self.outer = Outer(params, config)
         self.synced = 0
@@ -177,7 +186,7 @@ class OuterTrainer:
                 Trainer(
                     f"{name}.{fragment}", zeros, group=group, expected=expected, wait_s=wait_s,
                     socket_path=socket_path, rule="mean", codec=self.outer.config.codec, clip=FREE,
-                    first_deadline_s=first_deadline_s,
+                    first_deadline_s=first_deadline_s, grace_s=grace_s,
                 )
             )  # fmt: skip
         senders = [

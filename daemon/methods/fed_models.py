@@ -23,6 +23,8 @@ from federated.rounds.protocol.policy import ModelCodec, ModelRule, Policy, Shar
 from p2p.identity import peer_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.services import Services
     from federated.rounds.federation import Federation
 
@@ -128,7 +130,8 @@ class ModelInfo(msgspec.Struct, kw_only=True):
             gram, merge, confirm or merging; stopped: what was kept of it cannot be read.
         machines: who took part in the last one.
         deadline_s: how long the next one waits for updates.
-        reason: why the last attempt ended, if it came to nothing.
+        reason: why the last attempt ended, if it came to nothing; or whose machines are missing,
+            while too few answer.
         numbers: in the model.
         rule: how updates are merged.
         codec: how they travel.
@@ -330,9 +333,18 @@ async def _info(services: Services, federation: Federation) -> ModelInfo:
         phase=federation.phase,
         machines=[shown_name(names, peer, services) for peer in standing.circle],
         deadline_s=federation.deadline_s,
-        reason=federation.last_abort,
+        reason=_trouble(federation, lambda peer: shown_name(names, peer, services)),
         numbers=federation.schema.size,
         rule=standing.rule,
         codec=standing.policy.codec,
         banned=[shown_name(names, peer, services) for peer in standing.banned],
     )
+
+
+def _trouble(federation: Federation, shown: Callable[[bytes], str]) -> str:
+    """Why nothing goes on, or why the last attempt ended."""
+    attendance = federation.attendance
+    if not attendance.lack:
+        return federation.last_abort
+    missing = [shown(peer) for peer in attendance.missing]
+    return f"{attendance.lack}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"

@@ -20,6 +20,7 @@ import trio
 from federated.errors import RoundError, UsageError, is_full
 from federated.rounds import applying, beginning, catching_up
 from federated.rounds.ahead import Ahead, Reminders
+from federated.rounds.attendance import Attendance
 from federated.rounds.faults import line_of
 from federated.rounds.federation_store import KEPT_STATES
 from federated.rounds.knocking import NOWHERE, Answer, Where
@@ -34,6 +35,7 @@ from federated.rounds.protocol.wire import Apply, decode_untrusted, unsigned
 from federated.rounds.seat import RoundSeat, link_of
 from federated.rounds.statefile import load_state, map_file
 from federated.rounds.submissions import Submission, check_figures, check_update, left_over
+from federated.rounds.waiting import first_of
 from federated.rounds.workshop import Workshop
 from p2p.errors import DecodeError
 
@@ -106,6 +108,7 @@ class Federation:
         self._ask_now = trio.Event()
         self._ahead = Ahead()
         self._reminders = Reminders()
+        self.attendance = Attendance()
         self._settling = trio.Lock()
         self.scope = trio.CancelScope()
         self.left = trio.Event()
@@ -267,6 +270,7 @@ class Federation:
         )  # fmt: skip
         self._behind = trio.Event()
         self._seat = seat
+        self.attendance = Attendance(setting)
         self._drop_stale()
         self._hand_in()
         began = self._env.now()
@@ -276,7 +280,7 @@ class Federation:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(seat.drive)
             nursery.start_soon(self._look_out)
-            await _first(seat.outcome.finished, self._behind)
+            await first_of(seat.outcome.finished, self._behind)
             nursery.cancel_scope.cancel()
         self._seat = None
         if self.standing.round >= setting.number:
@@ -297,6 +301,7 @@ class Federation:
     def _heard(self, told: Tell) -> None:
         if told.kind == "round.aborted":
             self.last_abort = told.detail
+        self.attendance.told(told.kind)
         self._tell(told)
 
     def _setting(self) -> Setting:
@@ -424,6 +429,7 @@ class Federation:
                 proof = decode_untrusted(self.standing.proof)
                 self._post.send(sender, self.ident, unsigned(proof))
         elif message.round == self.standing.round + 1 and seat is not None:
+            self.attendance.came(sender)
             seat.receive(sender, packet)
         elif message.round > self.standing.round:
             # For a round that has not begun here: the last one is being written, or we are behind.
@@ -481,15 +487,3 @@ class Federation:
         self._wake()
         await self.store.sweep(fresh)
         return True
-
-
-async def _first(*events: trio.Event) -> None:
-    """Wait until one of them is set."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in events:
-            nursery.start_soon(wait, event)

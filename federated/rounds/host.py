@@ -159,7 +159,7 @@ class Hosts:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                await nursery.start(self._pool.run)
+                await nursery.start(self._run_pool)
             except (OSError, UsageError) as error:
                 self.problem = str(error)
                 log.warning("no_host_pool", extra={"f": {"why": self.problem}})
@@ -168,6 +168,16 @@ class Hosts:
             self.ready.set()
             task_status.started()
             await trio.sleep_forever()
+
+    async def _run_pool(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """A supervisor's edge: a fault in the pool once it serves ends the pool alone."""
+        try:
+            await self._pool.run(task_status=task_status)
+        except ExceptionGroup:  # of its tasks: it has served; else `run` says why there is none
+            self.problem = "it has ended by a fault, which the log has: restart the daemon"
+            log.exception("host_pool_failed")
 
     async def _listen(self) -> None:
         async for event in self._pool.events:

@@ -348,6 +348,41 @@ async def test_a_lane_closed_while_it_folds_lets_nobody_wait(tmp_path: Path) -> 
             client.close()
 
 
+@pytest.mark.parametrize("folded_before", [0, 1])
+async def test_a_fault_while_adding_refuses_that_update_and_the_pool_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    folded_before: int,
+) -> None:
+    async with running(tmp_path, ITEMS) as (pool, lane):
+        client = await connect(pool)
+        ones = np.ones(ITEMS, np.float32)
+        for _ in range(folded_before):
+            await aside(client.submit, ones, 1.0, 1)
+        with monkeypatch.context() as patch:
+
+            async def fails(total: np.ndarray, *_: object, **__: object) -> None:
+                total[-1] = 7.0  # it had begun
+                raise MemoryError
+
+            patch.setattr(folding, "add", fails)
+            with pytest.raises(PoolRefused) as caught:
+                await aside(client.submit, ones, 1.0, 1)
+        assert (caught.value.reason, pool.bugs) == (Reason.FAULT, 1)
+        folded = await lane.folded(1)
+        assert folded.count == folded_before
+        assert folded.finite == (not folded_before), "what may be half in a sum is used by nobody"
+        await aside(client.submit, ones, 1.0, 2)
+        folded = await lane.folded(2)
+        np.testing.assert_array_equal(folded.mean(), ones)
+        del folded, caught
+        client.close()
+        pool.bugs = 0  # it was ours
+    caplog.clear()  # its record has the frames, and they the memory
+    gc.collect()
+
+
 async def test_a_sum_that_leaves_the_range_of_its_type_says_so(tmp_path: Path) -> None:
     async with running(tmp_path, ITEMS) as (pool, lane):
         client = await connect(pool)

@@ -248,3 +248,26 @@ def test_with_root_data_a_majority_of_liars_moves_nothing(tmp_path: Path) -> Non
             assert np.allclose(state_of(federation)["w"], 1.0, atol=1e-3)
 
     play_team(scenario, tmp_path, seed=31)
+
+
+def test_whose_machines_are_missing_is_said_while_a_quorum_is_gone(tmp_path: Path) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2, 3, 4)]
+        federations = await join_all(chairs, tmp_path)
+        await train(federations, [1.0] * 4, 0)
+        for chair in chairs[2:]:
+            chair.scope.cancel()
+        for federation in federations[:2]:
+            await federation.submit(1, update_of(1.0), 1.0, {})
+        await trio.sleep(400)
+        gone = tuple(sorted(bytes(chair.member.id) for chair in chairs[2:]))
+        for federation in federations[:2]:
+            assert federation.attendance.missing == gone
+            assert "3 of 4 are needed" in federation.attendance.lack
+        await team.restart(3)
+        with trio.fail_after(900):
+            for federation in federations[:2]:
+                await federation.wait(1)
+                assert not federation.attendance.lack
+
+    play_team(scenario, tmp_path, seed=4, within_s=3000)

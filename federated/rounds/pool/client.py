@@ -68,6 +68,7 @@ REMEDIES: Final = {
     Reason.ABORTED: "train on the last result and submit again",
     Reason.CRC: "submit again",
     Reason.CLOSED: "connect again once the daemon runs: `covey status`",
+    Reason.FAULT: "free memory, then train on the last result and submit again: `covey logs`",
     Reason.MALFORMED: "use one version of Covey for trainer and daemon",
 }
 

@@ -148,6 +148,20 @@ class Sum:
         return self.data[: 4 * items].view(np.float32)
 
 
+def spoil(held: Sum) -> None:
+    """An addition to a sum did not come to its end: nobody may use what may be half in it.
+
+    A sum without an update is zeros again; one with some is not finite, so that its round is given
+    up and its trainers hand in again.
+    """
+    if len(held.data):
+        numbers = held.data.view(np.float32)
+        if held.count:
+            numbers[0] = np.nan
+        else:
+            numbers[:] = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Shown:
     """A result that trainers may read.

@@ -89,6 +89,7 @@ class Reason(enum.IntEnum):
     ABORTED = 11
     MALFORMED = 12
     CLOSED = 13
+    FAULT = 14
 
     @property
     def text(self) -> str:
@@ -111,6 +112,7 @@ REASON_TEXT: Final = {
     Reason.ABORTED: "the round was given up",
     Reason.MALFORMED: "no record of the pool",
     Reason.CLOSED: "the pool is closing",
+    Reason.FAULT: "the daemon could not add it up: its log says why",
 }
 
 

@@ -36,7 +36,7 @@ import trio
 from federated.errors import UsageError
 from federated.rounds.pool import folding, processes, segments
 from federated.rounds.pool.book import Book, Place, PoolLimits
-from federated.rounds.pool.collecting import Rounds, Schema, Sum, Update
+from federated.rounds.pool.collecting import Rounds, Schema, Sum, Update, spoil
 from federated.rounds.pool.lane import Lane
 from federated.rounds.pool.processes import Process
 from federated.rounds.pool.records import LANE_MAX, Reason
@@ -381,7 +381,19 @@ class Pool:
                 waiting = sum(len(each.rounds.queue) for each in lanes)
                 if lane.rounds.queue:
                     workers = self._pressure.measured(waiting)
-                    await self._fold(lane, lane.rounds.next_batch(BATCH_MAX), workers)
+                    await self._fold_or_refuse(lane, lane.rounds.next_batch(BATCH_MAX), workers)
+
+    async def _fold_or_refuse(self, lane: Lane, batch: list[Update], workers: int) -> None:
+        """A supervisor's edge: what goes wrong with a batch, such as no memory, ends no other."""
+        try:
+            await self._fold(lane, batch, workers)
+        except Exception:
+            self.bugs += 1
+            log.exception("fold_failed", extra={"f": {"lane": lane.number}})
+            failed, self._batch = self._batch, []
+            spoil(batch[0].held)
+            for update in failed:
+                self._settle(lane, update, Reason.FAULT)
 
     async def _fold(self, lane: Lane, batch: list[Update], workers: int) -> None:
         self._batch = list(batch)
@@ -397,9 +409,8 @@ class Pool:
             rows: list[F32] = [update.row for update in good]
             weights = [update.weight / held.unit for update in good]
             await folding.add(total, rows, weights, self.offload, workers, first=first)
-        self._batch = []
-        for update, fine in zip(batch, verdicts, strict=True):
-            self._settle(lane, update, Reason.NONE if fine else Reason.NOT_FINITE)
+        for fine in verdicts:
+            self._settle(lane, self._batch.pop(0), Reason.NONE if fine else Reason.NOT_FINITE)
 
     async def _total(self, lane: Lane, held: Sum) -> F32:
         """The memory of a sum."""
