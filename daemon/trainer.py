@@ -198,7 +198,7 @@ class Trainer:
         Args:
             last: the model's last round.
             waiting: told now and then how far the round is that is waited for: `phase`,
-                `machines`, `deadline_s`.
+                `machines`, `deadline_s`, `reason`, `bytes_in` and `bytes_out`.
         """
         model = self.model()
         while int(out.number(model.get("round"))) < last:

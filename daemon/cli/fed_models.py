@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 
 from daemon.cli import out
 from daemon.cli.client import CliError
@@ -108,6 +109,7 @@ def configure_models(verbs: Verbs) -> None:
     sub = add_verb(verbs, "leave", "take part no longer; the states here are removed")
     sub.add_argument("name", help="of the model")
     sub.add_argument("--group", metavar="NAME", help="whose model (default: your own machines')")
+    sub.add_argument("--keep", metavar="FILE", help="where to keep a copy of the last state")
     add_verb(verbs, "status", "the models that this machine trains with others")
 
 
@@ -198,7 +200,30 @@ def _wait(args: argparse.Namespace) -> int:
 
 
 def _leave(args: argparse.Namespace) -> int:
-    return _show_model(args, connect(args).call("fed.leave", _named(args)))
+    client = connect(args)
+    if args.keep is not None:
+        keep_state(client.call("fed.wait", {**_named(args), "timeout_s": 1}), args.keep)
+    code = _show_model(args, client.call("fed.leave", _named(args)))
+    if args.keep is not None and not args.quiet and not args.json:
+        out.note(f"its last state is in {args.keep}: `covey fed join` can begin with it")
+    return code
+
+
+def keep_state(waited: Json, path: str) -> None:
+    """Copy the state that `fed.wait` named to a new file.
+
+    Raises:
+        CliError: there is such a file, or one of them cannot be read or written; nothing was left.
+    """
+    model = out.mapping(out.mapping(waited).get("model"))
+    try:
+        with open(out.text(model.get("path")), "rb") as state, open(path, "xb") as copy:
+            shutil.copyfileobj(state, copy)
+    except OSError as error:
+        raise CliError(
+            f"{error.filename or path}: {error.strerror}", 2, name="invalid_params",
+            remedy="Nothing was left: repeat it with a FILE that is not there yet.",
+        ) from None  # fmt: skip
 
 
 def _show_model(args: argparse.Namespace, answer: Json) -> int:

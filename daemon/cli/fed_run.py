@@ -268,8 +268,14 @@ def _tell(text: str) -> None:
 
 def _say_waiting(model: dict[str, Json]) -> None:
     """Which phase the round is in: one line that is written over on a terminal, else silence."""
-    if not sys.stderr.isatty():
-        return
+    if sys.stderr.isatty():
+        line = out.one_line(waiting_line(model), out.width(2))
+        sys.stderr.write(f"\r\x1b[2K{out.paint(line, out.DIM)}\r")
+        sys.stderr.flush()
+
+
+def waiting_line(model: dict[str, Json]) -> str:
+    """How far the round under way is, then why nothing goes on, else what the line carried."""
     machines = model.get("machines")
     count = len(machines) if isinstance(machines, list) else 0
     number = int(out.number(model.get("round"))) + 1
@@ -278,9 +284,10 @@ def _say_waiting(model: dict[str, Json]) -> None:
         f" {out.number(model.get('deadline_s')):.0f} s for updates"
     )
     trouble = out.text(model.get("reason"))
-    line = out.one_line(f"{line}; {trouble}" if trouble else line, out.width(2))
-    sys.stderr.write(f"\r\x1b[2K{out.paint(line, out.DIM)}\r")
-    sys.stderr.flush()
+    if trouble:
+        return f"{line}; {trouble}"
+    came, left = (out.size(out.number(model.get(key))) for key in ("bytes_in", "bytes_out"))
+    return f"{line}; {came} in, {left} out"
 
 
 def _clear() -> None:

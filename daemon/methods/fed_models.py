@@ -136,6 +136,9 @@ class ModelInfo(msgspec.Struct, kw_only=True):
         rule: how updates are merged.
         codec: how they travel.
         banned: who signed two contradicting messages and takes no part any more.
+        bytes_in: that rounds brought to this machine since its daemon began, those of all its
+            models and questions together.
+        bytes_out: that left it for them.
     """
 
     name: str
@@ -151,6 +154,8 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     rule: str
     codec: str
     banned: list[str]
+    bytes_in: int
+    bytes_out: int
 
 
 class Waited(msgspec.Struct, kw_only=True):
@@ -338,6 +343,8 @@ async def _info(services: Services, federation: Federation) -> ModelInfo:
         rule=standing.rule,
         codec=standing.policy.codec,
         banned=[shown_name(names, peer, services) for peer in standing.banned],
+        bytes_in=services.rounds.carried.bytes_in,
+        bytes_out=services.rounds.carried.bytes_out,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 import trio
@@ -106,6 +106,13 @@ class Total:
     report: RoundReport
 
 
+class Carried(NamedTuple):
+    """Bytes of all rounds of a node: messages, parts, states."""
+
+    bytes_in: int
+    bytes_out: int
+
+
 class Among:
     """Members that met: one sum after the other among them.
 
@@ -184,6 +191,11 @@ class Rounds:
                 await self.models()
             task_status.started()
             await trio.sleep_forever()
+
+    @property
+    def carried(self) -> Carried:
+        """Bytes that went to and fro for rounds since we began."""
+        return Carried(self._post.bytes_in, self._post.bytes_out)
 
     # ---- models: loaded, with the arrays, where there are some
 

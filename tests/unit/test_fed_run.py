@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
+    from daemon.json_types import Json
+
 NAMES = itertools.count()
 
 
@@ -178,3 +180,14 @@ def test_numbers_that_cannot_be_are_refused_at_once(
     shown = capsys.readouterr().err
     told = ("is no number above 0", "NAME=VALUE", "2 to 64 machines", "counted from 1")
     assert any(one in shown for one in told)
+
+
+def test_the_waiting_line_says_what_was_carried_or_what_is_wrong() -> None:
+    model: dict[str, Json] = {
+        "round": 2, "machines": ["a", "b"], "phase": "merge", "deadline_s": 12.4, "reason": "",
+        "bytes_in": 3 * 2**20, "bytes_out": 2048,
+    }  # fmt: skip
+    line = fed_run.waiting_line(model)
+    assert "2 machines  merge, waits up to 12 s" in line
+    assert line.endswith("; 3.0 MiB in, 2.0 KiB out")
+    assert fed_run.waiting_line({**model, "reason": "b is missing"}).endswith("; b is missing")

@@ -86,6 +86,9 @@ def test_three_rounds_leave_equal_states_that_are_the_mean(tmp_path: Path) -> No
         last = await chairs[0].rounds.history.last(name="m")
         assert [report.number for report in last] == [3, 2, 1]
         assert last[0].metrics == {"loss": 1.0}
+        carried = [chair.rounds.carried for chair in chairs]
+        assert all(one.bytes_in > 0 for one in carried)
+        assert sum(one.bytes_out for one in carried) >= sum(one.bytes_in for one in carried)
 
     play_team(scenario, tmp_path, seed=1)
 
