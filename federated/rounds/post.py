@@ -237,12 +237,18 @@ class Post:
     async def fetch(self, peer: bytes, wanted: Wanted, nbytes: int) -> bytes | None:
         """Bytes with this hash and length, or None if the peer does not give them now.
 
-        What arrived stays for the next try; bytes that turn out wrong are forgotten.
+        What arrived stays for the next try, also of who is cancelled; bytes that turn out wrong are
+        forgotten.
         """
         data = self._partial.pop((peer, wanted), bytearray())
         rest = msgspec.structs.replace(wanted, offset=len(data))
-        if not await self._receive(peer, rest, data, nbytes):
-            self._keep_partial((peer, wanted), data)
+        ended = False
+        try:
+            ended = await self._receive(peer, rest, data, nbytes)
+        finally:
+            if not ended:
+                self._keep_partial((peer, wanted), data)
+        if not ended:
             return None
         if len(data) != nbytes or await self._digest(data) != wanted.sha256:
             log.warning("round_bytes_wrong", extra={"f": {"bytes": len(data)}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -34,7 +35,7 @@ from federated.rounds.protocol.orders import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from federated.rounds.numeric.payload import Vector
     from federated.rounds.post import Post
@@ -116,6 +117,8 @@ class RoundSeat:
         self._wake = trio.Event()
         self._serving: dict[tuple[bytes, int], bytes] = {}
         self._fetching: set[bytes] = set()
+        self._transfers: set[trio.CancelScope] = set()
+        self._view = machine.member.view
         self._slots = trio.CapacityLimiter(FETCHES_MAX)
         self._audience = {*setting.circle, *setting.newcomers, *setting.candidates}
         self.deadline_s = setting.deadline_s
@@ -181,6 +184,7 @@ class RoundSeat:
 
     async def _carry_out(self, nursery: trio.Nursery) -> None:
         while orders := self.machine.take():
+            self._end_transfers()
             for order in orders:
                 await self._order(nursery, order)
 
@@ -244,6 +248,30 @@ class RoundSeat:
         self.machine.event(self._env.now(), event)
         self._wake.set()
 
+    def _end_transfers(self) -> None:
+        """End those of a view that is over: who sends slowly would hold a slot long after it.
+
+        What a decision is made of is fetched to its end, in whatever view we are.
+        """
+        member = self.machine.member
+        if member.view == self._view or member.decided is not None:
+            return
+        self._view = member.view
+        for scope in self._transfers:
+            scope.cancel()
+        self._transfers = set()
+        self._fetching = set()
+
+    @contextmanager
+    def _transfer(self) -> Iterator[None]:
+        transfers = self._transfers
+        with trio.CancelScope() as scope:
+            transfers.add(scope)
+            try:
+                yield
+            finally:
+                transfers.discard(scope)
+
     # ---- work
 
     async def _compute(self, fn: Callable[[], Event]) -> None:
@@ -274,6 +302,10 @@ class RoundSeat:
             self._happened(done)
 
     async def _fetch_part(self, order: FetchPart) -> None:
+        with self._transfer():
+            await self._fetch_part_now(order)
+
+    async def _fetch_part_now(self, order: FetchPart) -> None:
         data = await self._part(order)
         if data is None:
             self._happened(PartFailed(order.plan_hash, order.part, order.sender))
@@ -297,13 +329,15 @@ class RoundSeat:
             return await self._post.fetch(order.sender, wanted, nbytes)
 
     async def _fetch_result(self, order: FetchResult) -> None:
-        if order.sha256 in self._fetching:
+        fetching = self._fetching  # this view's: a later one may ask for the same bytes again
+        if order.sha256 in fetching:
             return
-        self._fetching.add(order.sha256)
+        fetching.add(order.sha256)
         try:
-            self._happened(await self._result(order))
+            with self._transfer():
+                self._happened(await self._result(order))
         finally:
-            self._fetching.discard(order.sha256)
+            fetching.discard(order.sha256)
 
     async def _result(self, order: FetchResult) -> ResultArrived | ResultFailed:
         data = self.workshop.merged_part(order.sha256)
