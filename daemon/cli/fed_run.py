@@ -202,7 +202,7 @@ def _train(args: argparse.Namespace, trainer: Trainer, train: Train) -> None:
 def _rounds(args: argparse.Namespace, trainer: Trainer, train: Train) -> None:
     began = time.perf_counter()
     number = 0
-    shown = None if args.json or args.quiet else _say_waiting
+    shown = None if args.json or args.quiet else Waiting().say
     for rnd in trainer.rounds(args.rounds, waiting=shown):
         number = rnd.number
         with _theirs(f"{args.train} failed in round {number}"), _prints(args):
@@ -266,12 +266,26 @@ def _tell(text: str) -> None:
     out.note(text)
 
 
-def _say_waiting(model: dict[str, Json]) -> None:
-    """Which phase the round is in: one line that is written over on a terminal, else silence."""
-    if sys.stderr.isatty():
-        line = out.one_line(waiting_line(model), out.width(2))
-        sys.stderr.write(f"\r\x1b[2K{out.paint(line, out.DIM)}\r")
-        sys.stderr.flush()
+class Waiting:
+    """Which phase the round is in: one line that is written over on a terminal.
+
+    Elsewhere, in a file or a pipe, each new reason why nothing goes on is told once.
+    """
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def say(self, model: dict[str, Json]) -> None:
+        """Tell it, if it is to be told."""
+        if sys.stderr.isatty():
+            line = out.one_line(waiting_line(model), out.width(2))
+            sys.stderr.write(f"\r\x1b[2K{out.paint(line, out.DIM)}\r")
+            sys.stderr.flush()
+            return
+        trouble = out.text(model.get("reason"))
+        if trouble and trouble != self._told:
+            out.note(waiting_line(model))
+        self._told = trouble
 
 
 def waiting_line(model: dict[str, Json]) -> str:

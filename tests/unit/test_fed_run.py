@@ -191,3 +191,26 @@ def test_the_waiting_line_says_what_was_carried_or_what_is_wrong() -> None:
     assert "2 machines  merge, waits up to 12 s" in line
     assert line.endswith("; 3.0 MiB in, 2.0 KiB out")
     assert fed_run.waiting_line({**model, "reason": "b is missing"}).endswith("; b is missing")
+
+
+def test_in_a_pipe_each_reason_why_nothing_goes_on_is_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waiting = fed_run.Waiting()
+    model: dict[str, Json] = {
+        "round": 3, "machines": ["a", "b"], "phase": "committing", "deadline_s": 5, "bytes_in": 0,
+        "bytes_out": 0, "reason": "",
+    }  # fmt: skip
+    for reason in (
+        "",
+        "too few updates",
+        "too few updates",
+        "",
+        "too few updates",
+        "desktop is off",
+    ):
+        waiting.say({**model, "reason": reason})
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3
+    assert all("round    4" in line for line in told)
+    assert [line.rpartition("; ")[2] for line in told] == [few, few, off]
