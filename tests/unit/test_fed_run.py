@@ -201,14 +201,8 @@ def test_in_a_pipe_each_reason_why_nothing_goes_on_is_told_once(
         "round": 3, "machines": ["a", "b"], "phase": "committing", "deadline_s": 5, "bytes_in": 0,
         "bytes_out": 0, "reason": "",
     }  # fmt: skip
-    for reason in (
-        "",
-        "too few updates",
-        "too few updates",
-        "",
-        "too few updates",
-        "desktop is off",
-    ):
+    few, off = "too few updates", "desktop is off"
+    for reason in ("", few, few, "", few, off):
         waiting.say({**model, "reason": reason})
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 3
