@@ -101,7 +101,9 @@ def test_a_loss_in_the_middle_is_shown_by_verify_and_healed_by_repair(
     assert (repaired["equal"], repaired["received"]) == (True, 3)
     assert [value(desk, key) for key in KEYS] == list(KEYS)
     (again,) = rows(laptop, "verify")
-    assert (again["verdict"], again["records"]) == ("equal", cast("int", equal["records"]) + 1)
+    # A machine may write records of its own meanwhile: what is asked is that none is lost.
+    assert again["verdict"] == "equal"
+    assert cast("int", again["records"]) > cast("int", equal["records"])
 
 
 def test_a_machine_that_is_gone_is_no_verdict(pair: tuple[Home, Home]) -> None:
