@@ -110,8 +110,11 @@ def test_five_train_while_one_lies_and_one_is_killed_and_restarted(
 
     fates = fates_of(five[0])
     assert {fates[number, "liar"] for number in range(2, ROUNDS + 1)} == {"rejected"}
-    honest = {fate for (_, machine), fate in fates.items() if machine in {"one", "two", "three"}}
-    assert honest == {"included"}, fates
+    # Whether a machine is in time depends on what else it does; whether it is believed does not.
+    for honest in ("one", "two", "three"):
+        theirs = [fate for (_, machine), fate in fates.items() if machine == honest]
+        assert "rejected" not in theirs, fates
+        assert theirs.count("included") > len(theirs) // 2, fates
     for number in range(KILLED_AT, BACK_AT):
         assert fates.get((number, "four")) != "included", fates
     assert fates[ROUNDS, "four"] == "included", fates
