@@ -14,15 +14,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast
 
 import msgspec
+from typing_extensions import override
 
 from daemon.cli.client import Client, open_client
+from daemon.closing import Closes
 from daemon.methods.fed import RoundInfo, StatParams, StatResult
 from daemon.methods.fed_topk import TopKParams, TopKResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
-    from typing import Self, Unpack
+    from typing import Unpack
 
     from daemon.json_types import Json
     from federated.rounds.statistics.answers import Histogram, Mean, Quantiles, TopK
@@ -41,7 +42,7 @@ class Who(TypedDict, total=False):
     allow_plain: bool
 
 
-class Statistics:
+class Statistics(Closes):
     """Questions by way of a running daemon. Of one thread.
 
     Args:
@@ -58,15 +59,7 @@ class Statistics:
         """The daemon at the socket `path`; None: this user's, which is started if need be."""
         return cls(open_client(socket_path=path))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self.close()
-
+    @override
     def close(self) -> None:
         """End the connection."""
         self._client.close()

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from typing_extensions import override
 
 from daemon.cli import out
 from daemon.cli.client import open_client
+from daemon.closing import Closes
 from daemon.patience import Patience
 from federated.errors import UsageError
 from federated.rounds.numeric import tensors
@@ -32,8 +34,6 @@ from federated.rounds.statefile import load_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from daemon.json_types import Json
     from federated.rounds.numeric.dtypes import F32, Array
@@ -108,7 +108,7 @@ class HostRound:
         client.filled(update, weight, self.number)
 
 
-class HostTrainer:
+class HostTrainer(Closes):
     """One of several trainers of a machine.
 
     Args:
@@ -153,13 +153,9 @@ class HostTrainer:
         self.client = self._patience.call(lambda: self._open(autostart=False))
         return self._round
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    @override
+    def close(self) -> None:
+        """End the connection; this machine stays a member."""
         self.client.close()
 
     def rounds(self, last: int) -> Iterator[HostRound]:

@@ -23,10 +23,12 @@ import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
+from typing_extensions import override
 
 from daemon import job_asks as asks
 from daemon.cli.client import Client, CliError, open_client, socket_candidates
 from daemon.client import CallFailed, LocalClient
+from daemon.closing import Closes
 from daemon.methods.job_control import Stopped
 from daemon.methods.job_lookup import JobState
 from daemon.paths import resolve
@@ -318,7 +320,7 @@ class Watch:
 # ---- blocking
 
 
-class BlockingJobs:
+class BlockingJobs(Closes):
     """The jobs of a running daemon, for a program that waits. Of one thread.
 
     Args:
@@ -435,20 +437,10 @@ class BlockingJobs:
         """Remove a finished job; what it was."""
         return self._do(asks.of("purge", JobState, ident))
 
+    @override
     def close(self) -> None:
         """Hang up."""
         self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _pages(self, ident: str, *, raw: bool) -> Iterator[ResultPage]:
         offset: int | None = 0

@@ -29,8 +29,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from typing_extensions import override
 
 from daemon.cli.client import CliError
+from daemon.closing import Closes
 from daemon.trainer import Trainer
 from federated.errors import FederatedError
 from federated.rounds.training.outer import Outer
@@ -38,8 +40,6 @@ from federated.rounds.training.outer_words import Applied, OuterConfig, Sync
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
-    from typing import Self
 
     from federated.rounds.numeric.dtypes import F32
 
@@ -142,7 +142,7 @@ class _Lane:
                     self._inbox.put(error)
 
 
-class OuterTrainer:
+class OuterTrainer(Closes):
     """One member's outer optimiser, joined to its daemon.
 
     Args:
@@ -201,15 +201,7 @@ class OuterTrainer:
         for lane in self._lanes:
             lane.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self.close()
-
+    @override
     def close(self) -> None:
         """Stop talking; this machine stays a member of each fragment's federation."""
         for lane in self._lanes:

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from daemon.cli import out
 from daemon.cli.client import CliError, open_client
+from daemon.closing import Closes
 from daemon.patience import Patience
 from daemon.trainer_files import OwnFolder
 from federated.errors import UsageError
@@ -33,8 +35,6 @@ from federated.rounds.training.arrays import view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from numpy.typing import NDArray
 
@@ -120,7 +120,7 @@ class _Handed(NamedTuple):
     hello: dict[str, Json]
 
 
-class Trainer:
+class Trainer(Closes):
     """One member's loop.
 
     Args:
@@ -173,15 +173,7 @@ class Trainer:
             return
         self._call_now("fed.join", {"path": str(self._write(state)), **policy})
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self.close()
-
+    @override
     def close(self) -> None:
         """End the connection; this machine stays a member."""
         self._client.close()
