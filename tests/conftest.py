@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.configuration.set_hypothesis_home_dir("build/hypothesis")
 hypothesis.settings.load_profile(os.environ.get(PROFILE_VARIABLE, "gate"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was collected out of every collection of garbage.
+
+    Trio's tests and hypothesis collect often, and 9,000 tests with their modules are half a
+    million objects to walk through each time: a third of the time of unit and property tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
