@@ -158,8 +158,8 @@ def test_a_reducer_and_its_standby_that_merge_nothing(count: int) -> None:
     ends_in_one_result(world, liars)
 
 
-def bogus_parts(world: World, liar: bytes, failed: str) -> None:
-    """The liar signs for parts that nobody gets (`failed` empty) or can use."""
+def bogus_parts(world: World, liar: bytes, failed: str | None) -> None:
+    """The liar signs for parts that nobody gets (`failed` empty), can use, or has soon (None)."""
     bogus: set[bytes] = set()
     honest_order, honest_fetch = world._order, world._fetch_result
 
@@ -176,7 +176,8 @@ def bogus_parts(world: World, liar: bytes, failed: str) -> None:
 
     def fetch(node: Node, order: FetchResult) -> None:
         if order.sha256 in bogus and node.setting.me != liar:
-            world._later(node, ResultFailed(order.part, order.sha256, failed))
+            if failed is not None:
+                world._later(node, ResultFailed(order.part, order.sha256, failed))
             return
         honest_fetch(node, order)
 
@@ -184,16 +185,45 @@ def bogus_parts(world: World, liar: bytes, failed: str) -> None:
     world._fetch_result = fetch  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("failed", ["", "a value that is not finite"], ids=["withheld", "unfit"])
+@pytest.mark.parametrize(
+    "failed", ["", "a value that is not finite", None], ids=["withheld", "unfit", "trickling"]
+)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [4, 7])
 def test_a_reducer_whose_parts_nobody_can_have_or_use_and_its_vote_for_them(
-    count: int, seed: int, failed: str
+    count: int, seed: int, failed: str | None
 ) -> None:
     world, order = world_of(count, LARGE, seed)
     corrupt(world, {order[2]}, lambda send, _: [send])
     bogus_parts(world, order[2], failed)
     ends_in_one_result(world, {order[2]})
+
+
+@pytest.mark.parametrize("failed", ["", None], ids=["withheld", "trickling"])
+def test_a_vote_for_parts_that_nobody_has_is_always_there_first(failed: str | None) -> None:
+    world, order = world_of(7, LARGE)
+    liar = world.nodes[order[2]]
+    bogus_parts(world, order[2], failed)
+    honest = world._send
+
+    def send(sender: bytes, order: Send) -> None:
+        message = decode_untrusted(order.packet.body)
+        if sender != liar.setting.me:
+            honest(sender, order)
+            if isinstance(message, Moved):
+                world.at(0.0, lambda: vote_again(sender, message.view))
+        elif not isinstance(message, (*LEADS, Moved)):
+            honest(sender, order)
+
+    def vote_again(to: bytes, view: int) -> None:
+        vote, me = liar.machine.member.vote, liar.setting.me
+        assert vote is not None
+        head = (liar.setting.federation, liar.setting.number, view, bytes(32))
+        state = sign(FakeSigner(me), me, ViewState(*head, vote.view, vote.root))
+        world._deliver(me, Send(to, unsigned(Moved(*head, state, vote.plan, vote.results))))
+
+    world._send = send  # type: ignore[method-assign]
+    ends_in_one_result(world, {liar.setting.me})
 
 
 @pytest.mark.parametrize("rule", ["centred_clipping", "mean", "multi_krum"])

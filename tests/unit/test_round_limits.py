@@ -8,7 +8,17 @@ import pytest
 from federated.rounds.protocol.leader import Leader
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Link, Update
-from tests.helpers.rounds_kit import POLICY, World, make_setting, peers
+from federated.rounds.protocol.wire import (
+    Apply,
+    Propose,
+    Results,
+    Tick,
+    ViewState,
+    decode_untrusted,
+    sign,
+    unsigned,
+)
+from tests.helpers.rounds_kit import POLICY, FakeSigner, World, make_setting, peers
 
 NAMES = peers(4)
 PAYLOAD = 100_000_000
@@ -51,6 +61,49 @@ def test_one_members_claim_stretches_no_phase_beyond_what_the_others_need(claim:
     honest = limit_with([1e6] * 4)
     # A claim of a fast line gets it a larger part, which a standby takes over.
     assert limit_with([1e6] * 3 + [claim]) <= 1.35 * honest
+
+
+# ---- views that finish
+
+
+@pytest.mark.parametrize("entered_before", [False, True])
+def test_a_view_that_finishes_a_vote_lasts_as_long_as_its_transfers(entered_before: bool) -> None:
+    """Whether its coordinator's word brought us into it or our own patience."""
+    settings = [
+        make_setting(peer, NAMES, elements=PAYLOAD // 8, payload_bytes=PAYLOAD) for peer in NAMES
+    ]
+    world = World(1, settings)
+    world.run(1000, done=world.all_decided)
+    decided = world.nodes[NAMES[0]].decided
+    assert decided is not None
+    order, boss = settings[0].order, settings[0].coordinator(1)
+    setting = world.nodes[order[3]].setting
+    head = (setting.federation, setting.number, 1)
+    states = tuple(
+        sign(FakeSigner(peer), peer, ViewState(*head, bytes(32), 0, decided.root))
+        for peer in order[:3]
+    )
+    assert isinstance(decided.proof, Apply)
+    before = decode_untrusted(decided.proof.results.body)
+    assert isinstance(before, Results)
+    results = sign(FakeSigner(boss), boss, Results(*head, decided.plan_hash, before.headers))
+    propose = Propose(
+        *head, bytes(32), setting.base_root, setting.policy.digest(), setting.schema,
+        setting.circle, states, decided.proof.made, results,
+    )  # fmt: skip
+    machine = Machine(setting)
+    machine.start(0.0)
+    if entered_before:
+        machine._enter(0.0, 1)
+    machine.receive(0.0, boss, unsigned(propose))
+    tick = unsigned(Tick(*head, bytes(32), "confirm", 1.0))
+    now = 0.0
+    while machine.member.view == 1:
+        machine.receive(now, boss, tick)
+        machine.on_time(now)
+        now += 1.0
+    transfer_s = 3 * PAYLOAD / 2.5e6
+    assert now > 3 * transfer_s
 
 
 # ---- grace

@@ -485,11 +485,13 @@ class Machine:
     def _proposed(self, now: float, sender: bytes, message: Propose) -> None:
         if sender in self.banned:
             return  # its views pass: patience brings on the next
-        before = self.member.view
+        before, proposed = self.member.view, self.member.proposed_view
         self.member.propose(sender, message)
+        if self.member.proposed_view > proposed:
+            # In a view that we entered by ourselves, too: what it finishes is known only now.
+            self._view_ends = now + self._opening_s + self._finishing_s
         if self.member.view > before:
             self._heard = now
-            self._view_ends = now + self._opening_s + self._finishing_s
             self._enter_at = None
             self._says_at = None
             self.leader = None

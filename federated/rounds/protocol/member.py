@@ -363,6 +363,11 @@ class Member:
         return self._results_plan if self.made is None else None
 
     @property
+    def proposed_view(self) -> int:
+        """The last view whose coordinator proposed it here; -1: none."""
+        return self._proposed_view
+
+    @property
     def reducing(self) -> Reducing | None:
         """Our part as reducer under the present plan."""
         return self._reducing
@@ -422,9 +427,12 @@ class Member:
                 self._give(Tell("member.unfit_part", event.unfit[:200], reducer))
 
     def _doubt_results(self) -> None:
-        """A view ends without a decision: note the results that could not be voted for here."""
+        """A view ends without a decision: note the results that could not be voted for here.
+
+        A part that only trickles in never fails, and is as little here in the next view.
+        """
         results = self._results
-        if results is None or not self._failed & set(results.hashes) - self._here:
+        if results is None or set(results.hashes) <= self._here:
             return
         self.doubts.roots[results.root] = results.hashes
         for header, reducer in zip(results.headers, results.reducers, strict=True):
