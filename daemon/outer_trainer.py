@@ -25,6 +25,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +35,6 @@ from typing_extensions import override
 from daemon.cli.client import CliError
 from daemon.closing import Closes
 from daemon.trainer import Trainer
-from federated.errors import FederatedError
 from federated.rounds.training.outer import Outer
 from federated.rounds.training.outer_words import Applied, OuterConfig, Sync
 
@@ -61,6 +61,34 @@ class _Merged:
     d: F32
 
 
+class _Newest:
+    """The difference that is to be handed in next: the last one, as it has in it what is unsaid."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sync: Sync | None = None
+
+    def put(self, sync: Sync) -> None:
+        """Instead of whatever is still waiting."""
+        with self._changed:
+            self._sync = sync
+            self._changed.notify()
+
+    def put_back(self, sync: Sync) -> None:
+        """Unless a newer one is waiting."""
+        with self._changed:
+            if self._sync is None:
+                self._sync = sync
+                self._changed.notify()
+
+    def take(self, timeout_s: float) -> Sync | None:
+        """What is waiting, once there is something; None: nothing came in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._sync is not None, timeout_s)
+            sync, self._sync = self._sync, None
+            return sync
+
+
 class _Lane:
     """One fragment's talk with the daemon: a thread waits for rounds, another hands in.
 
@@ -75,7 +103,7 @@ class _Lane:
         self._trainer = trainer
         self._sender = sender
         self._inbox = inbox
-        self._outbox: queue.Queue[Sync] = queue.Queue()
+        self._outbox = _Newest()
         self._base = trainer.latest()
         self._connection = trainer.connection
         self._handed: tuple[int, Sync] | None = None
@@ -92,7 +120,7 @@ class _Lane:
             thread.start()
 
     def send(self, sync: Sync) -> None:
-        """Hand in a difference; sent by and by."""
+        """Hand in a difference, by and by; one that still waits is not sent any more."""
         self._outbox.put(sync)
 
     def end(self) -> None:
@@ -110,7 +138,7 @@ class _Lane:
                 rounds = fresh.number - self._base.number
                 self._base = fresh
                 self._note(fresh.number, rounds, d)
-        except (CliError, FederatedError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a lane that ends unheard would end all syncs
             if not self._ended.is_set():
                 self._inbox.put(error)
 
@@ -122,20 +150,19 @@ class _Lane:
         handed, before = self._handed, self._connection
         self._connection = self._trainer.connection
         if before is not self._connection and handed and handed[0] == self._base.number:
-            self._outbox.put(handed[1])
+            self._outbox.put_back(handed[1])
 
     def _send(self) -> None:
         while not self._ended.is_set():
-            try:
-                sync = self._outbox.get(timeout=1.0)
-            except queue.Empty:
+            sync = self._outbox.take(1.0)
+            if sync is None:
                 continue
             base = self._base
             try:
                 new = {STATE: base.state[STATE] + sync.delta}
                 self._sender.submit_from(base, new, weight=max(sync.weight, 1.0))
                 self._handed = base.number, sync
-            except (CliError, FederatedError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - the same
                 # Too late: the difference is in the next one, as it is against the common copy.
                 stale = isinstance(error, CliError) and error.data.get("reason") == "stale"
                 if not stale and not self._ended.is_set():
@@ -179,25 +206,25 @@ class OuterTrainer(Closes):
         self.synced = 0
         self.roots: deque[tuple[int, int, bytes]] = deque(maxlen=ROOTS_KEPT)
         self._inbox: queue.Queue[_Merged | Exception] = queue.Queue()
-        self._trainers: list[Trainer] = []
-        for fragment in range(len(self.outer.fragment_names)):
-            zeros = {STATE: np.zeros(self.outer.size(fragment), np.float32)}
-            self._trainers.append(
-                Trainer(
+        with ExitStack() as opened:
+            trainers = []
+            for fragment in range(len(self.outer.fragment_names)):
+                zeros = {STATE: np.zeros(self.outer.size(fragment), np.float32)}
+                trainer = Trainer(
                     f"{name}.{fragment}", zeros, group=group, expected=expected, wait_s=wait_s,
                     socket_path=socket_path, rule="mean", codec=self.outer.config.codec, clip=FREE,
                     first_deadline_s=first_deadline_s, grace_s=grace_s,
-                )
-            )  # fmt: skip
-        senders = [
-            Trainer(trainer.name, group=group, socket_path=socket_path)
-            for trainer in self._trainers
-        ]
-        self._lanes = [
-            _Lane(fragment, trainer, sender, self._inbox)
-            for fragment, (trainer, sender) in enumerate(zip(self._trainers, senders, strict=True))
-        ]
-        self._trainers += senders
+                )  # fmt: skip
+                trainers.append(opened.enter_context(trainer))
+            senders = [
+                opened.enter_context(Trainer(trainer.name, group=group, socket_path=socket_path))
+                for trainer in trainers
+            ]
+            self._lanes = [
+                _Lane(fragment, trainer, sender, self._inbox)
+                for fragment, (trainer, sender) in enumerate(zip(trainers, senders, strict=True))
+            ]
+            self._trainers = opened.pop_all()
         for lane in self._lanes:
             lane.start()
 
@@ -206,8 +233,7 @@ class OuterTrainer(Closes):
         """Stop talking; this machine stays a member of each fragment's federation."""
         for lane in self._lanes:
             lane.end()
-        for trainer in self._trainers:
-            trainer.close()
+        self._trainers.close()
 
     def step(self, params: Mapping[str, object], tokens: int = 1) -> bool:
         """An inner step is done: take over what was merged, hand in what falls due. Never blocks.

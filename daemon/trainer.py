@@ -16,6 +16,7 @@ Source: docs/specs/rounds.md s.7.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -153,11 +154,15 @@ class Trainer(Closes):
         self._handed: _Handed | None = None
         longest = min(wait_s + 120, math.inf if timeout_s is None else timeout_s)
         open_ = partial(open_client, socket_path=socket_path, timeout_s=longest)
-        self._client = open_(autostart=autostart)
-        self._folder = OwnFolder()
-        self._first(state, {"expected": expected, "wait_s": wait_s, **policy})
-        self._client.close()
-        self._client = open_(autostart=False)
+        with ExitStack() as opened:
+            self._client = open_(autostart=autostart)
+            opened.callback(self._client.close)
+            self._folder = OwnFolder()
+            opened.callback(self._folder.close)
+            self._first(state, {"expected": expected, "wait_s": wait_s, **policy})
+            self._client.close()
+            self._client = open_(autostart=False)
+            opened.pop_all()
 
     def _first(self, state: Mapping[str, object] | None, policy: dict[str, Json]) -> None:
         try:

@@ -33,7 +33,7 @@ class OwnFolder:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
         lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        self._end = weakref.finalize(self, _remove, self.path, lock)
+        self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
         self._remove_dead()
 
     def close(self) -> None:
@@ -52,8 +52,10 @@ class OwnFolder:
                 continue  # removed by its owner meanwhile, or not ours to look at
 
 
-def _remove(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _remove(folder: Path, lock: int, maker: int) -> None:
+    """A copy of the process that made it, such as one that loads data, ends before that does."""
+    if os.getpid() == maker:
+        shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
 
 

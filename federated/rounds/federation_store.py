@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -167,7 +169,7 @@ class FederationStore:
             log.exception("round_files_not_swept")
 
     async def forget(self) -> None:
-        """Leave: the row and the files go.
+        """Leave: the row and the files go; a file that cannot be removed stays, and is told.
 
         Promises and votes stay: who comes back into the same round is bound by what it said.
         """
@@ -178,12 +180,13 @@ class FederationStore:
         await self._db.write(write)
 
         def files() -> None:
-            if self._folder.is_dir():
-                for path in self._folder.iterdir():
-                    path.unlink(missing_ok=True)
-                self._folder.rmdir()
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self._folder)
 
-        await self._offload.run(files)
+        try:
+            await self._offload.run(files)
+        except OSError:
+            log.exception("round_files_not_removed")
 
     # ---- promises and votes
 

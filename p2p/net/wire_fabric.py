@@ -223,7 +223,9 @@ class WireFabric:
 
     def info(self, peer: PeerId) -> PeerInfo | None:
         """One connected peer."""
-        return None if self._manager.table.entry(peer) is None else self._info(peer)
+        entry = self._manager.table.entry(peer)
+        # A connection whose muxer is not agreed yet is none.
+        return self._info(peer) if entry is not None and entry.opened else None
 
     def protocols(self, peer: PeerId) -> frozenset[str]:
         """What a connected peer said that it serves; empty until it did."""

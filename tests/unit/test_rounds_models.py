@@ -166,6 +166,25 @@ def test_a_newcomer_gets_the_state_and_takes_part(tmp_path: Path) -> None:
     play_team(scenario, tmp_path, seed=4)
 
 
+def test_whatever_else_lies_in_its_folder_a_model_can_be_left_and_joined_anew(
+    tmp_path: Path,
+) -> None:
+    async def scenario(team: Team) -> None:
+        chairs = [await team.seat(number) for number in (1, 2)]
+        federations = await join_all(chairs, tmp_path)
+        folder = federations[0].store.state_path(0).parent
+        (folder / "mine").mkdir()
+        (folder / "mine" / "notes").write_text("x")
+        for chair in chairs:
+            models = await chair.rounds.models()
+            await models.leave(None, "m")
+            assert not models.all()
+        assert not folder.exists()
+        await join_all(chairs, tmp_path)
+
+    play_team(scenario, tmp_path, seed=10)
+
+
 def test_what_cannot_be_merged_is_refused_at_once(tmp_path: Path) -> None:
     async def scenario(team: Team) -> None:
         chairs = [await team.seat(number) for number in (1, 2)]

@@ -18,6 +18,7 @@ from p2p.env import SystemEnv
 from p2p.errors import Busy, Unreachable, UsageError
 from p2p.identity import peer_text
 from p2p.net.book import Book, decode_book_untrusted
+from p2p.net.table import PeerTable
 from p2p.net.tcp import TcpTransport, source_addresses
 from p2p.net.wire_fabric import WireFabric
 from tests.helpers.leaks import open_descriptors
@@ -38,7 +39,8 @@ from tests.helpers.wire_kit import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from p2p.net.seam import Addr, Stream
+    from p2p.net.driver import Connection
+    from p2p.net.seam import Addr, PeerInfo, Stream
 
 BOTH = ("/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0")
 
@@ -55,6 +57,27 @@ async def test_two_nodes_talk_over_either_family(listen: str) -> None:
         assert (info.path, info.inbound, info.addr) == ("direct", False, b.addrs()[0])
         await wait_for(lambda: a.peers()[b.id].agent == "covey/0.1")
         assert await a.ping(b.id) > 0
+
+
+async def test_a_peer_whose_connection_is_being_made_is_not_connected_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = make(1), make(2)
+    seen: list[PeerInfo | None] = []
+    add_fresh = PeerTable.add_fresh
+
+    def look(table: PeerTable, connection: Connection) -> None:
+        add_fresh(table, connection)
+        fabric = a if connection.peer == b.id else b
+        seen.append(fabric.info(connection.peer))
+        assert connection.peer not in fabric.peers()
+
+    monkeypatch.setattr(PeerTable, "add_fresh", look)
+    async with running(a, b):
+        await a.connect(b.id, b.addrs())
+        await exchange(a, b.id)
+        assert seen == [None, None]
+        assert a.info(b.id) is not None
 
 
 async def test_a_dead_address_does_not_hide_a_live_one() -> None:

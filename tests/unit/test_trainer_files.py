@@ -70,6 +70,18 @@ def test_what_a_killed_trainer_left_is_removed_and_a_living_ones_is_not(place: P
     assert not list(place.iterdir())
 
 
+def test_a_copy_of_the_process_leaves_the_folder_to_who_made_it(place: Path) -> None:
+    folder = OwnFolder()
+    copy = os.fork()
+    if copy == 0:
+        folder.close()
+        os._exit(0)
+    assert os.waitpid(copy, 0)[1] == 0
+    assert folder.path.exists()
+    folder.close()
+    assert not list(place.iterdir())
+
+
 def test_nothing_else_is_removed(place: Path) -> None:
     other = place / "elsewhere"
     other.mkdir()
