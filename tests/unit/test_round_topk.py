@@ -14,7 +14,13 @@ from federated.errors import RoundError, UsageError
 from federated.rounds.statistics import heavy_hitters as hh
 from federated.rounds.statistics.items import ITEM_CHARS_MAX, Letters, Vocabulary
 from federated.rounds.statistics.plain_items import TEXT_BYTES_MAX, PlainItems, code_of
-from federated.rounds.statistics.private_items import ITEMS_MAX, PrivateItems, know, search_for
+from federated.rounds.statistics.private_items import (
+    ITEMS_MAX,
+    PrivateItems,
+    keyed,
+    know,
+    search_for,
+)
 from federated.rounds.statistics.rows import Sum, Table, advance, play
 
 if TYPE_CHECKING:
@@ -85,6 +91,39 @@ def test_the_same_records_have_the_same_noise_and_others_have_other() -> None:
     assert private(data, coding, 3, 2.0, secret=9) != once
     changed = [[*data[0][:-1], "kiwi"], *data[1:]]
     assert private(changed, coding, 3, 2.0) != once
+
+
+def test_noise_is_drawn_by_the_secret_and_all_that_reports_depend_on() -> None:
+    """Two of the same would tell their difference: of each other one the noise is another one."""
+    items, coding = people(100, 5)[0], Vocabulary(WORDS)
+
+    def drawn(
+        items: list[str] = items, coding: Letters | Vocabulary = coding, epsilon: float = 2.0,
+        secret: bytes = bytes(32), k: int = 3,
+    ) -> tuple[bytes, bytes]:  # fmt: skip
+        search = search_for(coding, k, epsilon)
+        source = keyed(secret, coding, search, know(coding, items).codes)
+        return source(32), source(32)
+
+    spare = (*WORDS[:-1], "spare")
+    assert Vocabulary(spare).bits == coding.bits
+    known = [item for item in items if item != WORDS[-1]]
+    assert know(Vocabulary(spare), known).codes.tolist() == know(coding, known).codes.tolist()
+    others = [
+        drawn(),
+        drawn([*items[:-1], "kiwi"]),
+        drawn(items[1:]),
+        drawn(epsilon=2.5),
+        drawn(epsilon=math.nextafter(2.0, 3.0)),
+        drawn(secret=bytes(31) + b"\1"),
+        drawn(secret=b"\1" + bytes(31)),
+        drawn(known),
+        drawn(known, Vocabulary(spare)),
+        drawn(known, Letters()),
+    ]
+    pieces = [piece for one in others for piece in one]
+    assert len(set(pieces)) == len(pieces)
+    assert drawn() == drawn(items[::-1], k=7) == others[0]
 
 
 @pytest.mark.parametrize("coding", [Letters(), Vocabulary(WORDS)], ids=["tree", "list"])
