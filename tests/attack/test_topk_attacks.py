@@ -61,7 +61,8 @@ def lied(talks: list[Talk[TopK]], lie: Lie, *, judged: bool = True) -> tuple[Top
             assert isinstance(done, Done)
             return done.value, reasons
         vectors = [one.vector for one in asked]
-        vectors[LIAR] = lie(number, vectors[LIAR].copy())
+        honest = vectors[LIAR]
+        vectors[LIAR] = lie(number, honest.copy())
         number += 1
         wrong = asked[0].check(vectors[LIAR]) if judged else ""
         assert not any(asked[0].check(vectors[at]) for at in range(LIAR))
@@ -69,7 +70,12 @@ def lied(talks: list[Talk[TopK]], lie: Lie, *, judged: bool = True) -> tuple[Top
             reasons.append(wrong)
         included = [at for at in range(len(vectors)) if at != LIAR or not wrong]
         total = np.sum([vectors[at] for at in included], axis=0)
-        steps = [advance(talk, Heard(total, frozenset(included))) for talk in talks]
+        # Who lies finds in the sum what it said, and does not mind.
+        unminded = total if wrong else total - vectors[LIAR] + honest
+        steps = [
+            advance(talk, Heard(unminded if at == LIAR else total, frozenset(included)))
+            for at, talk in enumerate(talks)
+        ]
 
 
 def row_of(table: F64, place: int = LIAR) -> F64:
@@ -174,6 +180,57 @@ def test_who_fills_anothers_row_is_named(make: Callable[[], list[Talk[TopK]]]) -
     assert "2 rows filled" in reasons[0]
     with pytest.raises(UsageError, match="one's row"):
         lied(private(LIST), both, judged=False)
+
+
+@pytest.mark.parametrize("kind", ["list", "tree", "plain"])
+@pytest.mark.parametrize("said", [True, False], ids=["said to be in", "its place unknown"])
+def test_who_merges_cannot_put_words_into_our_mouth(kind: str, said: bool) -> None:
+    """Any row that could be another's passes for one, but not with the member whose row it is."""
+    makes = {"list": lambda: private(LIST), "tree": lambda: private(TREE), "plain": plain}
+    sums = {"list": 2, "tree": 7, "plain": 5}
+    for at in range(sums[kind]):
+        talks = makes[kind]()
+        steps = [advance(talk, None) for talk in talks]
+        for number in range(at + 1):
+            vectors = [step.vector for step in steps if isinstance(step, Sum)]
+            total = np.sum(vectors, axis=0)
+            if number < at:
+                steps = [advance(talk, Heard(total, frozenset(range(3)))) for talk in talks]
+        changed = total.copy().reshape(3, -1)
+        # A record, a support or a count less; a text where we had none.
+        last = np.flatnonzero(changed[1])[-1] or -1
+        changed[1, last] += -1 if changed[1, last] > 1 else 1
+        included = frozenset(range(3)) if said else None
+        with pytest.raises(UsageError, match="who merged changed our row"):
+            advance(talks[1], Heard(changed.ravel(), included))
+
+
+def test_a_row_that_is_said_to_be_in_the_sum_and_is_not_was_taken_out() -> None:
+    talks = private(LIST)
+    vectors = [
+        step.vector for step in (advance(one, None) for one in talks) if isinstance(step, Sum)
+    ]
+    heard = Heard(vectors[0] + vectors[2], frozenset(range(3)))
+    with pytest.raises(UsageError, match="who merged changed our row"):
+        advance(talks[1], heard)
+
+
+def test_nobody_has_to_say_a_text_that_it_does_not_have() -> None:
+    """Counts of ours that who merged made up would make us the one that says the item's text."""
+    talks = plain()
+    heard: Heard | None = None
+    for _ in range(4):
+        vectors = [
+            step.vector for step in (advance(one, heard) for one in talks) if isinstance(step, Sum)
+        ]
+        heard = Heard(np.sum(vectors, axis=0), frozenset(range(3)))
+    assert heard is not None
+    rows = heard.vector.copy().reshape(3, -1)
+    without = np.flatnonzero(rows[2] == 0)
+    rows[:2, without] = 0
+    rows[2, without] = 1
+    with pytest.raises(UsageError, match="who merged changed our row"):
+        advance(talks[2], Heard(rows.ravel(), frozenset(range(3))))
 
 
 def test_a_liar_moves_an_item_by_no_more_than_its_records() -> None:

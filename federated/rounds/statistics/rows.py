@@ -3,7 +3,8 @@
 Each member sends a table of zeros with its own row filled in; the sum of all tables holds the rows
 of all. A row begins with a marker that says what it is about, so that a row which two members
 filled, or one that stands in another's place, is seen in the sum, and who left its own empty is
-named. Wide tables go in several sums: who merges a table alone can judge it.
+named. Each member looks for its own row in the sum: nobody else knows what it said. Wide tables go
+in several sums: who merges a table alone can judge it.
 
 Sans-IO, by generators: they yield a `Sum` to be made and are sent what was `Heard`.
 """
@@ -97,7 +98,8 @@ class Table:
             float64[members, h + b]; zeros for a member that was not included.
 
         Raises:
-            UsageError: naming the member whose row is missing or cannot be.
+            UsageError: naming the member whose row is missing or cannot be, or because ours is not
+                what we sent.
         """
         names = self.names
         room = (ELEMENTS_MAX // len(names) - 1 - len(head)) // stride * stride
@@ -142,9 +144,10 @@ class _Piece:
         self._fault = fault
 
     def asked(self, head: F64, body: F64) -> Sum:
-        self._width = 1 + len(head) + len(body)
+        self._ours = np.concatenate([[self._marker], head, body])
+        self._width = len(self._ours)
         rows = np.zeros((len(self._table.names), self._width))
-        rows[self._table.place] = np.concatenate([[self._marker], head, body])
+        rows[self._table.place] = self._ours
         return Sum(rows.ravel(), self.check)
 
     def check(self, vector: F64) -> str:
@@ -167,7 +170,8 @@ class _Piece:
         """Everybody's rows.
 
         Raises:
-            UsageError: naming the member whose row is missing or cannot be.
+            UsageError: naming the member whose row is missing or cannot be, or because ours is not
+                what we sent.
         """
         rows = heard.vector.reshape(len(self._table.names), self._width)
         filled = frozenset(np.flatnonzero((rows != 0).any(axis=1)).tolist())
@@ -176,6 +180,11 @@ class _Piece:
         if wrong:
             # Whose own row is empty although its vector is in the sum filled another one.
             self._refuse_filling(sorted(included - filled), sorted(wrong))
+        place = self._table.place
+        if place in filled | included and not np.array_equal(rows[place], self._ours):
+            raise UsageError(
+                "who merged changed our row: nothing is made of that; ask again without it"
+            )
         for place in sorted(filled):
             self._table.refuse(place, self._row_fault(place, rows[place]))
         return rows
