@@ -53,7 +53,8 @@ def lied(talks: list[Talk[TopK]], lie: Lie, *, judged: bool = True) -> tuple[Top
         lie: from the number of the sum and the liar's table to what it sends.
         judged: whether the member that merges looks; one that lies itself does not.
     """
-    steps, reasons, number = [advance(talk, None) for talk in talks], [], 0
+    reasons: list[str] = []
+    steps, number = [advance(talk, None) for talk in talks], 0
     while True:
         asked = [step for step in steps if isinstance(step, Sum)]
         if not asked:
@@ -182,55 +183,51 @@ def test_who_fills_anothers_row_is_named(make: Callable[[], list[Talk[TopK]]]) -
         lied(private(LIST), both, judged=False)
 
 
+def honestly(talks: list[Talk[TopK]], sums: int) -> F64:
+    """The last of so many sums that nobody lies in; the members have heard those before it."""
+    heard: Heard | None = None
+    for _ in range(sums):
+        steps = [advance(talk, heard) for talk in talks]
+        vectors = [step.vector for step in steps if isinstance(step, Sum)]
+        heard = Heard(np.sum(vectors, axis=0), frozenset(range(len(talks))))
+    assert heard is not None
+    return heard.vector
+
+
 @pytest.mark.parametrize("kind", ["list", "tree", "plain"])
 @pytest.mark.parametrize("said", [True, False], ids=["said to be in", "its place unknown"])
 def test_who_merges_cannot_put_words_into_our_mouth(kind: str, said: bool) -> None:
-    """Any row that could be another's passes for one, but not with the member whose row it is."""
+    """Any row that could be ours passes with the others, but not with us."""
     makes = {"list": lambda: private(LIST), "tree": lambda: private(TREE), "plain": plain}
     sums = {"list": 2, "tree": 7, "plain": 5}
     for at in range(sums[kind]):
         talks = makes[kind]()
-        steps = [advance(talk, None) for talk in talks]
-        for number in range(at + 1):
-            vectors = [step.vector for step in steps if isinstance(step, Sum)]
-            total = np.sum(vectors, axis=0)
-            if number < at:
-                steps = [advance(talk, Heard(total, frozenset(range(3)))) for talk in talks]
-        changed = total.copy().reshape(3, -1)
+        changed = honestly(talks, at + 1).reshape(len(NAMES), -1)
         # A record, a support or a count less; a text where we had none.
         last = np.flatnonzero(changed[1])[-1] or -1
         changed[1, last] += -1 if changed[1, last] > 1 else 1
-        included = frozenset(range(3)) if said else None
+        included = frozenset(range(len(NAMES))) if said else None
         with pytest.raises(UsageError, match="who merged changed our row"):
             advance(talks[1], Heard(changed.ravel(), included))
 
 
 def test_a_row_that_is_said_to_be_in_the_sum_and_is_not_was_taken_out() -> None:
     talks = private(LIST)
-    vectors = [
-        step.vector for step in (advance(one, None) for one in talks) if isinstance(step, Sum)
-    ]
-    heard = Heard(vectors[0] + vectors[2], frozenset(range(3)))
+    table = honestly(talks, 1).reshape(len(NAMES), -1)
+    table[1] = 0
     with pytest.raises(UsageError, match="who merged changed our row"):
-        advance(talks[1], heard)
+        advance(talks[1], Heard(table.ravel(), frozenset(range(len(NAMES)))))
 
 
 def test_nobody_has_to_say_a_text_that_it_does_not_have() -> None:
     """Counts of ours that who merged made up would make us the one that says the item's text."""
     talks = plain()
-    heard: Heard | None = None
-    for _ in range(4):
-        vectors = [
-            step.vector for step in (advance(one, heard) for one in talks) if isinstance(step, Sum)
-        ]
-        heard = Heard(np.sum(vectors, axis=0), frozenset(range(3)))
-    assert heard is not None
-    rows = heard.vector.copy().reshape(3, -1)
-    without = np.flatnonzero(rows[2] == 0)
-    rows[:2, without] = 0
-    rows[2, without] = 1
+    table = honestly(talks, 4).reshape(len(NAMES), -1)
+    without = np.flatnonzero(table[2] == 0)
+    table[:2, without] = 0
+    table[2, without] = 1
     with pytest.raises(UsageError, match="who merged changed our row"):
-        advance(talks[2], Heard(rows.ravel(), frozenset(range(3))))
+        advance(talks[2], Heard(table.ravel(), frozenset(range(len(NAMES)))))
 
 
 def test_a_liar_moves_an_item_by_no_more_than_its_records() -> None:

@@ -21,10 +21,11 @@ from federated.rounds.statistics.private_items import (
     know,
     search_for,
 )
-from federated.rounds.statistics.rows import Sum, Table, advance, play
+from federated.rounds.statistics.rows import Done, Heard, Sum, Table, advance, play
 
 if TYPE_CHECKING:
     from federated.rounds.statistics.answers import TopK
+    from federated.rounds.statistics.rows import Talk
 
 WORDS = ("apple", "bread", "cheese", "dates", "eggs", "flour", "garlic", "honey")
 SHARES = np.array([0.40, 0.25, 0.10, 0.08, 0.07, 0.05, 0.03, 0.02])
@@ -219,6 +220,59 @@ def test_wide_rows_go_in_pieces_and_come_whole(monkeypatch: pytest.MonkeyPatch) 
     whole = private(data, Letters(), 3, 4.0), plain(data, 3)
     monkeypatch.setattr("federated.rounds.statistics.rows.ELEMENTS_MAX", 900)
     assert (private(data, Letters(), 3, 4.0), plain(data, 3)) == whole
+
+
+def missed(talks: list[Talk[TopK]], misses: set[tuple[int, int]]) -> list[TopK]:
+    """Play with members that are not in some sums: (number of the sum, place)."""
+    number, steps = 0, [advance(talk, None) for talk in talks]
+    while asked := [step for step in steps if isinstance(step, Sum)]:
+        here = frozenset(at for at in range(len(talks)) if (number, at) not in misses)
+        total = np.sum([one.vector for at, one in enumerate(asked) if at in here], axis=0)
+        for at, one in enumerate(asked):
+            assert not one.check(asked[min(here)].vector), (number, at)
+        # Who was late has the sum, and no list of who is in it.
+        steps = [
+            advance(talk, Heard(total, here if at in here else None))
+            for at, talk in enumerate(talks)
+        ]
+        number += 1
+    return [step.value for step in steps if isinstance(step, Done)]
+
+
+def test_who_is_late_with_more_items_than_the_others_counts_no_more() -> None:
+    """The others left no room for its items when they heard how many each has."""
+    few, many = ["a"] * 9 + ["b"] * 5, [f"m{place % 20}" for place in range(200)]
+    data = [few, few[1:], many]
+    talks = [PlainItems(one, 2).talk(Table(NAMES, at)) for at, one in enumerate(data)]
+    found = missed(talks, {(1, 2)})
+    assert found[0] == found[1] == found[2]
+    assert [(one.item, one.count) for one in found[0].items] == [("a", 17.0), ("b", 10.0)]
+    assert (found[0].records, found[0].peers) == (27, 2)
+
+
+def test_plain_counts_are_exact_for_those_that_were_in_all_sums() -> None:
+    for seed in range(120):
+        rng = random.Random(seed)
+        k = rng.randint(1, 6)
+        # Who is lost has most of the records: what is frequent without it is not with it.
+        data = [
+            [f"{rng.randrange(place + 1)} {int(rng.paretovariate(0.6)) % 30}" for _ in range(size)]
+            for place, size in enumerate([rng.randint(1, 40), rng.randint(1, 40), 200])
+        ]
+        misses = {(rng.randrange(4), 2)} | ({(rng.randrange(7), 1)} if seed % 3 == 0 else set())
+        talks = [PlainItems(one, k).talk(Table(NAMES, at)) for at, one in enumerate(data)]
+        found = missed(talks, misses)
+        assert found[0] == found[1] == found[2]
+        left = [place for place in range(3) if place not in {at for _, at in misses}]
+        if found[0].peers != len(left):  # lost when only texts were left, or after the end
+            assert found[0].peers == len(left) + 1
+            left = [0, 1]
+        counts = Counter(item for place in left for item in data[place])
+        wanted = sorted(counts.items(), key=lambda one: (-one[1], code_of(one[0])))[:k]
+        assert found[0].records == counts.total()
+        assert [one.count for one in found[0].items] == [count for _, count in wanted]
+        for hit, (item, _) in zip(found[0].items, wanted, strict=True):
+            assert hit.item in {item, "?"}
 
 
 def test_too_many_items_of_one_frequency_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

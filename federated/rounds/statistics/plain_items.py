@@ -6,6 +6,10 @@ members, as whatever is missed everywhere cannot be among the k; then everybody'
 still be; and the texts of what was found, by one member that has each. Until then items go by 52
 bits of their hash. Every member sees every member's rows.
 
+What is found is exact for those that are in all sums. Who was missed in one counts no more, also if
+that is ourselves: what it alone has often was not asked for. T was too high for the others then, so
+all look once more without it.
+
 Source: docs/specs/rounds.md s.8.
 """
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from federated.rounds.statistics.items import Vocabulary
-    from federated.rounds.statistics.rows import F64, Table, Talk
+    from federated.rounds.statistics.rows import F64, Bools, Table, Talk
 
 CODE_BITS: Final = 52
 """Of an item's hash: as many as float64 adds up exactly, and none of them zero."""
@@ -95,17 +99,35 @@ class _Conversation:
     table: Table
 
     def talk(self) -> Talk[TopK]:
-        first = yield from self._first()
-        records, known = first[:, 0], _tallies(first[:, 1:])
-        least = max(1, -(-self._kth(known) // len(self.table.names)))
-        known = yield from self._from(least, records)
-        wanted = self._possible(known, least)
-        counts = yield from self._of(wanted, records)
+        records, best = yield from self._first()
+        wanted, counts, here = yield from self._count(best, records)
+        while (records[~here] > 0).any():
+            records = np.where(here, records, 0.0)
+            wanted, counts, here = yield from self._count(best, records)
         order = sorted(range(len(wanted)), key=lambda at: (-counts[:, at].sum(), wanted[at]))
         chosen = [at for at in order[: self.k] if counts[:, at].sum() > 0]
         holders = [int(np.flatnonzero(counts[:, at])[0]) for at in chosen]
         texts = yield from self._say([wanted[at] for at in chosen], holders)
         return self._answer(texts, [float(counts[:, at].sum()) for at in chosen], records)
+
+    def _count(
+        self, best: Sequence[Mapping[int, int]], records: F64
+    ) -> Talk[tuple[list[int], F64, Bools]]:
+        """Everybody's counts of all items that may be among the k best.
+
+        Args:
+            best: everybody's own k best.
+            records: of each member; 0: it counts no more, and neither does what it has.
+
+        Returns:
+            The items, float64[m, items], and bool[m]: who was in all of it.
+        """
+        left = [one if count else {} for one, count in zip(best, records, strict=True)]
+        least = max(1, -(-self._kth(left) // max(1, int(np.count_nonzero(records)))))
+        known, here = yield from self._from(least, records)
+        wanted = self._possible(known, least)
+        counts, also = yield from self._of(wanted, np.where(here, records, 0.0))
+        return wanted, counts, here & also
 
     def _answer(self, texts: Iterable[str], counts: Iterable[float], records: F64) -> TopK:
         return TopK(
@@ -140,8 +162,8 @@ class _Conversation:
 
     # ---- sums
 
-    def _first(self) -> Talk[F64]:
-        """Records, and our own k best."""
+    def _first(self) -> Talk[tuple[F64, list[dict[int, int]]]]:
+        """Records, 0 of who is not there, and everybody's own k best."""
         best = sorted(self.counts.items(), key=lambda one: (-one[1], one[0]))[: self.k]
 
         def fault(place: int, start: int, head: F64, piece: F64) -> str:
@@ -151,39 +173,49 @@ class _Conversation:
             return _pairs_fault(piece, head[0], 1)
 
         head = np.array([float(self.records)])
-        return (yield from self.table.exchange(b"first", head, _pairs(best, self.k), fault, 2))
+        rows, _ = yield from self.table.exchange(b"first", head, _pairs(best, self.k), fault, 2)
+        return rows[:, 0], _tallies(rows[:, 1:])
 
-    def _from(self, least: int, records: F64) -> Talk[list[dict[int, int]]]:
-        """Everybody's items that it has at least so many times."""
-        mine = [(code, count) for code, count in self.counts.items() if count >= least]
+    def _ours(self, records: F64) -> Mapping[int, int]:
+        """What we bring: nothing once we were missed."""
+        return self.counts if records[self.table.place] else {}
+
+    def _from(self, least: int, records: F64) -> Talk[tuple[list[dict[int, int]], Bools]]:
+        """Everybody's items that it has at least so many times, and who was in both sums."""
+        mine = [(code, count) for code, count in self._ours(records).items() if count >= least]
 
         def many(place: int, start: int, head: F64, piece: F64) -> str:
             del start, piece
             return "" if head[0] * least <= records[place] else "more items than it can have"
 
-        sizes = yield from self.table.exchange(
+        sizes, sized = yield from self.table.exchange(
             b"sizes", np.array([float(len(mine))]), np.zeros(0), many
         )
         width = int(sizes.max())
         self._refuse_wide(2 * width)
+        if not sized[self.table.place]:
+            mine = []  # the others left no room for them
 
         def fault(place: int, start: int, head: F64, piece: F64) -> str:
             del start, head
-            return _pairs_fault(piece, records[place], least)
+            return _pairs_fault(piece, records[place] if sized[place] else 0.0, least)
 
         about = b"from" + least.to_bytes(8, "big")
-        rows = yield from self.table.exchange(about, np.zeros(0), _pairs(mine, width), fault, 2)
-        return _tallies(rows)
+        rows, here = yield from self.table.exchange(
+            about, np.zeros(0), _pairs(mine, width), fault, 2
+        )
+        return _tallies(rows), sized & here
 
-    def _of(self, wanted: Sequence[int], records: F64) -> Talk[F64]:
-        """Everybody's counts of the wanted: float64[m, len(wanted)]."""
+    def _of(self, wanted: Sequence[int], records: F64) -> Talk[tuple[F64, Bools]]:
+        """Everybody's counts of the wanted, float64[m, len(wanted)], and who was there."""
         self._refuse_wide(len(wanted))
 
         def fault(place: int, start: int, head: F64, piece: F64) -> str:
             del start, head
             return "more of its items than it has" if piece.sum() > records[place] else ""
 
-        counts = np.array([float(self.counts.get(code, 0)) for code in wanted])
+        ours = self._ours(records)
+        counts = np.array([float(ours.get(code, 0)) for code in wanted])
         about = b"of" + np.array(wanted, "<u8").tobytes()
         return (yield from self.table.exchange(about, np.zeros(0), counts, fault))
 
@@ -191,7 +223,7 @@ class _Conversation:
         """The texts, each by the member that is to say it; `?` where that one is gone."""
         said = np.zeros((len(codes), TEXT_NUMBERS))
         for at, (code, holder) in enumerate(zip(codes, holders, strict=True)):
-            if holder == self.table.place:
+            if holder == self.table.place:  # counts of ours are as we sent them: it is among them
                 said[at] = _packed(self.texts[code])
 
         def fault(place: int, start: int, head: F64, piece: F64) -> str:
@@ -204,7 +236,9 @@ class _Conversation:
             return ""
 
         about = b"say" + np.array(codes, "<u8").tobytes()
-        rows = yield from self.table.exchange(about, np.zeros(0), said.ravel(), fault, TEXT_NUMBERS)
+        rows, _ = yield from self.table.exchange(
+            about, np.zeros(0), said.ravel(), fault, TEXT_NUMBERS
+        )
         whole = rows.reshape(len(rows), len(codes), TEXT_NUMBERS)
         return [_unpacked(whole[holder, at]) or "?" for at, holder in enumerate(holders)]
 

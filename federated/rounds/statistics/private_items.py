@@ -180,7 +180,7 @@ class _Conversation:
             del place, start, piece
             return "" if 1 <= head[0] <= ITEMS_MAX else f"more than {ITEMS_MAX:,} items, or none"
 
-        rows = yield from self.table.exchange(b"records", mine, np.zeros(0), fault)
+        rows, _ = yield from self.table.exchange(b"records", mine, np.zeros(0), fault)
         try:
             hh.smallest_share(self.search, int(rows[:, 0].sum()))
         except UsageError as error:
@@ -209,7 +209,8 @@ class _Conversation:
         about = b"".join(
             [b"final" if chosen else b"level", level.to_bytes(1, "big"), candidates.tobytes()]
         )
-        return (yield from self.table.exchange(about, head, row[2:], fault))
+        rows, _ = yield from self.table.exchange(about, head, row[2:], fault)
+        return rows
 
     def _answer(self, hits: Sequence[Hit], view: Level) -> TopK:
         search = self.search

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     F64: TypeAlias = NDArray[np.float64]
+    Bools: TypeAlias = NDArray[np.bool_]
 
 ELEMENTS_MAX: Final = 120_000
 """Of a table: below a million bytes one member merges it, and judges it as a whole.
@@ -84,7 +85,7 @@ class Table:
 
     def exchange(
         self, about: bytes, head: F64, body: F64, fault: Fault, stride: int = 1
-    ) -> Talk[F64]:
+    ) -> Talk[tuple[F64, Bools]]:
         """Bring our row and learn everybody's.
 
         Args:
@@ -95,7 +96,8 @@ class Table:
             stride: pieces of a body are cut at multiples of it.
 
         Returns:
-            float64[members, h + b]; zeros for a member that was not included.
+            float64[members, h + b], and bool[members]: whose rows are there. The others, who were
+            not included, ours perhaps among them, have zeros.
 
         Raises:
             UsageError: naming the member whose row is missing or cannot be, or because ours is not
@@ -120,7 +122,7 @@ class Table:
             self.refuse(
                 place, fault(place, 0, found[place, : len(head)], found[place, len(head) :])
             )
-        return found
+        return found, ~gone
 
     def refuse(self, place: int, wrong: str) -> None:
         """Refuse a member's row, if something is wrong with it.
