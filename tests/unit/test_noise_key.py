@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import stat
 from typing import TYPE_CHECKING
@@ -47,3 +49,93 @@ def test_a_damaged_one_is_said_and_not_replaced(tmp_path: Path, size: int) -> No
         noise_key(path, random.Random(1))
     assert caught.value.name == "storage_corrupt"
     assert path.read_bytes() == b"x" * size
+
+
+def test_it_is_on_the_disk_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File, then its name in the folder; only then is the other name gone."""
+    path, seen = tmp_path / "noise.key", []
+    sync = os.fsync
+
+    def watched(fd: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+        seen.append((kind, path.exists(), len(list(tmp_path.iterdir()))))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    noise_key(path, random.Random(1))
+    assert seen == [("file", False, 1), ("folder", True, 2)]
+    noise_key(path, random.Random(2))
+    assert len(seen) == 2, "it is there: nothing is written"
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["after the link", "before it"])
+def test_what_a_crash_left_is_swept_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    path = tmp_path / "noise.key"
+    left = tmp_path / f"noise.key.{bytes(8).hex()}"
+    left.write_bytes(b"s" * NOISE_KEY_BYTES)
+    others = {"noise.key.bak", "noise.key.0123", "noise.keys", f"noise.key.{bytes(9).hex()}"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"mine")
+    if linked:
+        path.hardlink_to(left)
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
+    found = noise_key(path, random.Random(1))
+    assert (found == b"s" * NOISE_KEY_BYTES) == linked
+    assert {one.name for one in tmp_path.iterdir()} == {"noise.key", *others}
+    assert synced[-1], "the crash may have come before the folder was written"
+
+
+def test_one_that_is_swept_while_it_is_made_takes_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "noise.key"
+    others: list[bytes] = []
+    sync = os.fsync
+
+    def meanwhile(fd: int) -> None:
+        sync(fd)
+        if not others:
+            others.append(b"")
+            others[0] = noise_key(path, random.Random(2))
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert noise_key(path, random.Random(1)) == others[0]
+    assert [one.name for one in tmp_path.iterdir()] == ["noise.key"]
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (errno.ENOSPC, "storage_full"),
+        (errno.EDQUOT, "storage_full"),
+        (errno.EACCES, "invalid_state"),
+        (errno.EROFS, "invalid_state"),
+    ],
+)
+def test_a_disk_that_cannot_take_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "noise.key"
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(RpcError, match=r"noise\.key cannot be") as caught:
+        noise_key(path, random.Random(1))
+    assert caught.value.name == name
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "noise.key"
+    path.mkdir()
+    with pytest.raises(RpcError, match="cannot be read or made: Is a directory") as caught:
+        noise_key(path, random.Random(1))
+    assert caught.value.name == "invalid_state"
+    with pytest.raises(RpcError, match="cannot be read or made"):
+        noise_key(tmp_path / "none" / "noise.key", random.Random(1))
