@@ -37,7 +37,7 @@ class ItemsQuestion:
     Args:
         p: what the caller said.
         group: the group's id; None: our own machines.
-        secret: of this machine's noise.
+        secret: of this machine's noise; in mode plain it is not looked at.
 
     Raises:
         UsageError: what is wrong; nothing has left yet.

@@ -122,7 +122,10 @@ def _refuse(p: TopKParams) -> None:
 def _question(services: Services, p: TopKParams, group: bytes | None) -> ItemsQuestion:
     from daemon.fed_items import ItemsQuestion
 
-    secret = noise_key(Path(services.paths.noise_key), services.env.rng)
+    # Without noise there is nothing to draw: no secret is made or read, and none can be in the way.
+    secret = b""
+    if p.mode != "plain":
+        secret = noise_key(Path(services.paths.noise_key), services.env.rng)
     return ItemsQuestion(p, group, secret)
 
 

@@ -6,15 +6,21 @@ import errno
 import os
 import random
 import stat
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from daemon.errors import RpcError
+from daemon.methods.fed_topk import TopKParams, _question
 from daemon.noise_key import NOISE_KEY_BYTES, noise_key
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from daemon.services import Services
+
+WORDS = ["apple"] * 3
 
 
 def test_it_is_made_once_and_readable_by_us_alone(tmp_path: Path) -> None:
@@ -139,3 +145,22 @@ def test_one_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     assert caught.value.name == "invalid_state"
     with pytest.raises(RpcError, match="cannot be read or made"):
         noise_key(tmp_path / "none" / "noise.key", random.Random(1))
+
+
+def test_without_noise_no_secret_is_made_or_needed(tmp_path: Path) -> None:
+    path = tmp_path / "noise.key"
+    services = cast(
+        "Services",
+        SimpleNamespace(
+            paths=SimpleNamespace(noise_key=str(path)), env=SimpleNamespace(rng=random.Random(1))
+        ),
+    )
+    _question(services, TopKParams(items=WORDS, k=1, mode="plain"), None)
+    assert not path.exists()
+    path.write_bytes(b"damaged")
+    _question(services, TopKParams(items=WORDS, k=1, mode="plain"), None)
+    with pytest.raises(RpcError, match="is damaged"):
+        _question(services, TopKParams(items=WORDS, k=1), None)
+    path.unlink()
+    _question(services, TopKParams(items=WORDS, k=1), None)
+    assert path.exists()
