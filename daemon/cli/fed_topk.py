@@ -152,8 +152,9 @@ def _notes(
         )
     if out.text(found.get("mode")) != "plain":
         out.note(
-            "asked again, these records have the same noise; changed, or with another --epsilon or"
-            " --vocabulary, they cost epsilon again"
+            "asked again, equal records give equal reports: the others see whether any changed."
+            " Then, or with another --epsilon or --vocabulary, all are reported anew and cost that"
+            " epsilon as well"
         )
     ident = out.text(out.mapping(answer.get("round")).get("id"))
     out.note(f"`covey fed explain {ident[:8]}` shows how it came about")

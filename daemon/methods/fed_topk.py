@@ -33,9 +33,10 @@ class TopKParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
         k: how many items are wanted.
         mode: `auto` is `ldp`: each record is reported once, with noise of its own that hides it
             from everybody; `plain`: counts without noise; `central`, noise on the sum, is refused.
-        epsilon: what a record's report may cost, 0.01 to 8; none: 4, or no noise in mode plain. The
-            same records asked for with another epsilon or vocabulary cost the sum of both, and
-            so do records of a file that changed: all of them are drawn anew.
+        epsilon: what a record's report may cost, 0.01 to 8; none: 4, or no noise in mode plain.
+            Equal records give equal reports, which cost nothing more. With one record changed, or
+            another epsilon or vocabulary, all are reported anew, and each costs that epsilon as
+            well. That records of this machine changed is seen by all, whatever epsilon is.
         vocabulary: all items that may come, the same list on every machine; none: words of the
             letters a to z, told apart by their first six.
         name: what is asked about; calls meet when name and the arguments above are equal.

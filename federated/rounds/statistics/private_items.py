@@ -9,6 +9,10 @@ merges, on what is asked next, or on what the other members do. The same records
 cost epsilon anew, so the noise of a set of records is drawn from a secret of its member, by what
 the records and the parameters are: asked again, the same question finds the same reports.
 
+That hides what a record is, not whether records changed. With one of them changed all reports are
+other ones, and for a record that stayed the epsilons of both draws add up; but that the reports
+differ is seen with certainty, by all members, and so is that they do not.
+
 Source: docs/specs/rounds.md s.8; federated rounds, heavy hitters.
 """
 
