@@ -7,7 +7,8 @@ import math
 from daemon.cli import out
 from daemon.cli.client import CliError
 from daemon.cli.fed_chart import add_files, configure_chart, run_chart, show
-from daemon.cli.fed_input import above_0, peer_count, read_numbers
+from daemon.cli.fed_input import read_numbers
+from daemon.cli.fed_meeting import add_data, add_meeting, ask_everybody, meeting_of
 from daemon.cli.fed_models import VERBS, configure_models, run_models
 from daemon.cli.fed_topk import configure_topk, run_topk
 from daemon.cli.memory import connect
@@ -37,19 +38,8 @@ examples:
 
 def _add_question(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
     sub = add_verb(verbs, name, text)
-    sub.add_argument("file", help="CSV, JSON Lines, .npy, or a number a line; `-`: standard input")
-    sub.add_argument(
-        "--column", metavar="NAME",
-        help="column of CSV (name, or number from 1) or key of JSON Lines",
-    )  # fmt: skip
-    sub.add_argument("--name", default="", help="what it is about: only equal names meet")
-    sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
-    sub.add_argument(
-        "--peers", type=peer_count, default=0, metavar="N", help="begin when N are there"
-    )
-    sub.add_argument(
-        "--wait", type=above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
-    )
+    add_data(sub, "CSV, JSON Lines, .npy, or a number a line")
+    add_meeting(sub)
     sub.add_argument(
         "--privacy", choices=["auto", "plain", "masked"], default="auto",
         help="masked: nobody sees another machine's sums (auto: from four owners on)",
@@ -115,18 +105,14 @@ def _numbers(text: str, option: str) -> list[Json]:
 def _question(args: argparse.Namespace) -> int:
     values, weights = read_numbers(args.file, args.column, getattr(args, "weight_column", None))
     params: dict[str, Json] = {
+        **meeting_of(args),
         "kind": args.verb,
         "values": list(values),
-        "name": args.name,
-        "expected": args.peers,
-        "wait_s": args.wait,
         "privacy": args.privacy,
         "allow_plain": args.allow_plain,
     }
     if weights is not None:
         params["weights"] = list(weights)
-    if args.group is not None:
-        params["group"] = args.group
     if args.epsilon is not None:
         params["epsilon"] = args.epsilon
     if args.verb == "histogram":
@@ -134,9 +120,7 @@ def _question(args: argparse.Namespace) -> int:
     if args.verb == "quantiles":
         params["q"] = _numbers(args.q, "--q")
         params["bounds"] = _numbers(args.bounds, "--bounds")
-    if not args.quiet and not args.json:
-        out.note("waiting for the other machines: run the same command there")
-    answer = out.mapping(connect(args).call("fed.stat", params))
+    answer = out.mapping(ask_everybody(args, "fed.stat", params))
     if args.json:
         out.say_json(answer)
         if args.verb == "histogram":

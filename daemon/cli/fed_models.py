@@ -8,7 +8,8 @@ import shutil
 
 from daemon.cli import out
 from daemon.cli.client import CliError
-from daemon.cli.fed_input import above_0, peer_count
+from daemon.cli.fed_input import above_0
+from daemon.cli.fed_meeting import add_meeting, ask_everybody, meeting_of
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
 
@@ -35,12 +36,7 @@ def _rounds(text: str) -> int:
 
 
 def _add_policy(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--peers", type=peer_count, default=0, metavar="N", help="begin when N are there"
-    )
-    sub.add_argument(
-        "--wait", type=above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
-    )
+    add_meeting(sub, named=False)
     sub.add_argument("--rule", choices=RULES, default="auto", help="how updates are merged")
     sub.add_argument(
         "--codec", choices=("f32", "int8", "e3m0"), default="int8",
@@ -80,12 +76,10 @@ def configure_models(verbs: Verbs) -> None:
         "--state", metavar="FILE",
         help="first state, safetensors; without it the module's `initial()` makes one",
     )  # fmt: skip
-    sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
     _add_policy(sub)
     sub = add_verb(verbs, "join", "take part in training a model")
     sub.add_argument("name", help="of the model")
     sub.add_argument("file", help="its first state, safetensors, equal on all machines")
-    sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
     _add_policy(sub)
     sub = add_verb(verbs, "submit", "hand in a new state")
     sub.add_argument("name", help="of the model")
@@ -145,13 +139,8 @@ def _policy(args: argparse.Namespace) -> dict[str, Json]:
 
 
 def _join(args: argparse.Namespace) -> int:
-    params = {
-        **_named(args), **_policy(args), "path": os.path.abspath(args.file),
-        "expected": args.peers, "wait_s": args.wait,
-    }  # fmt: skip
-    if not args.quiet and not args.json:
-        out.note("waiting for the other machines: run the same command there")
-    return _show_model(args, connect(args).call("fed.join", params))
+    params = {**meeting_of(args), **_policy(args), "path": os.path.abspath(args.file)}
+    return _show_model(args, ask_everybody(args, "fed.join", params))
 
 
 def _submit(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 
 from daemon.cli import out
 from daemon.cli.client import CliError
+from daemon.cli.fed_meeting import note_wait
 from federated.errors import UsageError
 
 TYPE_CHECKING = False
@@ -49,7 +50,7 @@ def run_training(args: argparse.Namespace, policy: dict[str, Json]) -> int:
     train, initial = find_functions(args.train)
     try:
         state = first_state(args, initial)
-        _note(args, "waiting for the other machines: run the same command there")
+        note_wait(args)
         with Trainer(
             args.name, state, group=args.group, expected=args.peers, wait_s=args.wait,
             socket_path=args.socket, autostart=not args.no_autostart, timeout_s=args.timeout,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from daemon.cli import out
-from daemon.cli.fed_input import above_0, peer_count, read_items
-from daemon.cli.memory import connect
+from daemon.cli.fed_input import above_0, read_items
+from daemon.cli.fed_meeting import add_data, add_meeting, ask_everybody, meeting_of
 from daemon.cli.options import add_verb
 
 TYPE_CHECKING = False
@@ -30,12 +30,7 @@ def _how_many(text: str) -> int:
 def configure_topk(verbs: Verbs) -> None:
     """Arguments of `covey fed topk`."""
     sub = add_verb(verbs, "topk", "the most frequent items, each record reported with noise")
-    sub.add_argument("file", help="an item a line, CSV or JSON Lines; `-`: standard input")
-    sub.add_argument(
-        "--column",
-        metavar="NAME",
-        help="column of CSV (name, or number from 1) or key of JSON Lines",
-    )
+    add_data(sub, "an item a line, CSV or JSON Lines")
     sub.add_argument(
         "-k", type=_how_many, metavar="N",
         help=f"how many (1 to {K_MAX}; default {K_DEFAULT}, or all of a shorter vocabulary)",
@@ -53,14 +48,7 @@ def configure_topk(verbs: Verbs) -> None:
         help="all items that may come, a line each, the same file everywhere (default: words of the"
         " letters a to z, by their first six)",
     )  # fmt: skip
-    sub.add_argument("--name", default="", help="what it is about: only equal names meet")
-    sub.add_argument("--group", metavar="NAME", help="whose machines (default: your own)")
-    sub.add_argument(
-        "--peers", type=peer_count, default=0, metavar="N", help="begin when N are there"
-    )
-    sub.add_argument(
-        "--wait", type=above_0, default=60.0, metavar="S", help="how long to wait for others (60)"
-    )
+    add_meeting(sub)
     sub.add_argument(
         "--allow-plain", action="store_true",
         help="mode plain: let machines of several owners see each other's counts",
@@ -70,12 +58,10 @@ def configure_topk(verbs: Verbs) -> None:
 def run_topk(args: argparse.Namespace) -> int:
     """Ask, and show what is found."""
     params: dict[str, Json] = {
+        **meeting_of(args),
         "items": list(read_items(args.file, args.column)),
         "k": K_DEFAULT if args.k is None else args.k,
         "mode": args.mode,
-        "name": args.name,
-        "expected": args.peers,
-        "wait_s": args.wait,
         "allow_plain": args.allow_plain,
     }
     if args.epsilon is not None:
@@ -85,11 +71,7 @@ def run_topk(args: argparse.Namespace) -> int:
         params["vocabulary"] = list(vocabulary)
         if args.k is None:  # a list of five pages has no twenty to show
             params["k"] = min(K_DEFAULT, len(set(vocabulary)))
-    if args.group is not None:
-        params["group"] = args.group
-    if not args.quiet and not args.json:
-        out.note("waiting for the other machines: run the same command there")
-    answer = out.mapping(connect(args).call("fed.top_k", params))
+    answer = out.mapping(ask_everybody(args, "fed.top_k", params))
     if args.json:
         out.say_json(answer)
         return 0
