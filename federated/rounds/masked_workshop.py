@@ -153,7 +153,8 @@ class MaskedWorkshop(Workshop):
         try:
             found = order.opening.open()
         except MaskError as error:
-            return SumOpened(order.plan_hash, failure=str(error))
+            failure, spoilt = str(error), order.opening.spoilt()
+            return SumOpened(order.plan_hash, failure=failure, spoilt=spoilt)
         self._mask = found.mask
         return SumOpened(order.plan_hash, found.liars, found.secrets)
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from federated.rounds.history import MemberReport, PartReport, RoundReport
 from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.privacy.roster import two_thirds
+from federated.rounds.protocol.masked_member import MaskedMember
 
 if TYPE_CHECKING:
     from federated.rounds.protocol.checks import Setting
+    from federated.rounds.protocol.unread import Unread
     from federated.rounds.seat import RoundSeat
     from p2p.env import Env
 
@@ -80,10 +82,18 @@ def _threshold(setting: Setting, roster: int) -> int:
     return two_thirds(max(roster, len(setting.circle)))
 
 
+def unread_of(seat: RoundSeat) -> Unread | None:
+    """Why a sum that its members decided cannot be read here; None if that is not what happened."""
+    member = seat.machine.member
+    return member.unmasking.unread if isinstance(member, MaskedMember) else None
+
+
 def _members(seat: RoundSeat) -> list[MemberReport]:
+    unread = unread_of(seat)
+    known = unread.members if unread else {}
     return [
         MemberReport(
-            peer=one.peer.hex(), status=one.status, reason=one.reason,
+            peer=one.peer.hex(), status=one.status, reason=known.get(one.peer, one.reason),
             arrival_s=round(one.arrival_s, 4), norm=one.norm, weight=one.weight,
         )
         for one in seat.machine.member.statuses
@@ -93,6 +103,9 @@ def _members(seat: RoundSeat) -> list[MemberReport]:
 def _why(seat: RoundSeat, limit_s: float) -> str:
     if seat.outcome.failure is not None:
         return str(seat.outcome.failure)
+    unread = unread_of(seat)
+    if unread is not None:
+        return unread.reason
     if seat.outcome.ended:
         return f"the round came to nothing: {seat.outcome.ended[-1]}"
     return f"no result within {limit_s:.0f} s: too few of the members stayed reachable"

@@ -18,7 +18,7 @@ from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import federation_id
-from federated.rounds.reports import report_of
+from federated.rounds.reports import report_of, unread_of
 from federated.rounds.seat import NoKeeper, RoundSeat, link_of
 from federated.rounds.workshop import Workshop
 from p2p.identity import PeerId
@@ -139,7 +139,8 @@ class SumRound:
 
     def refusal(self, report: RoundReport) -> RoundError:
         """Why there is no sum."""
-        ended = bool(self._seat.outcome.ended)
+        # Decided and not read is no matter of a quorum, whatever attempts ended before.
+        ended = bool(self._seat.outcome.ended) and unread_of(self._seat) is None
         return RoundError("below_quorum" if ended else "timeout", report.reason)
 
     async def whole(self) -> NDArray[np.float64]:

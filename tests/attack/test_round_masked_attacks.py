@@ -10,15 +10,16 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import pytest
 
 from federated.rounds.masked_workshop import MaskedWorkshop
-from federated.rounds.privacy import messages, shamir
+from federated.rounds.privacy import boxes, messages, shamir
 from federated.rounds.protocol.checks import check_plan
 from federated.rounds.protocol.machine import Machine
+from federated.rounds.protocol.masked_member import MaskedMember
 from federated.rounds.protocol.orders import Decided, Send, SetsRead
 from federated.rounds.protocol.unmasking import Unmasking
 from federated.rounds.protocol.wire import (
@@ -27,8 +28,10 @@ from federated.rounds.protocol.wire import (
     Keys,
     MaskAgree,
     MaskedPlan,
+    MaskMembers,
     MaskRead,
     MaskReveal,
+    MaskShares,
     PartOf,
     Plan,
     Signed,
@@ -42,12 +45,14 @@ from tests.helpers.masked_world import MASKED, MaskedWorld, masked_settings, sum
 from tests.helpers.rounds_kit import POLICY, FakeSigner, Faults, make_setting, peers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from federated.rounds.protocol.checks import MadePlan, Setting
     from federated.rounds.protocol.orders import Merge, Merged, Tell
+    from federated.rounds.protocol.unread import Unread
     from federated.rounds.protocol.wire import Message
 
+M = TypeVar("M", MaskShares, MaskMembers, MaskReveal)
 SMALL_ORDER = bytes(32)
 
 
@@ -428,6 +433,203 @@ def test_no_number_of_wrong_shares_gives_a_false_sum() -> None:
             assert world.total(peer) == sum_of([each.me for each in settings])
     assert read
     assert unread
+
+
+# ---- dealers: who shares wrongly denies the sum, and is named
+
+
+JUNK = bytes(range(148))
+
+
+def junk(message: MaskShares) -> MaskShares:
+    """Boxes that open for nobody."""
+    shares = messages.decode_shares_untrusted(message.body)
+    return replaced(message, boxes=tuple(box and JUNK for box in shares.boxes))
+
+
+def changed_box(message: MaskMembers, place: int) -> MaskMembers:
+    """What the coordinator hands on, with junk in place of one dealer's box."""
+    sealed = list(messages.decode_maskset_untrusted(message.body).boxes)
+    sealed[place] = JUNK
+    return replaced(message, boxes=tuple(sealed))
+
+
+def replaced(message: M, **changes: object) -> M:
+    """A message of masks with another content."""
+    reading = {
+        MaskShares: messages.decode_shares_untrusted,
+        MaskMembers: messages.decode_maskset_untrusted,
+        MaskReveal: messages.decode_reveal_untrusted,
+    }
+    inner = msgspec.structs.replace(reading[type(message)](message.body), **changes)
+    return msgspec.structs.replace(message, body=messages.encode(inner))
+
+
+def lying(world: MaskedWorld, lie: Callable[[bytes, bytes, Message], Message]) -> None:
+    """What is sent in this world is what `lie` makes of it, signed by its sender."""
+    send = world._send
+
+    def change(sender: bytes, order: Send) -> None:
+        message = decode_untrusted(order.packet.body)
+        changed = lie(sender, order.to, message)
+        if changed is not message:
+            packet = packet_of(by(sender, changed)) if order.packet.signature else unsigned(changed)
+            order = Send(order.to, packet)
+        send(sender, order)
+
+    world._send = change  # type: ignore[method-assign]
+
+
+def member_of(world: MaskedWorld, peer: bytes) -> MaskedMember:
+    member = world.nodes[peer].machine.member
+    assert isinstance(member, MaskedMember)
+    return member
+
+
+def spoilt_for_all(world: MaskedWorld, honest: Sequence[bytes]) -> list[Unread]:
+    """The sum is decided and nobody can read it: what each is told."""
+    world.run(100, done=world.all_decided)
+    found = []
+    for peer in honest:
+        member = member_of(world, peer)
+        assert member.done
+        assert world.nodes[peer].decided is None
+        assert member.unmasking.unread is not None
+        found.append(member.unmasking.unread)
+    return found
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_who_seals_junk_is_named_where_the_sum_cannot_be_read(leads: bool) -> None:
+    settings = masked_settings(6)
+    names = [one.me for one in settings]
+    leader = settings[0].coordinator(0)
+    liar = leader if leads else next(peer for peer in names if peer != leader)
+    honest = [peer for peer in names if peer != liar]
+    world = MaskedWorld(1, settings)
+
+    def lie(sender: bytes, _: bytes, said: Message) -> Message:
+        if isinstance(said, MaskShares) and sender == liar:
+            return junk(said)
+        if isinstance(said, MaskMembers) and leads:  # what it gives itself never leaves it
+            return changed_box(said, names.index(liar))
+        return said
+
+    lying(world, lie)
+    for found in spoilt_for_all(world, honest):
+        assert f"5 of 6 members could not open what {liar[:4].hex()} sealed" in found.reason
+        # They cannot know whether it was changed on the way, unless it carried it itself.
+        assert (leader[:4].hex() in found.reason) is (leader == liar or not leads)
+        assert ("who carried it" in found.reason) is not leads
+        assert set(found.members) == {liar}
+    for peer in honest:
+        told = {one.kind: one for one in world.nodes[peer].told}
+        assert told["member.unfit_box"].peer == told["member.spoils_sum"].peer == liar
+        said_once = [one for one in world.nodes[peer].told if one.kind == "member.spoils_sum"]
+        assert len(said_once) == 1
+
+
+def test_a_coordinator_that_changes_boxes_is_named_beside_their_dealer() -> None:
+    settings = masked_settings(6)
+    liar = settings[0].coordinator(0)
+    names = [one.me for one in settings]
+    victim = next(peer for peer in names if peer != liar)
+    world = MaskedWorld(2, settings)
+
+    def lie(_: bytes, to: bytes, said: Message) -> Message:
+        if not isinstance(said, MaskMembers) or to == victim:
+            return said
+        return changed_box(said, names.index(victim))
+
+    lying(world, lie)
+    for found in spoilt_for_all(world, [peer for peer in names if peer != liar]):
+        assert victim[:4].hex() in found.reason
+        assert f"or was changed by {liar[:4].hex()}, who carried it" in found.reason
+
+
+def test_a_third_that_names_an_honest_dealer_is_not_believed() -> None:
+    """They say that its boxes did not open; one honest member is away, so its share is missing."""
+    settings = masked_settings(6)
+    names = [one.me for one in settings]
+    leader = settings[0].coordinator(0)
+    victim, away, *liars = [peer for peer in names if peer != leader][:4]
+    world = MaskedWorld(3, settings)
+
+    def lie(sender: bytes, _: bytes, said: Message) -> Message:
+        if isinstance(said, MaskRead) and sender in liars:
+            return msgspec.structs.replace(said, secrets=())
+        if not isinstance(said, MaskReveal) or sender not in liars:
+            return said
+        shares = list(messages.decode_reveal_untrusted(said.body).shares)
+        shares[names.index(victim)] = b""
+        return replaced(said, shares=tuple(shares))
+
+    lying(world, lie)
+
+    def strike(_: bytes, told: Tell) -> None:
+        if told.kind == "round.applied":
+            world.kill(away)
+
+    world.on_tell = strike
+    honest = [peer for peer in names if peer not in {away, *liars}]
+    for found in spoilt_for_all(world, honest):
+        assert f"2 of 5 members could not open what {victim[:4].hex()} sealed" in found.reason
+        assert "or say so falsely" in found.reason
+        assert "junk" not in found.reason
+        assert "without it" not in found.reason
+
+
+def sealed_wrong(world: MaskedWorld, liar: bytes, said: MaskShares) -> MaskShares:
+    """Boxes that open, with shares of nothing in them."""
+    attempt = member_of(world, liar)._masks._state.attempt
+    assert attempt is not None
+    assert attempt.roster is not None
+    sealed = tuple(
+        b""
+        if seat.peer == liar
+        else boxes.seal(
+            bytes([place + 1]) * 66, bytes([place + 1]) * 66,
+            private=attempt.share_private, public=seat.share_key,
+            sender=liar, receiver=seat.peer, plan=attempt.roster.plan,
+        )
+        for place, seat in enumerate(attempt.roster.seats)
+    )  # fmt: skip
+    return replaced(said, boxes=sealed)
+
+
+def test_who_seals_wrong_shares_is_named_where_the_sum_cannot_be_read() -> None:
+    settings = masked_settings(6)
+    liar, *honest = [one.me for one in settings]
+    world = MaskedWorld(4, settings)
+    lying(
+        world,
+        lambda sender, _, said: (
+            sealed_wrong(world, liar, said)
+            if isinstance(said, MaskShares) and sender == liar
+            else said
+        ),
+    )
+    for found in spoilt_for_all(world, honest):
+        assert f"the secret of {liar[:4].hex()} do not fit together" in found.reason
+        assert "too many of 6 members gave wrong ones" in found.reason
+        assert set(found.members) == {liar}
+
+
+def test_too_few_that_give_shares_are_counted_and_nobody_is_named() -> None:
+    settings = masked_settings(6)
+    names = [one.me for one in settings]
+    leader = settings[0].coordinator(0)
+    world = MaskedWorld(5, settings)
+
+    def strike(_: bytes, told: Tell) -> None:
+        if told.kind == "round.applied":
+            for peer in [peer for peer in names if peer != leader][:3]:
+                world.kill(peer)
+
+    world.on_tell = strike
+    for found in spoilt_for_all(world, [leader]):
+        assert "of the 4 members that it takes" in found.reason
+        assert not found.members
 
 
 def test_secrets_that_nobody_signed_open_nothing() -> None:

@@ -12,7 +12,9 @@ import trio
 from federated.errors import RoundError, UsageError
 from federated.rounds.masked_workshop import MaskedWorkshop
 from federated.rounds.numeric.payload import encoded_bytes
+from federated.rounds.privacy import boxes
 from federated.rounds.protocol.machine import Machine
+from federated.rounds.seat import Outcome
 from federated.rounds.service import Ask
 from federated.rounds.statistics.plain import (
     HistogramQuery,
@@ -218,6 +220,42 @@ def test_a_machine_is_lost_and_the_others_have_their_sum(
     tmp_path: Path, phase: str, who: str
 ) -> None:
     play_team(lost_when(phase, 6, who), tmp_path, seed=3)
+
+
+@pytest.mark.parametrize("earlier", [[], ["overdue: too few members could fetch the result"]])
+def test_a_sum_that_nobody_can_read_is_refused_with_the_name_of_who_spoilt_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: list[str]
+) -> None:
+    """Not for want of members or of a quorum, whatever attempts ended before."""
+
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, "abcd")
+        liar = bytes(chairs[1].member.id)
+        seal, begun = boxes.seal, Outcome.__init__
+
+        def junk(*shares: bytes, **ways: bytes) -> bytes:
+            return bytes(boxes.BOX_BYTES) if ways["sender"] == liar else seal(*shares, **ways)
+
+        def begin(self: Outcome) -> None:
+            begun(self)
+            self.ended += earlier
+
+        monkeypatch.setattr(boxes, "seal", junk)
+        monkeypatch.setattr(Outcome, "__init__", begin)
+        found = await everybody(chairs, vectors_of(4), ask(expected=4, timeout_s=30))
+        for chair, refused in zip(chairs, found, strict=True):
+            if chair is chairs[1]:
+                continue  # what a liar is told is its own matter
+            assert isinstance(refused, RoundError)
+            assert refused.reason == "timeout"
+            assert f"3 of 4 members could not open what {liar[:4].hex()} sealed" in str(refused)
+            (report,) = await chair.rounds.history.last()
+            assert report.outcome == "failed"
+            assert report.reason == str(refused)
+            (spoiler,) = [one for one in report.members if "did not open" in one.reason]
+            assert spoiler.peer == liar.hex()
+
+    play_team(scenario, tmp_path, seed=1)
 
 
 def test_only_whole_numbers_are_masked() -> None:

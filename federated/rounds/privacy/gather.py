@@ -247,6 +247,22 @@ class Opening:
             return sha256(secret).digest() == seat.seed_hash
         return masks.public_of(secret) == seat.mask_key
 
+    def spoilt(self) -> tuple[bytes, ...]:
+        """Members whose secret the shares that are here do not give.
+
+        They dealt wrong ones, or more others than can be corrected gave wrong ones back: who of
+        them it was cannot be told.
+        """
+        return tuple(
+            self._roster.seats[member].peer for member in self._places if not self._gives(member)
+        )
+
+    def _gives(self, member: int) -> bool:
+        try:
+            return self._is_signed(member, self._secret(member, set()))
+        except MaskError:
+            return False
+
     def open(self) -> Opened:
         """Reconstruct the seeds of the included and the keys of the lost.
 

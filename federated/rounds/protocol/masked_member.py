@@ -19,6 +19,7 @@ from federated.rounds.privacy.errors import MaskError
 from federated.rounds.protocol.member import Member
 from federated.rounds.protocol.orders import Cover, Decided, Encode, Tell
 from federated.rounds.protocol.unmasking import Unmasking, refused
+from federated.rounds.protocol.unread import named
 from federated.rounds.protocol.wire import Keys, MaskShares, MemberStatus, hash_of, sign
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS_MAX: Final = 16
 """Of whose secrets are kept: a vote for an earlier one may be finished in a later view."""
-NAMED_MAX: Final = 12
-"""Members named in a line of `explain`."""
 
 
 class MaskedMember(Member):
@@ -153,7 +152,11 @@ class MaskedMember(Member):
         assert isinstance(found, secagg.Ready)
         if not self._maskset:
             for peer in found.unopened:
-                self._give(Tell("member.unfit_box", "its shares do not open", peer))
+                carried = (
+                    "" if peer == sender else f", or {named([sender])} changed them on the way"
+                )
+                told = f"its shares do not open: it sealed junk{carried}"
+                self._give(Tell("member.unfit_box", told, peer))
         self._maskset = found.maskset
         kept = list(self._attempts.items())[-ATTEMPTS_MAX + 1 :]
         self._attempts = {**dict(kept), self.made.hash: (self._masks, self._maskset)}
@@ -205,8 +208,6 @@ class MaskedMember(Member):
     def _recovered(self, status: MemberStatus) -> MemberStatus:
         if status.peer not in self.unmasking.lost or status.status == "included":
             return status
-        names = [peer[:4].hex() for peer in self.unmasking.helpers]
-        more = len(names) - NAMED_MAX
-        shown = ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
-        reason = f"{status.reason[:50]}; its masks were taken off with the help of {shown}"
+        helpers = named(self.unmasking.helpers)
+        reason = f"{status.reason[:50]}; its masks were taken off with the help of {helpers}"
         return msgspec.structs.replace(status, reason=reason[:200])

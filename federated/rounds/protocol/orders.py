@@ -272,6 +272,8 @@ class SumOpened:
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
     """By which others can read it, too."""
     failure: str = ""
+    spoilt: tuple[bytes, ...] = ()
+    """Where it failed: members whose secret the shares do not give."""
 
 
 Event: TypeAlias = (

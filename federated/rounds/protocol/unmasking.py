@@ -23,6 +23,7 @@ from federated.rounds.privacy.gather import Opening
 from federated.rounds.protocol.checks import TICK_S
 from federated.rounds.protocol.orders import OpenSum, ReadSets, Tell
 from federated.rounds.protocol.orders import Send as SendOrder
+from federated.rounds.protocol.unread import HEAD, Unread, why_unread
 from federated.rounds.protocol.wire import (
     MaskAgree,
     MaskRead,
@@ -74,7 +75,13 @@ class Unmasking:
         self._maskset = b""
         self._opening: Opening | None = None
         self._early: dict[tuple[type[Said], bytes], Said] = {}
-        self._revealed: set[bytes] = set()
+        self._dealers: tuple[bytes, ...] = ()
+        """Who shared secrets, in the order of the roster."""
+        self._revealed: dict[bytes, tuple[bytes, ...]] = {}
+        """What each gave: a share of each dealer's secret."""
+        self._spoilt: tuple[bytes, ...] = ()
+        self._barred = ""
+        """Why the sum is not to be opened."""
         self._enough = False
         self._tried = 0
         self._reading: set[bytes] = set()
@@ -114,12 +121,14 @@ class Unmasking:
         try:
             places, inside = self._places(event)
         except MaskError as error:
+            self._barred = str(error)
             self._give(Tell("masks.failed", str(error)))
             return
         if event.maskset != self._maskset:
             self._secrets = None  # ours were shared among others
         self._opening = Opening(self._roster, event.maskset, event.included)
         seats = self._roster.seats
+        self._dealers = tuple(seats[place].peer for place in places)
         self.lost = tuple(seats[place].peer for place in places if place not in inside)
         self.included = tuple(seats[place].peer for place in inside)
         self._next = 0.0
@@ -195,8 +204,12 @@ class Unmasking:
     def _others_reveal(self, sender: bytes, reveal: messages.Reveal) -> None:
         assert self._opening is not None
         self._enough = self._opening.reveal(sender, reveal) or self._enough
-        self._revealed.add(sender)
+        again = sender in self._revealed
+        self._revealed[sender] = reveal.shares
         self._maybe_read()
+        if not again and not self._enough and len(self._revealed) == len(self._dealers):
+            # Nobody is left that could give more.
+            self._tell_unread()
 
     def _maybe_read(self) -> None:
         if self.read or not self._enough or len(self._revealed) <= self._tried:
@@ -215,18 +228,37 @@ class Unmasking:
             # With another member's shares wrong ones are found and corrected.
             self._give(Tell("masks.failed", event.failure))
             self._failed = True
+            self._spoilt = event.spoilt
+            self._tell_unread()
             self._take_offer()
             return False
         for peer in event.liars:
-            self._give(Tell("member.wrong_shares", "its shares of others' masks are wrong", peer))
+            self._give(Tell("member.wrong_shares", "shares that it gave back are wrong", peer))
         self.read = True
         self._read_by = event.secrets
-        shared = tuple(sorted(self._revealed - set(event.liars)))
+        shared = tuple(sorted(self._revealed.keys() - set(event.liars)))
         self.helpers = (self._teller,) if self._teller else shared
         self._give(decision)
         for peer in self._others:
             self._say(peer, unsigned(MaskRead(*self._head, self._read_by)))
         return True
+
+    @property
+    def unread(self) -> Unread | None:
+        """Why the decided sum cannot be read here; None if it can, or nothing is decided."""
+        if self._decision is None or self.read:
+            return None
+        if self._opening is None:
+            return Unread(f"{HEAD}: {self._barred or 'there was not time enough'}")
+        assert self._roster is not None
+        carrier = self._setting.coordinator(self._decision.plan.view)
+        return why_unread(self._roster, self._dealers, self._revealed, self._spoilt, carrier)
+
+    def _tell_unread(self) -> None:
+        found = self.unread
+        assert found is not None
+        for peer, known in found.members.items():
+            self._give(Tell("member.spoils_sum", known, peer))
 
     # ---- time
 

@@ -1,0 +1,108 @@
+"""Why a decided sum cannot be read, for who asked for it: what happened, and whom it names.
+
+To each member's secret there are shares that it sealed itself, that the coordinator carried and
+that their receivers give back, so three may be at fault, and nobody can see into a box that is not
+its own. Of N members N - T may work together. So N - T voices that a box did not open may all be
+false; one more, and it is true of one at least: its dealer sealed junk, or the coordinator changed
+it on the way. Boxes that open may hold wrong shares. Then the secret does not come out, or another
+than its member signed, and whether dealer or givers lied cannot be told; but if this is so of more
+than N - T members, one of them dealt well, and it was the givers.
+
+Source: docs/specs/masks.md s.5 and s.7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from federated.rounds.privacy.roster import Roster
+
+NAMED_MAX: Final = 12
+"""Members named in a line for people."""
+HEAD: Final = "the sum is decided but cannot be read here"
+WHO_READS: Final = "who spoils a sum may be able to read it"
+"""It knows its own secret, which is all that the others lack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Why a decided sum cannot be read."""
+
+    reason: str
+    members: Mapping[bytes, str] = field(default_factory=dict)
+    """What is known of those whose secrets are missing."""
+
+
+def named(peers: Sequence[bytes]) -> str:
+    """Some members by the first digits of their ids."""
+    names = [peer[:4].hex() for peer in peers]
+    more = len(names) - NAMED_MAX
+    return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def why_unread(
+    roster: Roster, dealers: Sequence[bytes], given: Mapping[bytes, Sequence[bytes]],
+    spoilt: Collection[bytes], carrier: bytes,
+) -> Unread:  # fmt: skip
+    """Why what came does not open a sum.
+
+    Args:
+        roster: of its plan.
+        dealers: who shared secrets, in the order of the roster.
+        given: what members gave back, by giver: a share of each dealer's secret, empty if the box
+            of it did not open.
+        spoilt: dealers whose secrets do not come out of enough shares.
+        carrier: the coordinator, who carried the boxes.
+    """
+    needed, count = roster.threshold, len(given)
+    if count < needed:
+        return Unread(f"{HEAD}: {count} of the {needed} members that it takes gave shares back")
+    closed = {
+        dealer: sum(not shares[at] for shares in given.values())
+        for at, dealer in enumerate(dealers)
+    }
+    short = {dealer: many for dealer, many in closed.items() if count - many < needed}
+    if short:
+        return _unopened(short, count, _liars_max(roster), carrier)
+    if spoilt:
+        return _spoilt([one for one in dealers if one in spoilt], count, _liars_max(roster))
+    return Unread(f"{HEAD}: there was not time enough")
+
+
+def _liars_max(roster: Roster) -> int:
+    """How many may work together: N - T."""
+    return max(len(roster.seats), roster.circle) - roster.threshold
+
+
+def _unopened(short: Mapping[bytes, int], count: int, liars: int, carrier: bytes) -> Unread:
+    facts = {
+        dealer: f"what it sealed for {many} of {count} members did not open, they say"
+        for dealer, many in short.items()
+    }
+    sure = [dealer for dealer, many in short.items() if many > liars]
+    who = sure or list(short)
+    many = min(short[dealer] for dealer in who)
+    said = f"{HEAD}: {many} of {count} members could not open what {named(who)} sealed for them"
+    if not sure:
+        return Unread(f"{said}, or say so falsely; ask again when more members are there", facts)
+    # A coordinator that seals junk has changed nothing on the way.
+    carried = "" if who == [carrier] else f", or was changed by {named([carrier])}, who carried it"
+    return Unread(f"{said}: it was junk{carried}. Ask again without it: {WHO_READS}", facts)
+
+
+def _spoilt(spoilt: Sequence[bytes], count: int, liars: int) -> Unread:
+    if len(spoilt) > liars:
+        return Unread(
+            f"{HEAD}: too many of the shares that {count} members gave back are wrong, and it"
+            f" cannot be told whose; {WHO_READS}"
+        )
+    return Unread(
+        f"{HEAD}: the shares of the secret of {named(spoilt)} do not fit together: it dealt wrong"
+        f" ones, or too many of {count} members gave wrong ones back. Ask again, without it if"
+        f" this comes again: {WHO_READS}",
+        dict.fromkeys(spoilt, "the shares of its secret do not fit together"),
+    )

@@ -1,0 +1,113 @@
+"""Why a decided sum cannot be read: counted in voices, and nobody named whom liars alone accuse."""
+
+from __future__ import annotations
+
+import pytest
+
+from federated.rounds.protocol.unread import NAMED_MAX, named, why_unread
+from tests.helpers.masked_round import Party
+
+SHARE = b"s" * 66
+COUNT = 9
+LIARS = 3
+"""Of nine six are needed, so three may lie."""
+
+
+class Story:
+    """Nine dealers; what each member gave back."""
+
+    def __init__(self, givers: int = COUNT) -> None:
+        self.roster = Party(COUNT).plan()
+        self.dealers = [seat.peer for seat in self.roster.seats]
+        self.given = {peer: [SHARE] * COUNT for peer in self.dealers[:givers]}
+        self.spoilt: list[bytes] = []
+
+    def closed(self, dealer: int, voices: int) -> None:
+        """So many of the givers say that a box did not open."""
+        for peer in list(self.given)[:voices]:
+            self.given[peer][dealer] = b""
+
+    def found(self, carrier: int = 8):
+        return why_unread(self.roster, self.dealers, self.given, self.spoilt, self.dealers[carrier])
+
+
+def name(story: Story, dealer: int) -> str:
+    return story.dealers[dealer][:4].hex()
+
+
+@pytest.mark.parametrize("voices", range(1, COUNT + 1))
+def test_only_more_voices_than_may_lie_say_who_is_at_fault(voices: int) -> None:
+    story = Story()
+    story.closed(4, voices)
+    # Of those that give, one share too few is left without the voices.
+    for peer in story.dealers[5 + voices :]:
+        del story.given[peer]
+    found = story.found()
+    count = len(story.given)
+    assert (
+        f"{voices} of {count} members could not open what {name(story, 4)} sealed" in found.reason
+    )
+    assert ("it was junk" in found.reason) is (voices > LIARS)
+    assert ("without it" in found.reason) is (voices > LIARS)
+    assert ("falsely" in found.reason) is (voices <= LIARS)
+    assert found.members == {
+        story.dealers[4]: f"what it sealed for {voices} of {count} members did not open, they say"
+    }
+
+
+def test_who_is_surely_at_fault_is_named_without_those_who_may_not_be() -> None:
+    story = Story()
+    story.closed(2, 5)
+    story.closed(4, 7)
+    for peer in story.dealers[:3]:
+        story.given[peer][6] = b""
+    del story.given[story.dealers[8]]
+    found = story.found()
+    assert f"what {name(story, 2)}, {name(story, 4)} sealed" in found.reason
+    assert "5 of 8" in found.reason
+    assert name(story, 6) not in found.reason
+    assert set(found.members) == {story.dealers[at] for at in (2, 4, 6)}
+
+
+@pytest.mark.parametrize("carrier", [4, 8])
+def test_who_carried_a_box_is_named_if_it_is_another(carrier: int) -> None:
+    story = Story()
+    story.closed(4, 8)
+    assert ("who carried it" in story.found(carrier).reason) is (carrier != 4)
+    assert f"{name(story, carrier)}" in story.found(carrier).reason
+
+
+@pytest.mark.parametrize("spoilt", range(1, COUNT + 1))
+def test_secrets_that_do_not_come_out_are_the_givers_fault_if_they_are_many(spoilt: int) -> None:
+    story = Story()
+    story.spoilt = story.dealers[:spoilt]
+    found = story.found()
+    if spoilt > LIARS:  # one of them is honest
+        assert "cannot be told whose" in found.reason
+        assert not any(name(story, at) in found.reason for at in range(COUNT))
+        assert not found.members
+    else:
+        assert all(name(story, at) in found.reason for at in range(spoilt))
+        assert "or too many of 9 members gave wrong ones back" in found.reason
+        assert set(found.members) == set(story.spoilt)
+
+
+@pytest.mark.parametrize("givers", range(6))
+def test_where_too_few_give_shares_nobody_is_named(givers: int) -> None:
+    story = Story(givers)
+    story.closed(4, givers)
+    found = story.found()
+    assert f"{givers} of the 6 members" in found.reason
+    assert not found.members
+
+
+def test_shares_that_are_enough_and_not_read_yet_are_nobodys_fault() -> None:
+    found = Story().found()
+    assert "time" in found.reason
+    assert not found.members
+
+
+def test_a_line_names_so_many_and_counts_the_rest() -> None:
+    peers = [bytes([at]) * 32 for at in range(NAMED_MAX + 2)]
+    assert named(peers[:2]) == "00000000, 01010101"
+    assert named(peers).endswith("0b0b0b0b and 2 more")
