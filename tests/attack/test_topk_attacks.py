@@ -10,7 +10,7 @@ import pytest
 from federated.errors import UsageError
 from federated.rounds.statistics.items import Letters, Vocabulary
 from federated.rounds.statistics.plain_items import PlainItems
-from federated.rounds.statistics.private_items import PrivateItems, know, search_for
+from federated.rounds.statistics.private_items import ITEMS_MAX, PrivateItems, know, search_for
 from federated.rounds.statistics.rows import Done, Heard, Sum, Table, advance
 
 if TYPE_CHECKING:
@@ -149,6 +149,16 @@ def test_rows_that_no_reports_lead_to_are_left_out(
         lied(private(LIST), at_sum(1, change), judged=False)
 
 
+@pytest.mark.parametrize("records", [0, ITEMS_MAX + 1])
+def test_no_records_or_more_than_a_machine_may_have_are_left_out(records: int) -> None:
+    def claim(row: F64) -> None:
+        row[1] = records
+
+    found, reasons = lied(private(LIST), at_sum(0, claim))
+    assert "items, or none" in reasons[0]
+    assert (found.peers, found.records) == (2, 8_000)
+
+
 @pytest.mark.parametrize("at", [2, 6], ids=["level", "final"])
 def test_support_for_everything_is_more_than_hashed_reports_give(at: int) -> None:
     assert search_for(TREE, 3, 4.0).levels == 5, "sum 6 is of the final candidates"
@@ -254,7 +264,15 @@ def test_made_up_best_items_are_refused() -> None:
     def beyond(row: F64) -> None:
         row[5] = 2.0**31
 
-    for change, reason in ((twice, "one twice"), (beyond, "nothing stands for")):
+    def backwards(row: F64) -> None:
+        assert len(np.unique(row[3:6])) == 3
+        row[3:6] = row[[5, 4, 3]]
+
+    for change, reason in (
+        (twice, "one twice"),
+        (beyond, "nothing stands for"),
+        (backwards, "out of order"),
+    ):
         _, reasons = lied(private(TREE), at_sum(levels, change))
         assert reason in reasons[0]
 
@@ -281,6 +299,23 @@ def test_plain_counts_that_no_items_have_are_left_out(
     found, reasons = lied(plain(), lie)
     assert reason in reasons[0]
     assert found.items[0].item == "apple"
+
+
+def test_plain_counts_below_those_asked_for_are_left_out() -> None:
+    """T is 2 there: a member could fill the room with items that it hardly has."""
+
+    def none_of_it(row: F64) -> None:
+        assert row[2] > 0, "a marker and the records are before the first item"
+        row[3] = 0
+
+    def one_of_it(row: F64) -> None:
+        assert not row[1:].any()
+        row[1:3] = 5, 1
+
+    for at, change in ((0, none_of_it), (2, one_of_it)):
+        found, reasons = lied(plain(), at_sum(at, change))
+        assert reasons[0] == "counts that its items cannot have"
+        assert found.peers == 2
 
 
 def test_a_text_that_is_not_the_items_is_left_out_and_shown_by_nobody() -> None:
