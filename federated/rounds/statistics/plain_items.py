@@ -101,7 +101,7 @@ class _Conversation:
     def talk(self) -> Talk[TopK]:
         records, best = yield from self._first()
         wanted, counts, here = yield from self._count(best, records)
-        while (records[~here] > 0).any():
+        while _missed(records, here):
             records = np.where(here, records, 0.0)
             wanted, counts, here = yield from self._count(best, records)
         order = sorted(range(len(wanted)), key=lambda at: (-counts[:, at].sum(), wanted[at]))
@@ -120,14 +120,17 @@ class _Conversation:
             records: of each member; 0: it counts no more, and neither does what it has.
 
         Returns:
-            The items, float64[m, items], and bool[m]: who was in all of it.
+            The items, float64[m, items], and bool[m]: who was there. The first sum that misses one
+            who counts is the last.
         """
         left = [one if count else {} for one, count in zip(best, records, strict=True)]
         least = max(1, -(-self._kth(left) // max(1, int(np.count_nonzero(records)))))
         known, here = yield from self._from(least, records)
+        if _missed(records, here):
+            return [], np.zeros((len(records), 0)), here
         wanted = self._possible(known, least)
-        counts, also = yield from self._of(wanted, np.where(here, records, 0.0))
-        return wanted, counts, here & also
+        counts, here = yield from self._of(wanted, records)
+        return wanted, counts, here
 
     def _answer(self, texts: Iterable[str], counts: Iterable[float], records: F64) -> TopK:
         return TopK(
@@ -181,30 +184,30 @@ class _Conversation:
         return self.counts if records[self.table.place] else {}
 
     def _from(self, least: int, records: F64) -> Talk[tuple[list[dict[int, int]], Bools]]:
-        """Everybody's items that it has at least so many times, and who was in both sums."""
+        """Everybody's items that it has at least so many times, and who was there."""
         mine = [(code, count) for code, count in self._ours(records).items() if count >= least]
 
         def many(place: int, start: int, head: F64, piece: F64) -> str:
             del start, piece
             return "" if head[0] * least <= records[place] else "more items than it can have"
 
-        sizes, sized = yield from self.table.exchange(
+        sizes, here = yield from self.table.exchange(
             b"sizes", np.array([float(len(mine))]), np.zeros(0), many
         )
+        if _missed(records, here):  # perhaps ourselves: then there is no room for what we have
+            return [], here
         width = int(sizes.max())
         self._refuse_wide(2 * width)
-        if not sized[self.table.place]:
-            mine = []  # the others left no room for them
 
         def fault(place: int, start: int, head: F64, piece: F64) -> str:
             del start, head
-            return _pairs_fault(piece, records[place] if sized[place] else 0.0, least)
+            return _pairs_fault(piece, records[place], least)
 
         about = b"from" + least.to_bytes(8, "big")
         rows, here = yield from self.table.exchange(
             about, np.zeros(0), _pairs(mine, width), fault, 2
         )
-        return _tallies(rows), sized & here
+        return _tallies(rows), here
 
     def _of(self, wanted: Sequence[int], records: F64) -> Talk[tuple[F64, Bools]]:
         """Everybody's counts of the wanted, float64[m, len(wanted)], and who was there."""
@@ -248,6 +251,11 @@ class _Conversation:
                 f"hardly an item comes more often than the next: {self.k} of them cannot be told"
                 " from all the others; ask for fewer"
             )
+
+
+def _missed(records: F64, here: Bools) -> bool:
+    """Whether one who counts is not there."""
+    return bool((records[~here] > 0).any())
 
 
 def _pairs(counts: Sequence[tuple[int, int]], length: int) -> F64:
