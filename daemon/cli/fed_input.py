@@ -12,6 +12,7 @@ from array import array
 
 from daemon.cli import out
 from daemon.cli.client import CliError
+from federated.rounds.statistics.limits import ITEMS_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 VALUES_MAX = 500_000
 """What one call takes."""
-ITEMS_MAX = 200_000
-"""What one question about items takes."""
 PEERS_MIN, PEERS_MAX = 2, 64
 """Members of a round."""
 

@@ -6,6 +6,7 @@ from daemon.cli import out
 from daemon.cli.fed_input import above_0, read_items
 from daemon.cli.fed_meeting import add_data, add_meeting, ask_everybody, meeting_of
 from daemon.cli.options import add_verb
+from federated.rounds.statistics.limits import K_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
 
 MODES = ("auto", "ldp", "plain", "central")
-K_MAX = 100
 K_DEFAULT = 20
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -15,14 +15,12 @@ from daemon.noise_key import noise_key
 from daemon.rpc.registry import Call, method
 from federated.errors import RoundError, UsageError
 from federated.rounds.statistics.answers import TopK
+from federated.rounds.statistics.limits import ITEMS_MAX, K_MAX
 
 if TYPE_CHECKING:
     from daemon.fed_items import ItemsQuestion
     from daemon.services import Services
     from federated.rounds.service import Total
-
-ITEMS_MAX: Final = 200_000
-K_MAX: Final = 100
 
 
 class TopKParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

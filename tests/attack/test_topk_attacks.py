@@ -9,8 +9,9 @@ import pytest
 
 from federated.errors import UsageError
 from federated.rounds.statistics.items import Letters, Vocabulary
+from federated.rounds.statistics.limits import ITEMS_MAX
 from federated.rounds.statistics.plain_items import PlainItems
-from federated.rounds.statistics.private_items import ITEMS_MAX, PrivateItems, know, search_for
+from federated.rounds.statistics.private_items import PrivateItems, know, search_for
 from federated.rounds.statistics.rows import Done, Heard, Sum, Table, advance
 
 if TYPE_CHECKING:

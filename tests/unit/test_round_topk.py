@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from daemon.methods.fed_topk import TopKParams
 from federated.errors import RoundError, UsageError
 from federated.rounds.statistics import heavy_hitters as hh
+from federated.rounds.statistics.exact import are_whole
 from federated.rounds.statistics.items import ITEM_CHARS_MAX, Letters, Vocabulary
+from federated.rounds.statistics.limits import ITEMS_MAX, K_MAX
 from federated.rounds.statistics.plain_items import TEXT_BYTES_MAX, PlainItems, code_of
 from federated.rounds.statistics.private_items import (
-    ITEMS_MAX,
     PrivateItems,
     keyed,
     know,
@@ -175,6 +179,39 @@ def test_what_cannot_be_asked_is_refused_at_home() -> None:
         search_for(Letters(), 9, 9.0)
     with pytest.raises(UsageError, match="characters"):
         PlainItems(["x" * (ITEM_CHARS_MAX + 1)], 1)
+
+
+def test_limits_are_set_in_one_place_and_told_as_they_are() -> None:
+    root = Path(__file__).parents[2]
+    pattern = re.compile(r"^(ITEMS_MAX|K_MAX)\b.* = ", re.MULTILINE)
+    places = [
+        path.relative_to(root).as_posix()
+        for files in ("federated/rounds/statistics/*.py", "daemon/**/fed_*.py")
+        for path in root.glob(files)
+        if pattern.search(path.read_text())
+    ]
+    assert places == ["federated/rounds/statistics/limits.py"]
+    assert f"at most {ITEMS_MAX:,}; they" in str(TopKParams.__doc__)
+    assert f"records (1 to {ITEMS_MAX:,})" in (root / "docs/specs/rounds.md").read_text()
+    with pytest.raises(UsageError, match=f"give 1 to {K_MAX}"):
+        search_for(Letters(), K_MAX + 1, 2.0)
+    with pytest.raises(UsageError, match=f"{ITEMS_MAX + 1:,} items"):
+        PlainItems(["word"] * (ITEMS_MAX + 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "whole"),
+    [
+        ([], True),
+        ([0.0, 3.0, -2.0, 2.0**60], True),
+        ([1.0, 0.5], False),
+        ([math.nan], False),
+        ([math.inf], False),
+        ([-math.inf], False),
+    ],
+)
+def test_numbers_that_add_up_exactly_are_whole(numbers: list[float], whole: bool) -> None:
+    assert are_whole(np.array(numbers)) is whole
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,11 @@ _PLACE: Final = 1 << PLACE_BITS
 _SPLIT: Final = float((1 << 27) + 1)
 
 
+def are_whole(numbers: F64) -> bool:
+    """Whether all are finite whole numbers: those alone add up exactly, and only so far."""
+    return bool(np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all())
+
+
 def product(a: F64, b: F64) -> tuple[F64, F64]:
     """Give a * b as rounded, and what the rounding took; exact unless it is below 2^-1022.
 

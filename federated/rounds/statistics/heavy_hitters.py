@@ -30,6 +30,8 @@ import numpy as np
 
 from federated.errors import UsageError
 from federated.rounds.privacy import local
+from federated.rounds.statistics.exact import are_whole
+from federated.rounds.statistics.limits import K_MAX
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -52,7 +54,6 @@ GRADE: Final = 4.0
 """How much more noise costs where members are unlike; chosen on other seeds (E10)."""
 REPORTS_MIN: Final = 1000
 """A level with fewer says nothing at any epsilon that protects anybody. Guess."""
-K_MAX: Final = 1000
 K_USUAL: Final = 20
 CANDIDATES_MAX: Final = 2_560
 """At a level, where fewer levels would give each more reports. Guess: a second or two for the most
@@ -276,8 +277,7 @@ def read_rows(search: Search, level: int, candidates: U64, rows: F64) -> Level:
 
 
 def _check_row(place: int, row: F64) -> None:
-    whole = np.isfinite(row).all() and (row >= 0).all() and (row == np.floor(row)).all()
-    if not whole or row[1] > row[0] or (row[2:] > row[1]).any():
+    if not are_whole(row) or (row < 0).any() or row[1] > row[0] or (row[2:] > row[1]).any():
         raise DecodeError(f"heavy hitters: member {place} says what no reports can")
 
 

@@ -256,7 +256,7 @@ def fault(query: Query, vector: F64, peers: int = 1) -> str:
         vector: float64[length(query)].
         peers: how many members' vectors it is the sum of.
     """
-    if not np.isfinite(vector).all() or (vector != np.rint(vector)).any():
+    if not exact.are_whole(vector):
         return "something else than whole numbers"
     counts = vector[:1] if isinstance(query, MeanQuery) else vector
     if (counts < 0).any() or (counts > COUNT_MAX).any() or counts.sum() > COUNT_MAX:

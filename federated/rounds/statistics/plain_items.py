@@ -25,7 +25,7 @@ import numpy as np
 from federated.errors import UsageError
 from federated.rounds.statistics.answers import TopItem, TopK
 from federated.rounds.statistics.items import ITEM_CHARS_MAX, SHOWN
-from federated.rounds.statistics.private_items import ITEMS_MAX
+from federated.rounds.statistics.limits import ITEMS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -29,6 +29,7 @@ from federated.errors import RoundError, UsageError
 from federated.rounds.statistics import heavy_hitters as hh
 from federated.rounds.statistics.answers import TopItem, TopK
 from federated.rounds.statistics.items import other_of
+from federated.rounds.statistics.limits import ITEMS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from federated.rounds.statistics.items import Coding
     from federated.rounds.statistics.rows import Table, Talk
 
-ITEMS_MAX: Final = 200_000
-"""Records of one member. With k = 20 a level's supports of them take 0.6 s: the others wait."""
 SECRET_BYTES: Final = 32
 NOISE_DOMAIN: Final = b"covey/fed/noise/1\0"
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from federated.errors import UsageError
+from federated.rounds.statistics.exact import are_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,8 +164,7 @@ class _Piece:
     def _row_fault(self, place: int, row: F64) -> str:
         if row[0] != self._marker:
             return "a row about something else than was asked"
-        whole = np.isfinite(row).all() and (row >= 0).all() and (row == np.floor(row)).all()
-        if not whole:
+        if not are_whole(row) or (row < 0).any():
             return "something else than whole numbers from 0 on"
         return self._fault(place, self._start, row[1 : 1 + self._head], row[1 + self._head :])
 
