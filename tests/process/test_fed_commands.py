@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.daemons import Home, connected_peers, joined_homes, wait_until
+from tests.helpers.everywhere import everywhere, members, the
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from daemon.json_types import Json
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +36,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[np
         paths.append(path)
         arrays.append(np.array(values))
     return paths, arrays
-
-
-def everywhere(homes: tuple[Home, ...], *commands: list[str]) -> list[dict[str, Json]]:
-    """One command a machine, at the same time; their JSON."""
-    running = [
-        home.popen(*command, "--json") for home, command in zip(homes, commands, strict=True)
-    ]
-    found = []
-    for process in running:
-        printed, problem = process.communicate(timeout=60)
-        assert process.returncode == 0, problem
-        found.append(cast("dict[str, Json]", json.loads(printed)))
-    return found
-
-
-def the(answer: dict[str, Json], kind: str) -> dict[str, Json]:
-    return cast("dict[str, Json]", answer[kind])
-
-
-def members(answer: dict[str, Json]) -> list[dict[str, Json]]:
-    return cast("list[dict[str, Json]]", the(answer, "round")["members"])
 
 
 def test_the_mean_is_that_of_all_the_data(

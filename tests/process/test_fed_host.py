@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,11 +13,11 @@ import pytest
 from federated.rounds.numeric.tensors import schema_of
 from federated.rounds.statefile import load_state, write_state
 from tests.helpers.daemons import Home, joined_homes, wait_until
+from tests.helpers.everywhere import ended, models, program, round_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from daemon.json_types import Json
 
 PROGRAM = """
 import sys
@@ -38,10 +36,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ...]]:
         yield homes
 
 
-def status(home: Home) -> dict[str, Json]:
-    return cast("list[dict[str, Json]]", home.json("fed", "status"))[0]
-
-
 def test_trainers_of_a_machine_are_one_member(two: tuple[Home, ...], tmp_path: Path) -> None:
     state = {"w": np.zeros(1000, np.float32)}
     write_state(tmp_path / "first", schema_of(state), state)
@@ -52,26 +46,17 @@ def test_trainers_of_a_machine_are_one_member(two: tuple[Home, ...], tmp_path: P
         )
         for home in two
     ]  # fmt: skip
-    for process in joining:
-        printed, problem = process.communicate(timeout=60)
-        assert process.returncode == 0, printed + problem
-    program = tmp_path / "train.py"
-    program.write_text(textwrap.dedent(PROGRAM))
+    ended(joining)
+    path = tmp_path / "train.py"
+    path.write_text(textwrap.dedent(PROGRAM))
     trainers = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(value), str(weight)],
-            env=home.environ,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        program(home, path, value, weight)
         for home, values in zip(two, ((1, 2, 6), (4, 4, 4)), strict=True)
         for value, weight in zip(values, (1, 1, 2), strict=True)
     ]
-    for trainer in trainers:
-        _, problem = trainer.communicate(timeout=90)
-        assert trainer.returncode == 0, problem
-    wait_until("both are there", lambda: status(two[0])["round"] == status(two[1])["round"] == 3)
-    reached = [np.asarray(load_state(Path(str(status(home)["path"])))["w"]) for home in two]
+    ended(trainers, 90)
+    wait_until("both are there", lambda: round_of(two[0], "host") == round_of(two[1], "host") == 3)
+    reached = [np.asarray(load_state(Path(str(models(home)["host"]["path"])))["w"]) for home in two]
     # Machine one: (1 + 2 + 2 * 6) / 4 = 3.75, machine two: 4; weights 4 and 4; three rounds.
     assert np.allclose(reached[0], 3 * 3.875)
     assert np.array_equal(reached[0], reached[1])
@@ -104,30 +89,18 @@ def test_a_round_ends_at_its_deadline_without_a_trainer_that_is_slow(
         "codec": "f32", "rule": "mean", "clip": 1e300, "first_deadline_s": 5.0,
     }  # fmt: skip
     two[0].ok("rpc", "fed.join", json.dumps(params))
-    program, go = tmp_path / "slow.py", tmp_path / "go"
-    program.write_text(SLOW)
-
-    def begin(released: Path, value: int) -> subprocess.Popen[str]:
-        words = [sys.executable, str(program), str(released), str(value)]
-        return subprocess.Popen(
-            words, env=two[0].environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    slow = begin(go, 10)
+    path, go = tmp_path / "slow.py", tmp_path / "go"
+    path.write_text(SLOW)
+    slow = program(two[0], path, go, 10)
     assert slow.stdout is not None
     assert slow.stdout.readline() == "begun\n"
-    quick = begin(program, 1)
-    wait_until("the first round is applied", lambda: named(two[0], "alone")["round"] == 1)
+    quick = program(two[0], path, path, 1)
+    wait_until("the first round is applied", lambda: round_of(two[0], "alone") == 1)
     go.touch()
     for trainer, said in ((slow, "1 dropped\n2 taken\n"), (quick, "begun\n1 taken\n2 taken\n")):
         printed, problem = trainer.communicate(timeout=60)
         assert (trainer.returncode, printed) == (0, said), problem
-    wait_until("both are there", lambda: named(two[0], "alone")["round"] == 2)
-    reached = load_state(Path(str(named(two[0], "alone")["path"])))["w"]
+    wait_until("both are there", lambda: round_of(two[0], "alone") == 2)
+    reached = load_state(Path(str(models(two[0])["alone"]["path"])))["w"]
     assert set(np.asarray(reached).tolist()) == {1 + 5.5}
     two[0].ok("fed", "leave", "alone")
-
-
-def named(home: Home, name: str) -> dict[str, Json]:
-    models = cast("list[dict[str, Json]]", home.json("fed", "status"))
-    return next(one for one in models if one["name"] == name)

@@ -6,11 +6,9 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,18 +16,19 @@ import pytest
 from federated.rounds.numeric.tensors import schema_of
 from federated.rounds.statefile import load_state, write_state
 from tests.helpers.daemons import Home, joined_homes, wait_until
+from tests.helpers.everywhere import ended, models, program, round_of
 from tests.helpers.need import need
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
-
-    from daemon.json_types import Json
 
 NAME = "host"
 NUMBERS = 50_000
 TRAINERS = 2
 MARK = "state/high.mark"
 KEPT_STATES = 3
+SLOW = (pytest.mark.slow, pytest.mark.timeout(600))
 JITTER_S = 0.1
 """A kill comes so long after a round at most: in the middle of folding, writing, restarting."""
 
@@ -62,13 +61,8 @@ class Place:
 
     def begin(self) -> None:
         """Start a trainer."""
-        words = [sys.executable, str(self.program), str(self.last), str(TRAINERS)]
-        env = {**self.home.environ, "TMPDIR": str(self.tmp), "OPENBLAS_NUM_THREADS": "1"}
-        self.trainers.append(
-            subprocess.Popen(
-                words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        env = {"TMPDIR": str(self.tmp), "OPENBLAS_NUM_THREADS": "1"}
+        self.trainers.append(program(self.home, self.program, self.last, TRAINERS, env=env))
 
     def kill_trainer(self, which: int) -> None:
         """Kill -9 one, and start another in its place."""
@@ -84,13 +78,11 @@ class Place:
 
     def round(self) -> int:
         """Rounds applied."""
-        models = cast("list[dict[str, Json]]", self.home.json("fed", "status"))
-        return int(str(models[0]["round"]))
+        return round_of(self.home, NAME)
 
     def state(self) -> Path:
         """Where the state lies."""
-        models = cast("list[dict[str, Json]]", self.home.json("fed", "status"))
-        return Path(str(models[0]["path"]))
+        return Path(str(models(self.home)[NAME]["path"]))
 
     def check(self) -> None:
         """That no trainer has ended."""
@@ -143,9 +135,7 @@ def join(places: Sequence[Place], folder: Path) -> None:
         "codec": "f32", "rule": "mean", "clip": 1e300, "first_deadline_s": 5.0,
     }  # fmt: skip
     joining = [place.home.popen("rpc", "fed.join", json.dumps(params)) for place in places]
-    for process in joining:
-        printed, problem = process.communicate(timeout=60)
-        assert process.returncode == 0, printed + problem
+    ended(joining)
 
 
 def settle(places: Sequence[Place], folder: Path) -> None:
@@ -153,9 +143,7 @@ def settle(places: Sequence[Place], folder: Path) -> None:
     last = max(place.round() for place in places) + 3
     (folder / "last").write_text(str(last))
     for place in places:
-        for trainer in place.trainers:
-            _, problem = trainer.communicate(timeout=90)
-            assert trainer.returncode == 0, problem
+        ended(place.trainers, 90)
         place.trainers.clear()
     (folder / "last").unlink()
     for place in places:
@@ -185,7 +173,6 @@ def kill_again_and_again(places: Sequence[Place], kills: int, seed: int) -> list
 
 
 def train_and_kill(homes: Sequence[Home], folder: Path, kills: int, seed: int) -> None:
-    need("linux")
     places = [Place(home, folder) for home in homes]
     shared = sorted(Path("/dev/shm").iterdir())
     before = [place.files() | {"run/pool.sock", "state/models"} for place in places]
@@ -212,28 +199,17 @@ def train_and_kill(homes: Sequence[Home], folder: Path, kills: int, seed: int) -
     assert sorted(Path("/dev/shm").iterdir()) == shared
 
 
-def test_eight_kills_leave_nothing_behind(tmp_path: Path) -> None:
-    home = Home(tmp_path / "one", "one")
-    try:
-        home.up()
-        train_and_kill([home], tmp_path, 8, seed=4)
-    finally:
-        home.stop()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_hundred_kills_leave_nothing_behind(tmp_path: Path) -> None:
-    home = Home(tmp_path / "one", "one")
-    try:
-        home.up()
-        train_and_kill([home], tmp_path, 100, seed=5)
-    finally:
-        home.stop()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_kills_of_two_machines_leave_nothing_behind(tmp_path: Path) -> None:
-    with joined_homes(tmp_path, "one", "two") as homes:
-        train_and_kill(homes, tmp_path, 20, seed=6)
+@pytest.mark.parametrize(
+    ("names", "kills", "seed"),
+    [
+        pytest.param(["one"], 8, 4, id="eight of one machine"),
+        pytest.param(["one"], 100, 5, marks=SLOW, id="a hundred of one machine"),
+        pytest.param(["one", "two"], 20, 6, marks=SLOW, id="twenty of two machines"),
+    ],
+)
+def test_kills_leave_nothing_behind(
+    tmp_path: Path, names: Sequence[str], kills: int, seed: int
+) -> None:
+    need("linux")
+    with joined_homes(tmp_path, *names) as homes:
+        train_and_kill(homes, tmp_path, kills, seed)

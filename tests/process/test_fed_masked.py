@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
 
 from tests.helpers.daemons import Home, connected_peers, wait_until
+from tests.helpers.everywhere import Answer, everywhere, members, the
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from daemon.json_types import Json
 
@@ -68,26 +68,17 @@ def command(home: Home, *more: str) -> list[str]:
     return ["fed", "mean", path, "--column", "ms", "--peers", "5", *GROUP, *more]
 
 
-def everywhere(homes: tuple[Home, ...], *more: str) -> list[dict[str, Json]]:
-    """The command on all of these, at the same time; their JSON."""
-    running = [home.popen(*command(home, *more), "--json", "--no-autostart") for home in homes]
-    found = []
-    for process in running:
-        printed, problem = process.communicate(timeout=90)
-        assert process.returncode == 0, problem
-        found.append(cast("dict[str, Json]", json.loads(printed)))
-    return found
-
-
-def the(answer: dict[str, Json], kind: str) -> dict[str, Json]:
-    return cast("dict[str, Json]", answer[kind])
+def asked(homes: Sequence[Home], *more: str) -> list[Answer]:
+    """The command's answer on all of these at once."""
+    commands = [command(home, *more, "--no-autostart") for home in homes]
+    return everywhere(homes, *commands, limit_s=90)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_owners_have_their_mean_and_see_nothing_else(five: tuple[Home, ...]) -> None:
     data = data_of(five)
-    found = everywhere(five, "--name", "all", "--privacy", "masked")
+    found = asked(five, "--name", "all", "--privacy", "masked")
     everything = np.concatenate(data)
     for answer in found:
         assert the(answer, "mean")["values"] == len(everything)
@@ -115,13 +106,12 @@ def test_one_is_killed_and_the_others_have_the_exact_sum(
     five[4].up(COVEY_TEST_FAULT=f"round.{moment}:1")
     settled(five)
     victim = five[4].popen(*command(five[4], "--name", moment), "--no-autostart")
-    found = everywhere(five[:4], "--name", moment)
+    found = asked(five[:4], "--name", moment)
     victim.communicate(timeout=60)
     assert five[4].pid is None
     for answer in found:
         fates = {
-            str(one["machine"]): (str(one["status"]), str(one["reason"]))
-            for one in cast("list[dict[str, Json]]", the(answer, "round")["members"])
+            str(one["machine"]): (str(one["status"]), str(one["reason"])) for one in members(answer)
         }
         status, reason = fates["five"]
         inside = data if status == "included" else data[:4]

@@ -12,6 +12,7 @@ import pytest
 
 from federated.rounds.statefile import load_state
 from tests.helpers.daemons import joined_homes, wait_until
+from tests.helpers.everywhere import ended, models, round_of
 
 if TYPE_CHECKING:
     import subprocess
@@ -67,15 +68,6 @@ def start(home: Home, member: int, go: Path) -> subprocess.Popen[str]:
     return home.popen(*words, *policy, env=env)
 
 
-def model(home: Home) -> dict[str, Json]:
-    return cast("list[dict[str, Json]]", home.json("fed", "status"))[0]
-
-
-def reached(home: Home) -> int:
-    models = cast("list[dict[str, Json]]", home.json("fed", "status"))
-    return int(str(models[0]["round"])) if models else -1
-
-
 def fates_of(home: Home) -> dict[tuple[int, str], str]:
     """How each machine fared, by round and name."""
     rounds = cast("list[dict[str, Json]]", home.json("fed", "history", "--name", "line"))
@@ -92,19 +84,15 @@ def test_five_train_while_one_lies_and_one_is_killed_and_restarted(
 ) -> None:
     go = tmp_path / "go"
     running = [start(home, index, go) for index, home in enumerate(five)]
-    wait_until("they train", lambda: {reached(home) for home in five} == {KILLED_AT - 1})
+    wait_until("they train", lambda: {round_of(home, "line") for home in five} == {KILLED_AT - 1})
     five[3].kill()
     Path(f"{go}-{KILLED_AT}").touch()
-    wait_until("the others go on", lambda: reached(five[0]) == BACK_AT - 1)
+    wait_until("the others go on", lambda: round_of(five[0], "line") == BACK_AT - 1)
     five[3].up()
-    wait_until("it caught up", lambda: reached(five[3]) == BACK_AT - 1)
-    assert model(five[3])["root"] == model(five[0])["root"]
+    wait_until("it caught up", lambda: round_of(five[3], "line") == BACK_AT - 1)
+    assert models(five[3])["line"]["root"] == models(five[0])["line"]["root"]
     Path(f"{go}-{BACK_AT}").touch()
-    done = []
-    for process in running:
-        printed, problem = process.communicate(timeout=170)
-        assert process.returncode == 0, problem
-        done.append(json.loads(printed))
+    done = [json.loads(printed) for printed in ended(running, 170)]
     assert [one["round"] for one in done] == [ROUNDS] * 5
     assert len({one["root"] for one in done}) == 1
 

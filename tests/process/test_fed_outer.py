@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from tests.helpers.daemons import Home, joined_homes, wait_until
+from tests.helpers.everywhere import ended, program, round_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from daemon.json_types import Json
 
 PROGRAM = """
 import sys
@@ -82,20 +80,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ...]]:
 def test_two_members_have_the_same_common_copy_between_their_own(
     two: tuple[Home, ...], tmp_path: Path
 ) -> None:
-    program = tmp_path / "train.py"
-    program.write_text(textwrap.dedent(PROGRAM))
+    path = tmp_path / "train.py"
+    path.write_text(textwrap.dedent(PROGRAM))
     running = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(index), str(tmp_path / f"{index}.npz")],
-            env=home.environ,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index, home in enumerate(two)
+        program(home, path, index, tmp_path / f"{index}.npz") for index, home in enumerate(two)
     ]
-    for process in running:
-        _, problem = process.communicate(timeout=120)
-        assert process.returncode == 0, problem
+    ended(running, 120)
     first, second = (np.load(tmp_path / f"{index}.npz") for index in range(2))
     seen = [dict(line.rsplit(" ", 1) for line in one["roots"]) for one in (first, second)]
     both = seen[0].keys() & seen[1].keys()
@@ -107,33 +97,22 @@ def test_two_members_have_the_same_common_copy_between_their_own(
     assert np.corrcoef(first["a"], np.linspace(-1, 1, 300))[0, 1] > 0.85
 
 
-def round_of(home: Home, name: str) -> int:
-    models = cast("list[dict[str, Json]]", home.json("fed", "status"))
-    return next((int(str(one["round"])) for one in models if one["name"] == name), -1)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_member_that_was_cut_off_for_several_syncs_catches_up(tmp_path: Path) -> None:
     """Its daemon is dead for a while; its training goes on, and so does that of the others."""
     # Momentum .5: what its copy is off by is halved in each later round.
-    program, stop = tmp_path / "away.py", tmp_path / "stop"
-    program.write_text(AWAY)
+    path, stop = tmp_path / "away.py", tmp_path / "stop"
+    path.write_text(AWAY)
     with joined_homes(tmp_path / "homes", "one", "two", "three") as homes:
         running = [
-            subprocess.Popen(
-                [sys.executable, str(program), str(me), str(tmp_path / f"{me}.npz"), str(stop)],
-                env=home.environ,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for me, home in enumerate(homes)
+            program(home, path, me, tmp_path / f"{me}.npz", stop) for me, home in enumerate(homes)
         ]
         fragments = ("away.0", "away.1")
 
         def reached(home: Home) -> int:
-            ended = [one.communicate()[1] for one in running if one.poll() is not None]
-            assert not ended, ended
+            gone = [one.communicate()[1] for one in running if one.poll() is not None]
+            assert not gone, gone
             return min(round_of(home, name) for name in fragments)
 
         wait_until("they train", lambda: reached(homes[2]) >= 3)
@@ -144,9 +123,7 @@ def test_a_member_that_was_cut_off_for_several_syncs_catches_up(tmp_path: Path) 
         back = max(round_of(homes[0], name) for name in fragments)
         wait_until("it is back", lambda: reached(homes[2]) >= back + 40, 120)
         stop.touch()
-        for process in running:
-            _, problem = process.communicate(timeout=60)
-            assert process.returncode == 0, problem
+        ended(running)
     one, two, away = (np.load(tmp_path / f"{me}.npz") for me in range(3))
     for fragment in range(2):
         numbers = [

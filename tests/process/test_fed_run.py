@@ -15,6 +15,7 @@ import pytest
 from federated.rounds.numeric.tensors import schema_of
 from federated.rounds.statefile import write_state
 from tests.helpers.daemons import Home, connected_peers, joined_homes, wait_until
+from tests.helpers.everywhere import round_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,11 +90,6 @@ def end(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
         raise AssertionError(process.communicate()) from None
     assert process.returncode == code, (printed, told)
     return printed, told
-
-
-def round_of(home: Home, name: str) -> int:
-    models = cast("list[dict[str, Json]]", home.json("fed", "status"))
-    return next((int(str(one["round"])) for one in models if one["name"] == name), -1)
 
 
 def leave(two: tuple[Home, ...], name: str) -> None:

@@ -14,9 +14,10 @@ import pytest
 from daemon.cli.client import CliError
 from daemon.fed_client import Statistics
 from tests.helpers.daemons import Home, connected_peers, joined_homes, wait_until
+from tests.helpers.everywhere import ended, everywhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from daemon.json_types import Json
@@ -60,19 +61,6 @@ def knows_names(home: Home) -> bool:
     return {home.name, *(str(peer["name"]) for peer in peers)} == set(NAMES)
 
 
-def everywhere(homes: Sequence[Home], *commands: Sequence[str]) -> list[dict[str, Json]]:
-    """One command a machine, at the same time; their JSON."""
-    running = [
-        home.popen(*command, "--json") for home, command in zip(homes, commands, strict=True)
-    ]
-    found = []
-    for process in running:
-        printed, problem = process.communicate(timeout=170)
-        assert process.returncode == 0, problem
-        found.append(cast("dict[str, Json]", json.loads(printed)))
-    return found
-
-
 def top_of(answer: dict[str, Json]) -> dict[str, Json]:
     return cast("dict[str, Json]", answer["top_k"])
 
@@ -99,7 +87,7 @@ def test_with_a_vocabulary_the_counts_are_as_near_as_the_noise_lets(
     vocabulary = str(paths[0].parent / "vocabulary.txt")
     tail = ["-k", "4", "--epsilon", "2", "--vocabulary", vocabulary, "--peers", "3"]
     commands = [["fed", "topk", str(path), *tail] for path in paths]
-    found = everywhere(three, *commands)
+    found = everywhere(three, *commands, limit_s=170)
     tops = [top_of(answer) for answer in found]
     assert tops[0] == tops[1] == tops[2]
     assert names_of(tops[0])[:2] == WORDS[:2]
@@ -119,10 +107,9 @@ def test_words_are_found_without_a_vocabulary_and_shown(
     running = [
         home.popen("fed", "topk", str(path), *tail) for home, path in zip(three, paths, strict=True)
     ]
-    printed = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0] * 3, printed
-    assert len({shown for shown, _ in printed}) == 1
-    lines = printed[0][0].splitlines()
+    printed = ended(running, 120)
+    assert len(set(printed)) == 1
+    lines = printed[0].splitlines()
     assert [line.split()[0] for line in lines[1:3]] == WORDS[:2]
     assert lines[3] == f"{3 * RECORDS:,} items of 3 machines: one, three, two"
     assert lines[4].startswith("epsilon 6: each record reported once, with noise of its own")
