@@ -35,7 +35,7 @@ def configure_backup(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"The passphrase is asked for, or taken from {PASSPHRASE_VARIABLE}.\n\n"
         "examples:\n  covey backup\n  covey backup create --with-key\n  covey backup list\n"
-        "  covey backup verify latest"
+        "  covey backup verify latest\n  covey backup prune --keep 3"
     )
 
 

@@ -63,7 +63,11 @@ def configure_blob(parser: argparse.ArgumentParser) -> None:
         "Whoever has the id can check every byte. An interrupted get goes on where it was.\n\n"
         "examples:\n  covey blob put model.safetensors --group team\n"
         "  covey blob get 5f0c... -o model.safetensors --group team\n"
-        "  covey blob list"
+        "  covey blob list\n"
+        "  covey blob stat 5f0c...\n"
+        "  covey blob pin 5f0c... --group team\n"
+        "  covey blob unpin 5f0c...\n"
+        "  covey blob rm 5f0c..."
     )
 
 

@@ -26,7 +26,8 @@ def configure_config(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("key", help="section.key")
     sub.add_argument("value", help="such as 10s or 64MiB")
     parser.epilog = (
-        "examples:\n  covey config show --origin --changed\n  covey config set node.name desk"
+        "examples:\n  covey config show --origin --changed\n  covey config get node.name\n"
+        "  covey config set node.name desk"
     )
 
 
@@ -82,7 +83,10 @@ def run_config(args: argparse.Namespace) -> int:
 
 def configure_paths(parser: argparse.ArgumentParser) -> None:
     """No arguments of its own."""
-    parser.epilog = "COVEY_HOME=/folder puts all of them into one folder."
+    parser.epilog = (
+        "COVEY_HOME=/folder puts all of them into one folder.\n\n"
+        "examples:\n  covey paths\n  covey paths --json"
+    )
 
 
 def run_paths(args: argparse.Namespace) -> int:

@@ -21,6 +21,10 @@ def configure_conflicts(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("-n", "--limit", type=int, default=20, help="how many (default 20)")
     sub = add_verb(verbs, "resolve", "this side holds; what contradicts it is refuted")
     sub.add_argument("id", help="the side that holds: its id, or the first 8 digits")
+    parser.epilog = (
+        "examples:\n  covey conflicts\n  covey conflicts list --scope api\n"
+        "  covey conflicts resolve 3fa9c2d1"
+    )
 
 
 def run_conflicts(args: argparse.Namespace) -> int:

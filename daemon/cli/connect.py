@@ -62,6 +62,9 @@ def configure_disconnect(parser: argparse.ArgumentParser) -> None:
         "--project", action="store_true", help="take it out of this folder's project alone"
     )
     parser.add_argument("--name", help="agent name, default the client's")
+    parser.epilog = (
+        "examples:\n  covey disconnect claude-code --dry-run\n  covey disconnect codex --project"
+    )
 
 
 def run_connect(args: argparse.Namespace) -> int:

@@ -19,7 +19,10 @@ def configure_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "part", nargs="?", choices=["net", "store", "clients"], help="only this part"
     )
-    parser.epilog = "Exit code 1 says that something is wrong. It works with and without a daemon."
+    parser.epilog = (
+        "Exit code 1 says that something is wrong. It works with and without a daemon.\n\n"
+        "examples:\n  covey doctor\n  covey doctor net"
+    )
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -197,6 +197,7 @@ def configure_maintain(parser: argparse.ArgumentParser) -> None:
         help="reindex: build the full-text index anew; reembed: make all vectors anew;"
         " forget_behaviour: empty the feedback log; forget_unused: apply the rules of forgetting",
     )
+    parser.epilog = EXAMPLES + "  covey maintain reindex\n  covey maintain forget_behaviour"
 
 
 def run_maintain(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from daemon.cli.client import CliError
 from daemon.cli.fed_chart import add_files, configure_chart, run_chart, show
 from daemon.cli.fed_input import read_numbers
 from daemon.cli.fed_meeting import add_data, add_meeting, ask_everybody, meeting_of
-from daemon.cli.fed_models import VERBS, configure_models, run_models
+from daemon.cli.fed_models import EXAMPLES, VERBS, configure_models, run_models
 from daemon.cli.fed_topk import configure_topk, run_topk
 from daemon.cli.memory import connect
 from daemon.cli.options import add_verb
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from daemon.cli.options import Verbs
     from daemon.json_types import Json
 
-EPILOG = """\
+EPILOG = f"""\
 Run the same command on several machines at the same time: each brings its own file, only sums of it
 leave the machine, and everybody gets the same answer.
 
@@ -30,7 +30,7 @@ examples:
   covey fed histogram latency.csv --column ms --edges 0,10,20,50,100
   covey fed quantiles latency.csv --column ms --q 0.5,0.95 --bounds 0,1000 --peers 3
   covey fed topk words.txt -k 10 --epsilon 4 --peers 3
-  covey fed run mymodel:train digits --rounds 20 --peers 3
+{EXAMPLES}\
   covey fed chart digits --html digits.html
   covey fed history
   covey fed explain 3f9a2c"""

@@ -107,6 +107,16 @@ def configure_models(verbs: Verbs) -> None:
     add_verb(verbs, "status", "the models that this machine trains with others")
 
 
+EXAMPLES = """\
+  covey fed run mymodel:train digits --rounds 20 --peers 3
+  covey fed join digits first.safetensors --peers 3
+  covey fed submit digits new.safetensors --round 0 --weight 120 --metric loss=0.31
+  covey fed wait digits --after 0
+  covey fed leave digits --keep last.safetensors
+  covey fed status
+"""
+
+
 def run_models(args: argparse.Namespace) -> int:
     """Carry out one of `VERBS`."""
     return {

@@ -45,9 +45,11 @@ def configure_group(parser: argparse.ArgumentParser) -> None:
         "roles: relay passes sealed records on; read; write; admin invites and removes\n\n"
         "examples:\n"
         "  covey group create team\n"
+        "  covey group members team\n"
         "  covey group role team bob-desk read\n"
         "  covey group remove team bob-desk --dry-run\n"
         "  covey group remove team bob-desk --keep 2026-11-20\n"
+        "  covey group leave team\n"
         "  covey group rotate team"
     )
 
@@ -178,6 +180,10 @@ def configure_sync(parser: argparse.ArgumentParser) -> None:
         sub = add_verb(verbs, verb, text)
         sub.add_argument("--group", help="only this group")
         sub.add_argument("--peer", help="only with this machine")
+    parser.epilog = (
+        "examples:\n  covey sync\n  covey sync status --peer desk\n  covey sync now\n"
+        "  covey sync verify --group team\n  covey sync repair"
+    )
 
 
 def run_sync(args: argparse.Namespace) -> int:

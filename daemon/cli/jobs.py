@@ -36,7 +36,18 @@ EXAMPLES = (
     "  covey job watch 3f2a\n"
     "  covey job result 3f2a --format csv > table.csv\n"
     "  covey job explain 3f2a 17\n"
-    "  covey job cancel 3f2a"
+    "  covey job status 3f2a\n"
+    "  covey job pause 3f2a\n"
+    "  covey job resume 3f2a --executions 100\n"
+    "  covey job cancel 3f2a\n"
+    "  covey job retry 3f2a --columns price\n"
+    "  covey job feedback 3f2a --bad 3,17 --rule 'prices are without tax'\n"
+    "  covey job answer 3f2a --executions 50\n"
+    "  covey job quarantine lift old-laptop\n"
+    "  covey job purge 3f2a\n"
+    "  covey job list --limit 5\n"
+    "  covey job handlers --group team\n"
+    "  covey job drop-note 2"
 )
 
 

@@ -153,6 +153,7 @@ def _next_steps(status: dict[str, Json], *, first: bool) -> None:
 def configure_down(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey down`."""
     parser.add_argument("--now", action="store_true", help="do not wait for requests at work")
+    parser.epilog = "examples:\n  covey down\n  covey down --now"
 
 
 def run_down(args: argparse.Namespace) -> int:
@@ -180,6 +181,7 @@ def configure_restart(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey restart`."""
     configure_down(parser)
     _add_settings(parser)
+    parser.epilog = "examples:\n  covey restart\n  covey restart --set log.level=debug"
 
 
 def run_restart(args: argparse.Namespace) -> int:
@@ -245,6 +247,7 @@ def _exited(pid: int) -> bool:
 def configure_demo(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey demo`."""
     parser.add_argument("--keep", action="store_true", help="leave the demo's folders")
+    parser.epilog = "examples:\n  covey demo\n  covey demo --keep"
 
 
 def run_demo(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ def configure_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on as lines are written")
     parser.add_argument("-n", "--lines", type=int, default=50, help="how many (default 50)")
     parser.add_argument("--level", choices=["debug", "info", "warning", "error"], default="debug")
+    parser.epilog = "examples:\n  covey logs -f --level warning\n  covey logs -n 500 --json"
 
 
 def run_logs(args: argparse.Namespace) -> int:
@@ -125,6 +126,7 @@ def configure_events(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="memory, peer, group, sync, health, config, agent (default all but the last two)",
     )
+    parser.epilog = "examples:\n  covey events\n  covey events memory peer --json"
 
 
 def run_events(args: argparse.Namespace) -> int:

@@ -182,12 +182,14 @@ def _load(name: str) -> ModuleType:
 
 def _run(name: str, module: ModuleType, words: list[str]) -> int:
     from daemon.cli.client import CliError
+    from daemon.cli.options import share_examples
 
     text = next(group[name][1] for group in COMMANDS.values() if name in group)
     parser = base_parser(name, text)
     configure: Callable[[argparse.ArgumentParser], None] = getattr(module, f"configure_{name}")
     run: Callable[[argparse.Namespace], int] = getattr(module, f"run_{name}")
     configure(parser)
+    share_examples(parser)
     try:
         args = parser.parse_args(words)
     except SystemExit as leave:

@@ -217,6 +217,7 @@ def _say_hits(result: dict[str, Json], *, explain: bool, quiet: bool) -> None:
 def configure_get(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey get`."""
     parser.add_argument("id", nargs="+", help="ids, or prefixes of 8 digits or more")
+    parser.epilog = EXAMPLES + "  covey get 1f2e3d4c\n  covey get 1f2e3d4c 77b01e5f --json"
 
 
 def run_get(args: argparse.Namespace) -> int:
@@ -246,6 +247,7 @@ def configure_list(parser: argparse.ArgumentParser) -> None:
         "--status",
         choices=["active", "superseded", "refuted", "quarantined", "forgotten", "hidden"],
     )
+    parser.epilog = EXAMPLES + "  covey list --scope api\n  covey list --status superseded -n 5"
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -275,6 +277,7 @@ def run_list(args: argparse.Namespace) -> int:
 def configure_history(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey history`."""
     parser.add_argument("id", help="id, or a prefix of 8 digits or more")
+    parser.epilog = EXAMPLES + "  covey history 1f2e3d4c"
 
 
 def run_history(args: argparse.Namespace) -> int:

@@ -47,6 +47,24 @@ def add_shared(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
             action.default = argparse.SUPPRESS
 
 
+def share_examples(parser: argparse.ArgumentParser) -> None:
+    """Give each verb's help those of the command's examples that are about it.
+
+    Args:
+        parser: of a command, with all its verbs and its epilog.
+    """
+    lines = (parser.epilog or "").splitlines()
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to its verbs
+        if not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - see above
+            continue
+        for name, verb in action.choices.items():
+            begins = f"  {parser.prog} {name}"
+            own = [line for line in lines if f"{line} ".startswith(f"{begins} ")]
+            if own and verb.epilog is None:
+                verb.epilog = "\n".join(["examples:", *own])
+                verb.formatter_class = parser.formatter_class
+
+
 def add_verb(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
     """Add a verb of a command, with the shared options."""
     parser = verbs.add_parser(name, help=text, allow_abbrev=False)

@@ -190,7 +190,8 @@ def configure_join(parser: argparse.ArgumentParser) -> None:
         "A ticket among the arguments stands in the list of processes and in the shell's history:\n"
         "on a machine that others use, give it by `covey join -` or in the environment.\n\n"
         "Joining a home makes this machine one of that person's own. The home that was here\n"
-        "before stays on this machine under the name home-old."
+        "before stays on this machine under the name home-old.\n\n"
+        "examples:\n  covey join COVEY1TCW4...\n  covey join - < ticket.txt"
     )
 
 

@@ -26,7 +26,11 @@ EXAMPLES = (
     "  covey state incr main/builds\n"
     "  covey state set main/presence/laptop '{\"busy\": true}' --type map\n"
     "  covey state get main/goal --as-of 2026-11-01\n"
-    "  covey state watch main/todo"
+    "  covey state watch main/todo\n"
+    "  covey state delete main/goal\n"
+    "  covey state history main/goal\n"
+    "  covey state list main\n"
+    "  covey state holders 3fa9c2d1"
 )
 
 

@@ -18,7 +18,10 @@ _HEALTH = {"ok": out.GREEN, "degraded": out.YELLOW, "failed": out.RED}
 
 def configure_status(parser: argparse.ArgumentParser) -> None:
     """No arguments of its own: it never starts a daemon."""
-    parser.epilog = "It does not start a daemon: exit code 3 says that none is running."
+    parser.epilog = (
+        "It does not start a daemon: exit code 3 says that none is running.\n\n"
+        "examples:\n  covey status\n  covey status --json"
+    )
 
 
 def run_status(args: argparse.Namespace) -> int:

@@ -62,7 +62,8 @@ def configure_trust(parser: argparse.ArgumentParser) -> None:
     sub = add_verb(verbs, "distrust", "trust nothing of an owner any more")
     sub.add_argument("subject", help=WHO)
     parser.epilog = (
-        "examples:\n  covey trust\n  covey trust explain codex@laptop\n"
+        "examples:\n  covey trust\n  covey trust show bob-desk\n"
+        "  covey trust explain codex@laptop\n"
         "  covey trust endorse bob-desk --until 2027-01-31\n  covey trust distrust …7R3pqx"
     )
 
@@ -222,7 +223,8 @@ def configure_quarantine(parser: argparse.ArgumentParser) -> None:
         sub = add_verb(verbs, verb, text)
         sub.add_argument("id", nargs="+", help="ids, or prefixes of 8 digits or more")
     parser.epilog = (
-        "examples:\n  covey quarantine\n  covey quarantine release 3fa9c2d1\n"
+        "examples:\n  covey quarantine\n  covey quarantine list --scope api\n"
+        "  covey quarantine release 3fa9c2d1\n"
         "  covey quarantine reject 3fa9c2d1 77b01e5f"
     )
 

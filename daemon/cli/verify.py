@@ -18,7 +18,8 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
     """Arguments of `covey verify`."""
     parser.epilog = (
         "It works with the daemon running or stopped, and changes nothing.\n"
-        "Exit code 1 says that something is wrong."
+        "Exit code 1 says that something is wrong.\n\n"
+        "examples:\n  covey verify\n  covey verify --json"
     )
 
 

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from daemon.cli.client import (
 from daemon.cli.importing import find_files
 from daemon.cli.main import COMMANDS, base_parser, find, main, usage
 from daemon.cli.memory import run_remember
+from daemon.cli.options import add_shared
 from daemon.cli.pairing import duration
 from daemon.errors import BY_CODE
 from daemon.paths import SOCKET_PATH_BYTES_MAX, PathsError, make_private, resolve
@@ -92,6 +94,36 @@ def test_verbs_take_the_shared_options_too(name: str) -> None:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action.choices.values():
                 assert "--json" in verb.format_help()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in RAW])
+def test_the_help_of_every_command_and_verb_has_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A verb that takes nothing needs none."""
+    parser = base_parser(name, "text")
+    importlib.import_module(f"daemon.cli.{find(name)}").__dict__[f"configure_{name}"](parser)
+    assert main([name, "--help"]) == 0
+    assert f"  covey {name}" in capsys.readouterr().out
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            bare = argparse.ArgumentParser()
+            add_shared(bare)
+            for verb, sub in action.choices.items():
+                if len(sub._actions) == len(bare._actions):
+                    continue
+                assert main([name, verb, "--help"]) == 0
+                assert f"\n  covey {name} {verb}" in capsys.readouterr().out, verb
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in RAW])
+def test_every_example_is_one_that_the_command_takes(name: str) -> None:
+    parser = base_parser(name, "text")
+    importlib.import_module(f"daemon.cli.{find(name)}").__dict__[f"configure_{name}"](parser)
+    for line in (parser.epilog or "").splitlines():
+        command = re.split(r" \| | [<>] |  +", line.strip())[0]
+        if line.startswith("  covey "):
+            parser.parse_args(shlex.split(command)[2:])
 
 
 def test_the_guide_names_every_command_verb_and_exit_code() -> None:
