@@ -180,11 +180,12 @@ def test_a_reducer_can_speak_of_members_of_the_plan_alone() -> None:
     assert leader.phase == "scatter"
     strangers = tuple(bytes([index]) * 32 for index in range(60))
     setting = world.nodes[boss].setting
-    (reducer, _) = leader._reducers[0]
+    holdings = leader._holdings
+    reducer = holdings.reducer(0)
     unfit = tuple((peer, "no") for peer in strangers)
     leader.have(world.now, reducer, Have(*head(setting), 0, strangers, unfit))
-    assert not leader._have.get(0, set()) & set(strangers)
-    assert not leader._unfit.keys() & set(strangers)
+    assert holdings.came(0) <= len(NAMES)
+    assert not any(holdings.unfit(peer) for peer in strangers)
 
 
 # ---- contradictions

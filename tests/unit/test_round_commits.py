@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from federated.rounds.protocol.leader import _of_messages_size
+from federated.rounds.protocol.holdings import _of_messages_size
 from federated.rounds.protocol.wire import (
     CONTROL_BYTES_MAX,
     Commit,

@@ -6,7 +6,6 @@ by votes. Everything it sends may be lost; whoever has not answered is asked aga
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from federated.rounds.protocol import planning, verdicts
@@ -20,18 +19,13 @@ from federated.rounds.protocol.checks import (
     choose,
     decides,
 )
-from federated.rounds.protocol.deadline import (
-    Closing,
-    closing,
-    closing_early,
-    next_look,
-)
+from federated.rounds.protocol.deadline import Closing, closing, closing_early, next_look
 from federated.rounds.protocol.doubts import Doubts
+from federated.rounds.protocol.holdings import Holdings
 from federated.rounds.protocol.orders import Send, Tell
 from federated.rounds.protocol.policy import newcomers_max, quorum_of
 from federated.rounds.protocol.reducer import DIAGONAL_RULES
 from federated.rounds.protocol.wire import (
-    CONTROL_BYTES_MAX,
     Abort,
     Apply,
     Close,
@@ -55,7 +49,7 @@ from federated.rounds.protocol.wire import (
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable
 
     from federated.rounds.numeric.engines import F64
     from federated.rounds.protocol.checks import Chosen, MadeResults, Setting
@@ -77,9 +71,6 @@ JOIN_S: Final = 3.0
 """How long the coordinator waits for those who have not joined once enough have."""
 CONFIRM_TRANSFERS: Final = 3
 """The last phase may take so many times a transfer's limit: everybody fetches everything."""
-SIGNED_BYTES_MORE: Final = 128
-"""Of a signed message inside another, beyond its body: signer, signature and lengths."""
-HEAD_BYTES_MAX: Final = 256
 APPLY_TICKS: Final = 20
 """How often a decision is said again to who has not confirmed that it has it; who comes later asks
 any member."""
@@ -118,13 +109,7 @@ class Leader:
         self._made: MadePlan | None = None
         self._planned_at = 0.0
         self._limit_s = setting.policy.transfer_s
-        self._commits: dict[bytes, tuple[Signed, Commit]] = {}
-        self._arrivals: dict[bytes, float] = {}
-        self._reducers: dict[int, tuple[bytes, int]] = {}
-        self._moves: dict[int, Signed] = {}
-        self._have: dict[int, set[bytes]] = {}
-        self._unfit: dict[bytes, dict[bytes, str]] = {}
-        """Whose parts are not fit, by who says so."""
+        self._holdings = Holdings()
         self._close: tuple[Signed, Close] | None = None
         self._grams: dict[int, F64] = {}
         self._verdict: Verdict | None = None
@@ -307,7 +292,7 @@ class Leader:
         signed = sign(setting.signer, setting.me, plan)
         self._made = check_plan(setting, signed)
         self._planned_at = now
-        self._reducers = {number: (part.reducer, 0) for number, part in enumerate(plan.parts)}
+        self._holdings = Holdings(self._made.roster, [part.reducer for part in plan.parts])
         self._enter(self._after_plan, now)
         self._to_signed(roster, signed)
 
@@ -336,45 +321,31 @@ class Leader:
             return
         if len(message.hashes) != len(made.plan.parts):
             raise DecodeError("a commit with more or fewer parts than the plan")
-        if signed.signer not in self._commits:
-            self._commits[signed.signer] = (signed, message)
-            self._arrivals[signed.signer] = now - self._planned_at
+        self._holdings.commit(signed, message, now - self._planned_at)
         self._maybe_scatter(now)
 
     def _maybe_scatter(self, now: float) -> None:
         made = self._made
         assert made is not None
         self._seen = now
-        count = len(self._senders)
+        came, count = len(self._holdings.updates), len(self._senders)
         offset, deadline = now - self._planned_at, made.plan.deadline_s
         grace = self._setting.policy.grace_s
         if grace is None:
-            what = closing(offset, len(self._commits), self._needed, count, deadline)
+            what = closing(offset, came, self._needed, count, deadline)
         else:
-            what = closing_early(offset, len(self._commits), count, deadline, grace)
+            what = closing_early(offset, came, count, deadline, grace)
         if what is Closing.BELOW_QUORUM:
             self._abort("below_quorum: too few updates by three deadlines")
         elif what is Closing.CLOSE:
             self._enter("scatter", now)
             self._maybe_close(now, late=False)
 
-    def _updates_needed(self, count: int) -> int:
-        """Without how many of a roster's updates nothing is merged."""
-        policy = self._setting.policy
-        return quorum_of(count, policy.quorum) if policy.grace_s is None else -(-count // 2)
-
     def have(self, now: float, sender: bytes, message: Have) -> None:
         """A reducer says what it has."""
-        if self._made is None or self._reducers.get(message.part, (b"", 0))[0] != sender:
+        if not self._holdings.merges(sender, message.part):
             return
-        roster = set(self._made.roster)
-        self._have.setdefault(message.part, set()).update(roster & set(message.senders))
-        for peer, reason in message.unfit:
-            # One reducer's word is enough to leave somebody out of this round, not to defame him:
-            # the reason says whose word it is.
-            if peer in roster:
-                words = self._unfit.setdefault(peer, {})
-                words.setdefault(sender, f"{reason} (found by {sender[:4].hex()})")
+        self._holdings.have(sender, message)
         if self.phase == "scatter":
             self._maybe_close(now, late=False)
 
@@ -386,41 +357,29 @@ class Leader:
 
     @property
     def _needed(self) -> int:
-        """How many of them must."""
+        """Without how many of the roster's updates nothing is merged."""
         assert self._made is not None
-        return self._updates_needed(len(self._made.roster))
-
-    def _whole(self) -> list[bytes]:
-        """Members whose every part is where it is merged, in roster order."""
-        assert self._made is not None
-        have = [self._have.get(number, set()) for number in self._reducers]
-        return [
-            peer
-            for peer in self._made.roster
-            if peer in self._commits
-            and peer not in self._unfit
-            and all(peer in senders for senders in have)
-        ]
+        policy, count = self._setting.policy, len(self._made.roster)
+        return quorum_of(count, policy.quorum) if policy.grace_s is None else -(-count // 2)
 
     def _maybe_close(self, now: float, *, late: bool) -> None:
         assert self._made is not None
-        whole = self._whole()
-        waited_for = set(self._commits) - self._unfit.keys()
-        if not late and waited_for - set(whole):
+        whole, awaited = self._holdings.whole(), self._holdings.awaited()
+        if not late and awaited:
             return
         if len(whole) < self._needed:
-            if (late or not waited_for - set(whole)) and not self._disbelieve(now):
+            if (late or not awaited) and not self._disbelieve(now):
                 self._abort("below_quorum: too few updates came whole")
             return
         setting = self._setting
-        weights = tuple(self._commits[peer][1].weight for peer in whole)
+        weights = tuple(self._holdings.updates[peer].commit.weight for peer in whole)
         close = Close(*self._head, tuple(whole), weights, self._statuses(set(whole), {}))
         self._close = (sign(setting.signer, setting.me, close), close)
         self._enter(self._after_close, now)
         self._to_signed(self._made.roster, self._close[0])
         if setting.rule == "sum":
             self._verdict = verdicts.add_up(close.included)
-            self._summed(now)
+            self._weigh(now)
 
     def _disbelieve(self, now: float) -> bool:
         """Where one reducer's words alone leave too few, its parts go to their standbys.
@@ -428,27 +387,17 @@ class Leader:
         Returns:
             Whether there was such a reducer.
         """
-        alone = Counter(
-            sayer for words in self._unfit.values() if len(words) == 1 for sayer in words
-        )
-        for sayer, _ in alone.most_common():
-            held = [number for number, of in self._reducers.items() if of == (sayer, 0)]
+        for sayer in self._holdings.alone():
+            held = self._holdings.unmoved_of(sayer)
             if sayer == self._setting.me or not held:
                 continue
             self._doubts.unreliable.add(sayer)
-            said = {peer: {**words} for peer, words in self._unfit.items()}
-            for words in said.values():
-                words.pop(sayer, None)
-            self._unfit = {peer: words for peer, words in said.items() if words}
+            self._holdings.strike_out(sayer)
             for number in held:
                 self._move(number)
             self._phase_at = now
             return True
         return False
-
-    def _summed(self, now: float) -> None:
-        """The set of a sum is closed."""
-        self._weigh(now)
 
     def _statuses(
         self, included: set[bytes], rejected: dict[bytes, str]
@@ -456,11 +405,10 @@ class Leader:
         found = []
         known = self._made.roster if self._made is not None else tuple(self._joins)
         for peer in dict.fromkeys((*known, *self._setting.circle)):
-            commit = self._commits.get(peer)
-            norm, weight = (commit[1].norm, commit[1].weight) if commit else (0.0, 0.0)
-            arrival = self._arrivals.get(peer, -1.0)
             status, reason = self._fate(peer, known, included, rejected)
-            found.append(MemberStatus(peer, status, reason[:200], arrival, norm, weight))
+            of = self._holdings.updates.get(peer)
+            figures = (of.arrival_s, of.commit.norm, of.commit.weight) if of else (-1.0, 0.0, 0.0)
+            found.append(MemberStatus(peer, status, reason[:200], *figures))
         return tuple(found)
 
     def _fate(
@@ -472,15 +420,16 @@ class Leader:
     ) -> tuple[Status, str]:
         if peer in self._doubts.banned:
             return "rejected", "signed two contradicting messages"
-        if peer in self._unfit:
-            return "rejected", next(iter(self._unfit[peer].values()))
+        unfit = self._holdings.unfit(peer)
+        if unfit:
+            return "rejected", unfit
         if peer in rejected:
             return "rejected", rejected[peer]
         if peer in included:
             return "included", ""
         if peer not in roster:
             return "lost", "did not answer when the round began"
-        if peer not in self._commits:
+        if peer not in self._holdings.updates:
             return "late", "no update by the deadline"
         return "lost", "its update did not arrive whole"
 
@@ -494,7 +443,7 @@ class Leader:
         """
         if self._close is None or self.phase != "gram":
             return
-        if self._reducers.get(message.part, (b"", 0))[0] != sender:
+        if not self._holdings.merges(sender, message.part):
             return
         order = self._close[1].included
         diagonal = self._setting.rule in DIAGONAL_RULES
@@ -503,12 +452,13 @@ class Leader:
         self._grams[message.part] = verdicts.read_gram(
             message.values, len(order) + 1, diagonal=diagonal
         )
-        if len(self._grams) == len(self._reducers):
+        if len(self._grams) == len(self._holdings.parts):
             assert self._made is not None
-            commits = {peer: commit for peer, (_, commit) in self._commits.items()}
+            commits = {peer: of.commit for peer, of in self._holdings.updates.items()}
             wrong = verdicts.unbelievable(self._setting, order, commits, self._grams)
-            if wrong and self._others_reduce:
-                self._doubt_all()
+            if wrong and self._holdings.reducers - {self._setting.me}:
+                # Nobody knows which reducer it was: none gets a part of ours again in this round.
+                self._doubt(self._holdings.reducers)
                 self._abort(f"products: {wrong}")
                 return
             self._verdict = verdicts.judge(
@@ -517,13 +467,8 @@ class Leader:
             )  # fmt: skip
             self._weigh(now)
 
-    @property
-    def _others_reduce(self) -> bool:
-        return any(reducer != self._setting.me for reducer, _ in self._reducers.values())
-
-    def _doubt_all(self) -> None:
-        """Nobody knows which reducer it was: none gets a part of ours again in this round."""
-        self._doubts.unreliable |= {reducer for reducer, _ in self._reducers.values()}
+    def _doubt(self, reducers: Iterable[bytes]) -> None:
+        self._doubts.unreliable.update(reducers)
         self._doubts.unreliable.discard(self._setting.me)
 
     def _weigh(self, now: float) -> None:
@@ -551,7 +496,7 @@ class Leader:
         message = open_signed(signed, self._setting.signer)
         if not isinstance(message, Result) or message.plan != made.hash:
             return
-        if self._reducers.get(message.part) != (signed.signer, message.counter):
+        if not self._holdings.merges(signed.signer, message.part, message.counter):
             return
         check_size(made.plan, message)
         self._headers.setdefault(message.part, signed)
@@ -602,13 +547,12 @@ class Leader:
 
     def _overdue(self, now: float) -> None:
         """A phase took too long: another reducer for who is silent, else without who is missing."""
-        if self.phase == "scatter" and self._quorum_whole():
+        if self.phase == "scatter" and len(self._holdings.whole()) >= self._needed:
             self._maybe_close(now, late=True)
             return
         late = self._late_parts()
-        self._doubts.unreliable |= {self._reducers[number][0] for number in late}
-        self._doubts.unreliable.discard(self._setting.me)
-        movable = [number for number in late if self._reducers[number][1] == 0]
+        self._doubt(self._holdings.reducer(number) for number in late)
+        movable = self._holdings.unmoved(late)
         for number in movable:
             self._move(number)
         if movable:
@@ -621,44 +565,31 @@ class Leader:
 
         A part that one reducer alone does not get is worth a try at another.
         """
-        silent = [number for number in self._reducers if not self._heard(number)]
+        silent = [number for number in self._holdings.parts if not self._heard(number)]
         if silent or self.phase != "scatter":
             return silent
-        fewest = min(self._came(number) for number in self._reducers)
-        return [number for number in self._reducers if self._came(number) == fewest]
-
-    def _came(self, number: int) -> int:
-        return len(self._have.get(number, ()))
-
-    def _quorum_whole(self) -> bool:
-        return len(self._whole()) >= self._needed
+        return self._holdings.least_come()
 
     def _heard(self, number: int) -> bool:
         if self.phase == "scatter":
-            return self._came(number) >= self._needed
+            return self._holdings.came(number) >= self._needed
         return number in (self._grams if self.phase == "gram" else self._headers)
 
     def _move(self, number: int) -> None:
         assert self._made is not None
         part = self._made.plan.parts[number]
-        counter = self._reducers[number][1] + 1
-        self._reducers[number] = (part.standby, counter)
-        self._have.pop(number, None)
+        counter = self._holdings.move(number, part.standby)
         move = Move(*self._head, number, part.standby, counter)
-        self._moves[number] = sign(self._setting.signer, self._setting.me, move)
+        signed = sign(self._setting.signer, self._setting.me, move)
+        self._holdings.moves[number] = signed
         self._give(Tell("part.moved", f"part {number} to its standby", part.standby))
-        self._to_signed(self._made.roster, self._moves[number])
+        self._to_signed(self._made.roster, signed)
         self._pass_commits(number)
 
     def _pass_commits(self, number: int) -> None:
         """Commits of whom a reducer has not said to have, so that it fetches them."""
-        missing = [
-            signed
-            for peer, (signed, _) in self._commits.items()
-            if peer not in self._have.get(number, set())
-        ]
-        to = (self._reducers[number][0],)
-        for some in _of_messages_size(missing):
+        to = (self._holdings.reducer(number),)
+        for some in self._holdings.unseen(number):
             self._to(to, Commits(*self._head, some))
 
     def _abort(self, reason: str) -> None:
@@ -677,7 +608,7 @@ class Leader:
         if self.phase == "joining" and self._proposal is not None:
             self._to(set(self._everybody) - self._joins.keys(), self._proposal)
         elif self.phase == "committing" and made is not None:
-            self._to_signed(set(made.roster) - self._commits.keys(), made.signed)
+            self._to_signed(set(made.roster) - self._holdings.updates.keys(), made.signed)
         elif self.phase in {"scatter", "gram", "merge"}:
             self._ask_reducers()
         elif self.phase == "confirm":
@@ -689,11 +620,12 @@ class Leader:
 
     def _ask_reducers(self) -> None:
         assert self._made is not None
-        for number, (reducer, _) in self._reducers.items():
+        for number in self._holdings.parts:
             if number in self._headers:
                 continue
+            reducer = self._holdings.reducer(number)
             self._to_signed((reducer,), self._made.signed)
-            for move in self._moves.values():
+            for move in self._holdings.moves.values():
                 self._to_signed(self._made.roster, move)
             self._pass_commits(number)
             if self._close is not None:
@@ -727,18 +659,3 @@ class Leader:
         packet = packet_of(signed)
         for peer in sorted(peers):
             self._give(Send(peer, packet))
-
-
-def _of_messages_size(commits: Sequence[Signed]) -> Iterator[tuple[Signed, ...]]:
-    """Commits in as few messages as hold them."""
-    some: list[Signed] = []
-    size = 0
-    for one in commits:
-        more = len(one.body) + SIGNED_BYTES_MORE
-        if some and size + more > CONTROL_BYTES_MAX - HEAD_BYTES_MAX:
-            yield tuple(some)
-            some, size = [], 0
-        some.append(one)
-        size += more
-    if some:
-        yield tuple(some)

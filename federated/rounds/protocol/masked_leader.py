@@ -179,7 +179,7 @@ class MaskedLeader(Leader):
             missing = set(self._made.roster) - set(self._carrier.sharers)
             self._to_signed(missing, self._made.signed)
         elif self.phase == "committing":
-            for peer in sorted(self._hands.keys() - self._commits.keys()):
+            for peer in sorted(self._hands.keys() - self._holdings.updates.keys()):
                 self._to_signed((peer,), self._hands[peer])
 
     # ---- what is told
