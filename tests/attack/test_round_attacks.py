@@ -31,17 +31,15 @@ from federated.rounds.protocol.wire import (
     encode,
     open_signed,
     packet_of,
-    sign,
     unsigned,
 )
 from p2p.errors import DecodeError
-from tests.helpers.rounds_kit import POLICY, FakeSigner, World, make_setting, peers
+from tests.helpers.rounds_kit import POLICY, World, by, make_setting, peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from federated.rounds.protocol.checks import Setting
-    from federated.rounds.protocol.wire import Message
 
 NAMES = peers(4)
 
@@ -59,10 +57,6 @@ def proof_of(world: World) -> tuple[Setting, Apply]:
     assert node.decided is not None
     assert isinstance(node.decided.proof, Apply)
     return node.setting, node.decided.proof
-
-
-def by(peer: bytes, message: Message) -> Signed:
-    return sign(FakeSigner(peer), peer, message)
 
 
 # ---- decisions

@@ -16,7 +16,6 @@ from federated.rounds.numeric.payload import encode as encode_part
 from federated.rounds.numeric.tensors import apply, refused, schema_of
 from federated.rounds.post import Post, Wanted
 from federated.rounds.protocol.checks import VIEW_MAX, check_plan, check_results
-from federated.rounds.protocol.leader import Leader
 from federated.rounds.protocol.machine import VIEWS_A_SECOND, Machine
 from federated.rounds.protocol.member import Link, Update
 from federated.rounds.protocol.orders import (
@@ -48,7 +47,7 @@ from federated.rounds.protocol.wire import (
 )
 from federated.rounds.workshop import Workshop
 from p2p.errors import DecodeError
-from tests.helpers.rounds_kit import FakeSigner, World, make_setting, peers
+from tests.helpers.rounds_kit import World, by, make_setting, peers
 from tests.helpers.rounds_office import Team, play_team
 from tests.unit.test_rounds_models import join_all, train
 
@@ -56,14 +55,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from federated.rounds.protocol.checks import Setting
-    from federated.rounds.protocol.wire import Message, Packet
+    from federated.rounds.protocol.wire import Packet
     from p2p.rpc_types import Caller, CallStream
 
 NAMES = peers(4)
-
-
-def by(peer: bytes, message: Message) -> Signed:
-    return sign(FakeSigner(peer), peer, message)
 
 
 def head(setting: Setting, view: int = 0, plan: bytes = bytes(32)) -> tuple[bytes, int, int, bytes]:
@@ -169,15 +164,7 @@ def test_a_reducer_can_speak_of_members_of_the_plan_alone() -> None:
     """Strangers in a `have` fill no memory and decide nothing."""
     world = World(2, [make_setting(peer, NAMES) for peer in NAMES])
     boss = world.nodes[NAMES[0]].setting.coordinator(0)
-
-    def scattering() -> bool:
-        leader = world.nodes[boss].machine.leader
-        return leader is not None and leader.phase == "scatter"
-
-    world.run(100, done=scattering)
-    leader = world.nodes[boss].machine.leader
-    assert isinstance(leader, Leader)
-    assert leader.phase == "scatter"
+    leader = world.until_phase(boss, "scatter")
     strangers = tuple(bytes([index]) * 32 for index in range(60))
     setting = world.nodes[boss].setting
     holdings = leader._holdings

@@ -34,15 +34,13 @@ from federated.rounds.protocol.wire import (
     MaskShares,
     PartOf,
     Plan,
-    Signed,
     decode_untrusted,
     packet_of,
-    sign,
     unsigned,
 )
 from p2p.errors import DecodeError
 from tests.helpers.masked_world import MASKED, MaskedWorld, masked_settings, sum_of
-from tests.helpers.rounds_kit import POLICY, FakeSigner, Faults, make_setting, peers
+from tests.helpers.rounds_kit import POLICY, Faults, by, make_setting, peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,10 +52,6 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", MaskShares, MaskMembers, MaskReveal)
 SMALL_ORDER = bytes(32)
-
-
-def by(peer: bytes, message: Message) -> Signed:
-    return sign(FakeSigner(peer), peer, message)
 
 
 def heard(world: MaskedWorld) -> list[tuple[bytes, bytes, Message]]:

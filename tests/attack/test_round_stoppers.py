@@ -42,11 +42,10 @@ from federated.rounds.protocol.wire import (
     Weights,
     decode_untrusted,
     packet_of,
-    sign,
     unsigned,
 )
 from p2p.errors import DecodeError
-from tests.helpers.rounds_kit import FakeSigner, World, make_setting, peers
+from tests.helpers.rounds_kit import World, by, make_setting, peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +137,7 @@ def test_a_reducer_that_signs_for_a_part_of_another_size(count: int) -> None:
         if not isinstance(said, Result):
             return [send]
         other = msgspec.structs.replace(said, nbytes=7)
-        return [Send(send.to, packet_of(sign(FakeSigner(order[2]), order[2], other)))]
+        return [Send(send.to, packet_of(by(order[2], other)))]
 
     corrupt(world, {order[2]}, resize)
     ends_in_one_result(world, {order[2]})
@@ -219,7 +218,7 @@ def test_a_vote_for_parts_that_nobody_has_is_always_there_first(failed: str | No
         vote, me = liar.machine.member.vote, liar.setting.me
         assert vote is not None
         head = (liar.setting.federation, liar.setting.number, view, bytes(32))
-        state = sign(FakeSigner(me), me, ViewState(*head, vote.view, vote.root))
+        state = by(me, ViewState(*head, vote.view, vote.root))
         world._deliver(me, Send(to, unsigned(Moved(*head, state, vote.plan, vote.results))))
 
     world._send = send  # type: ignore[method-assign]
@@ -279,7 +278,7 @@ def test_the_view_of_a_vote_is_not_the_voters_word() -> None:
 
     def says(vote_view: int) -> Moved:
         head = (setting.federation, setting.number, 3, bytes(32))
-        state = sign(FakeSigner(order[1]), order[1], ViewState(*head, vote_view, decided.root))
+        state = by(order[1], ViewState(*head, vote_view, decided.root))
         assert isinstance(decided.proof, Apply)
         return Moved(*head, state, decided.proof.made, decided.proof.results)
 
@@ -302,7 +301,7 @@ def test_a_vote_whose_parts_cannot_be_had_lets_no_view_of_ours_begin_and_none_be
 
     def says(peer: bytes, vote: int, of: bytes) -> Moved:
         head = (setting.federation, setting.number, 1, bytes(32))
-        state = sign(FakeSigner(peer), peer, ViewState(*head, vote, of))
+        state = by(peer, ViewState(*head, vote, of))
         return Moved(*head, state, None, None)
 
     # The vote comes without what it was about, which alone would be an error: it is not looked at.

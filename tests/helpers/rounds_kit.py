@@ -43,14 +43,15 @@ from federated.rounds.protocol.orders import (
     Tell,
 )
 from federated.rounds.protocol.policy import Policy, federation_id
-from federated.rounds.protocol.wire import Apply
+from federated.rounds.protocol.wire import Apply, sign
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from federated.rounds.protocol.leader import Leader
     from federated.rounds.protocol.orders import Order, Vote
-    from federated.rounds.protocol.wire import Plan
+    from federated.rounds.protocol.wire import Message, Plan, Signed
 
 POLICY = Policy(rule="sum", codec="f64", first_deadline_s=20.0, transfer_s=15.0)
 
@@ -77,6 +78,11 @@ class FakeSigner:
 def peers(count: int) -> list[bytes]:
     """Names of members."""
     return [sha256(b"member %d" % index).digest() for index in range(count)]
+
+
+def by(peer: bytes, message: Message) -> Signed:
+    """A message signed by this peer."""
+    return sign(FakeSigner(peer), peer, message)
 
 
 def make_setting(
@@ -172,6 +178,19 @@ class World:
             self.now, _, fn = heapq.heappop(self._queue)
             fn()
         self.now = max(self.now, until)
+
+    def until_phase(self, peer: bytes, phase: str, limit_s: float = 100.0) -> Leader:
+        """Go on until this coordinator enters a phase, which must be before `limit_s`."""
+
+        def entered() -> bool:
+            leader = self.nodes[peer].machine.leader
+            return leader is not None and leader.phase == phase
+
+        self.run(limit_s, done=entered)
+        leader = self.nodes[peer].machine.leader
+        assert leader is not None, phase
+        assert leader.phase == phase
+        return leader
 
     def all_decided(self) -> bool:
         """Whether every living member has the result."""

@@ -11,9 +11,8 @@ from federated.rounds.protocol.wire import (
     Commits,
     decode_untrusted,
     encode,
-    sign,
 )
-from tests.helpers.rounds_kit import FakeSigner, peers
+from tests.helpers.rounds_kit import by, peers
 
 
 @pytest.mark.parametrize("name_characters", [1, 200])
@@ -24,8 +23,7 @@ def test_every_commit_is_in_one_message_and_each_message_may_be_sent(
     metrics = {f"{number}".zfill(name_characters): 1.0 for number in range(9)}
     head = (bytes(32), 1, 0, bytes(32))
     commits = [
-        sign(FakeSigner(peer), peer, Commit(*head, (bytes(32),) * 64, 1.0, 1.0, metrics))
-        for peer in peers(count)
+        by(peer, Commit(*head, (bytes(32),) * 64, 1.0, 1.0, metrics)) for peer in peers(count)
     ]
     messages = [Commits(*head, some) for some in _of_messages_size(commits)]
     assert [one for message in messages for one in message.commits] == commits

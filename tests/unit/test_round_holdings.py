@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from federated.rounds.protocol.holdings import Holdings
-from federated.rounds.protocol.wire import Commit, Have, Signed, sign
-from tests.helpers.rounds_kit import FakeSigner, peers
+from federated.rounds.protocol.wire import Commit, Have, Signed
+from tests.helpers.rounds_kit import by, peers
 
 A, B, C, D = ROSTER = peers(4)
 STRANGER = bytes(32)
@@ -13,7 +13,7 @@ HEAD = (bytes(32), 1, 0, bytes(32))
 
 def committed(peer: bytes, weight: float = 1.0) -> tuple[Signed, Commit]:
     commit = Commit(*HEAD, (bytes(32),) * 2, 1.0, weight, {})
-    return sign(FakeSigner(peer), peer, commit), commit
+    return by(peer, commit), commit
 
 
 def made(*, senders: tuple[bytes, ...] = tuple(ROSTER)) -> Holdings:

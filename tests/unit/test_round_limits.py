@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from federated.rounds.protocol.leader import Leader
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.member import Link, Update
 from federated.rounds.protocol.wire import (
@@ -15,10 +14,9 @@ from federated.rounds.protocol.wire import (
     Tick,
     ViewState,
     decode_untrusted,
-    sign,
     unsigned,
 )
-from tests.helpers.rounds_kit import POLICY, FakeSigner, World, make_setting, peers
+from tests.helpers.rounds_kit import POLICY, World, by, make_setting, peers
 
 NAMES = peers(4)
 PAYLOAD = 100_000_000
@@ -35,16 +33,7 @@ def limit_with(rates: list[float]) -> float:
     for peer, rate in zip(order, rates, strict=True):
         node = world.nodes[peer]
         node.machine = Machine(node.setting, Link(up=rate, down=rate))
-
-    def planned() -> bool:
-        leader = world.nodes[boss].machine.leader
-        return leader is not None and leader.phase == "committing"
-
-    world.run(60, done=planned)
-    leader = world.nodes[boss].machine.leader
-    assert isinstance(leader, Leader)
-    assert leader.phase == "committing"
-    return leader._limit_s
+    return world.until_phase(boss, "committing", 60)._limit_s
 
 
 def test_a_large_update_over_slow_lines_gets_the_time_it_needs() -> None:
@@ -79,14 +68,11 @@ def test_a_view_that_finishes_a_vote_lasts_as_long_as_its_transfers(entered_befo
     order, boss = settings[0].order, settings[0].coordinator(1)
     setting = world.nodes[order[3]].setting
     head = (setting.federation, setting.number, 1)
-    states = tuple(
-        sign(FakeSigner(peer), peer, ViewState(*head, bytes(32), 0, decided.root))
-        for peer in order[:3]
-    )
+    states = tuple(by(peer, ViewState(*head, bytes(32), 0, decided.root)) for peer in order[:3])
     assert isinstance(decided.proof, Apply)
     before = decode_untrusted(decided.proof.results.body)
     assert isinstance(before, Results)
-    results = sign(FakeSigner(boss), boss, Results(*head, decided.plan_hash, before.headers))
+    results = by(boss, Results(*head, decided.plan_hash, before.headers))
     propose = Propose(
         *head, bytes(32), setting.base_root, setting.policy.digest(), setting.schema,
         setting.circle, states, decided.proof.made, results,
