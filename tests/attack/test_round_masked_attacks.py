@@ -25,6 +25,7 @@ from federated.rounds.protocol.unmasking import Unmasking
 from federated.rounds.protocol.wire import (
     Apply,
     Close,
+    Commit,
     Keys,
     MaskAgree,
     MaskedPlan,
@@ -161,6 +162,29 @@ def test_a_plan_that_hides_less_is_refused(
     check_plan(setting, by(leader, plan))
     with pytest.raises(DecodeError, match=why):
         check_plan(setting, by(leader, change(plan)))
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_a_plan_of_fewer_than_have_to_agree_is_refused_by_whatever_quorum(count: int) -> None:
+    """A policy may let half of nine members go on; a sum of theirs takes six, two thirds."""
+    policy = msgspec.structs.replace(MASKED, quorum=(51, 100))
+    settings = masked_settings(9, policy=policy)
+    world = MaskedWorld(1, settings)
+    world.run(100, done=world.all_decided)
+    decided = world.nodes[settings[0].me].decided
+    assert decided is not None
+    assert isinstance(decided.plan, MaskedPlan)
+    plan = msgspec.structs.replace(
+        decided.plan, joins=decided.plan.joins[:count], keys=decided.plan.keys[:count]
+    )
+    among = {one.signer for one in plan.joins}
+    first = PartOf(0, plan.elements, *sorted(among)[:2])
+    signed = by(settings[0].coordinator(0), msgspec.structs.replace(plan, parts=(first,)))
+    if count == 6:
+        check_plan(settings[0], signed)
+        return
+    with pytest.raises(DecodeError, match="fewer members than have to agree"):
+        check_plan(settings[0], signed)
 
 
 def test_masked_rounds_take_no_plain_plans_and_plain_ones_no_masked_plans() -> None:
@@ -347,6 +371,71 @@ def test_a_sum_of_a_set_that_bares_somebody_is_not_voted_for() -> None:
     world.run(60)
     bared = (0b000111).to_bytes(8, "little")
     assert all(bared not in found for found in one_set_a_plan(said).values())
+
+
+def test_who_shared_no_secrets_commits_to_nothing() -> None:
+    """Its words in the sum would make it one that nobody may open: the view would be lost."""
+    settings = masked_settings(6)
+    leader = settings[0].coordinator(0)
+    liar = next(one.me for one in settings if one.me != leader)
+    world = MaskedWorld(6, settings)
+    words = bytes(8 * settings[0].elements)
+
+    def bring() -> None:
+        """It has words for whoever merges them, and says so."""
+        made = world.nodes[liar].machine.member.made
+        assert made is not None
+        shop = world.shops[liar]
+        shop.see(made.hash, made.plan)
+        shop._at(made.hash).own[0] = words
+        for one in settings:
+            world.nodes[liar].serving[made.hash, 0] = one.me
+            commit = Commit(*_head(made), (sha256(words).digest(),), 0.0, 1.0, {})
+            world._send(liar, Send(one.me, packet_of(by(liar, commit))))
+
+    def strike(peer: bytes, told: Tell) -> None:
+        if told.kind == "round.committing" and peer == leader:
+            bring()
+
+    send = world._send
+
+    def lie(sender: bytes, order: Send) -> None:
+        if sender != liar or not isinstance(decode_untrusted(order.packet.body), MaskShares):
+            send(sender, order)
+
+    world._send = lie  # type: ignore[method-assign]
+    world.on_tell = strike
+    world.run(300, done=world.all_decided)
+    for one in settings:
+        decided = world.nodes[one.me].decided
+        assert decided is not None
+        assert decided.view == 0
+        assert world.total(one.me) == sum_of([each.me for each in settings if each.me != liar])
+    fates = {one.peer: one for one in world.nodes[leader].machine.member.statuses}
+    assert (fates[liar].status, fates[liar].reason[:25]) == ("lost", "shared no secrets in time")
+
+
+def test_a_set_that_is_too_small_to_be_opened_is_never_closed() -> None:
+    """A quorum of seven that joined, five, would do for a plain sum; six of nine have to agree."""
+    settings = masked_settings(9)
+    leader = settings[0].coordinator(0)
+    world = MaskedWorld(7, settings)
+    said = heard(world)
+    lost = [one.me for one in settings if one.me != leader][:4]
+    for peer in lost[:2]:
+        world.kill(peer)
+
+    def strike(_: bytes, told: Tell) -> None:
+        if told.kind == "round.committing":
+            for peer in lost[2:]:
+                world.kill(peer)
+
+    world.on_tell = strike
+    world.run(200, done=world.all_decided)
+    kinds = {type(message) for _, _, message in said}
+    assert Commit in kinds
+    assert Close not in kinds
+    assert any("below_quorum" in reason for reason in world.nodes[leader].ended)
 
 
 def test_who_restarts_shares_no_keys_in_that_round() -> None:

@@ -13,7 +13,9 @@ from federated.errors import RoundError, UsageError
 from federated.rounds.masked_workshop import MaskedWorkshop
 from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.privacy import boxes
+from federated.rounds.privacy.masks import Mask
 from federated.rounds.protocol.machine import Machine
+from federated.rounds.protocol.orders import Cover, Encode
 from federated.rounds.seat import Outcome
 from federated.rounds.service import Ask
 from federated.rounds.statistics.plain import (
@@ -23,7 +25,7 @@ from federated.rounds.statistics.plain import (
     answer,
     contribution,
 )
-from tests.helpers.masked_world import masked_settings
+from tests.helpers.masked_world import MaskedWorld, masked_settings
 from tests.helpers.rounds_office import Team, play_team
 
 if TYPE_CHECKING:
@@ -259,9 +261,6 @@ def test_a_sum_that_nobody_can_read_is_refused_with_the_name_of_who_spoilt_it(
 
 
 def test_only_whole_numbers_are_masked() -> None:
-    from federated.rounds.protocol.orders import Encode
-    from tests.helpers.masked_world import MaskedWorld
-
     world = MaskedWorld(1, masked_settings(4))
     world.run(100, done=world.all_decided)
     node = next(iter(world.nodes.values()))
@@ -273,6 +272,42 @@ def test_only_whole_numbers_are_masked() -> None:
         with pytest.raises(UsageError):
             shop.encode(order)
     assert encoded_bytes("mfix64", 7) == 56
+
+
+def test_words_are_hidden_under_the_mask_that_was_made_for_them_alone() -> None:
+    """Two vectors under one mask are their difference in the clear."""
+    shop, encode = shop_of()
+    words = shop.encode(encode).words
+    for plan_hash, of in ((encode.plan_hash, bytes(32)), (bytes(32), words)):
+        with pytest.raises(UsageError, match="not here"):
+            shop.cover(Cover(plan_hash, b"\x0f" + bytes(7), of, Mask(((bytes(32), False),))))
+        assert not shop._at(encode.plan_hash).own
+    shop.vector = np.full(7, 2.0)
+    shop.encode(encode)
+    with pytest.raises(UsageError, match="not here"):
+        shop.cover(Cover(encode.plan_hash, b"\x0f" + bytes(7), words, Mask(((bytes(32), False),))))
+
+
+@pytest.mark.parametrize("size", [0, 8, 48, 55, 57, 64])
+def test_words_of_another_number_than_the_plans_are_not_taken(size: int) -> None:
+    shop, encode = shop_of()
+    assert shop.accept(encode.plan_hash, 0, bytes(32), bytes(size)) == (
+        f"{size} bytes where 56 belong"
+    )
+    assert not shop.accept(encode.plan_hash, 0, b"\x01" * 32, bytes(56))
+    assert [sender for _, sender in shop._covered] == [b"\x01" * 32]
+
+
+def shop_of() -> tuple[MaskedWorkshop, Encode]:
+    """A workshop with a vector, that works by a plan of four members and seven numbers."""
+    world = MaskedWorld(1, masked_settings(4))
+    world.run(100, done=world.all_decided)
+    decided = next(iter(world.nodes.values())).decided
+    assert decided is not None
+    shop = MaskedWorkshop(4)
+    shop.vector = np.ones(7)
+    shop.see(decided.plan_hash, decided.plan)
+    return shop, Encode(decided.plan_hash, decided.plan)
 
 
 def test_a_masked_round_wants_a_source_of_secrets() -> None:
