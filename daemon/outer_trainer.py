@@ -34,6 +34,7 @@ from typing_extensions import override
 
 from daemon.cli.client import CliError
 from daemon.closing import Closes
+from daemon.handed import Handed
 from daemon.trainer import Trainer
 from federated.rounds.training.outer import Outer
 from federated.rounds.training.outer_words import Applied, OuterConfig, Sync
@@ -105,8 +106,7 @@ class _Lane:
         self._inbox = inbox
         self._outbox = _Newest()
         self._base = trainer.latest()
-        self._connection = trainer.connection
-        self._handed: tuple[int, Sync] | None = None
+        self._handed = Handed[Sync]()
         self._ended = threading.Event()
         self.threads = [
             threading.Thread(target=run, daemon=True) for run in (self._watch, self._send)
@@ -132,7 +132,9 @@ class _Lane:
             while not self._ended.is_set():
                 fresh = self._trainer.later(self._base.number)
                 if fresh is None:
-                    self._hand_in_again()
+                    again = self._handed.again(self._base.number, self._trainer.connection)
+                    if again is not None:
+                        self._outbox.put_back(again)
                     continue
                 d = fresh.state[STATE] - self._base.state[STATE]
                 rounds = fresh.number - self._base.number
@@ -145,23 +147,16 @@ class _Lane:
     def _note(self, number: int, rounds: int, d: F32) -> None:
         self._inbox.put(_Merged(self._fragment, number, rounds, d))
 
-    def _hand_in_again(self) -> None:
-        """A daemon that was started anew does not know what the one before it was given."""
-        handed, before = self._handed, self._connection
-        self._connection = self._trainer.connection
-        if before is not self._connection and handed and handed[0] == self._base.number:
-            self._outbox.put_back(handed[1])
-
     def _send(self) -> None:
         while not self._ended.is_set():
             sync = self._outbox.take(1.0)
             if sync is None:
                 continue
-            base = self._base
+            base, connection = self._base, self._trainer.connection
             try:
                 new = {STATE: base.state[STATE] + sync.delta}
                 self._sender.submit_from(base, new, weight=max(sync.weight, 1.0))
-                self._handed = base.number, sync
+                self._handed.note(base.number, sync, connection)
             except Exception as error:  # noqa: BLE001 - the same
                 # Too late: the difference is in the next one, as it is against the common copy.
                 stale = isinstance(error, CliError) and error.data.get("reason") == "stale"

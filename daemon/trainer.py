@@ -27,9 +27,11 @@ from typing_extensions import override
 from daemon.cli import out
 from daemon.cli.client import CliError, open_client
 from daemon.closing import Closes
+from daemon.handed import Handed
 from daemon.patience import Patience
 from daemon.trainer_files import OwnFolder
 from federated.errors import UsageError
+from federated.rounds.numeric.limits import WEIGHT_MAX
 from federated.rounds.numeric.tensors import schema_of
 from federated.rounds.statefile import load_state, write_state
 from federated.rounds.training.arrays import view
@@ -46,7 +48,6 @@ LOOK_S: Final = 2.0
 """How often who watches is told how far a round is."""
 STEP_S: Final = 30.0
 """How long one call waits."""
-WEIGHT_MAX: Final = 2.0**53
 
 
 class Round:
@@ -114,13 +115,6 @@ def _state_of(model: Mapping[str, Json]) -> State:
     return State(int(out.number(model.get("round"))), arrays)
 
 
-class _Handed(NamedTuple):
-    """What was handed in last, and over which connection."""
-
-    params: dict[str, Json]
-    hello: dict[str, Json]
-
-
 class Trainer(Closes):
     """One member's loop.
 
@@ -151,7 +145,7 @@ class Trainer(Closes):
         self.name = name
         self._group = group
         self._patience = Patience(tell, timeout_s)
-        self._handed: _Handed | None = None
+        self._handed = Handed[dict[str, "Json"]]()
         longest = min(wait_s + 120, math.inf if timeout_s is None else timeout_s)
         open_ = partial(open_client, socket_path=socket_path, timeout_s=longest)
         with ExitStack() as opened:
@@ -261,19 +255,15 @@ class Trainer(Closes):
         path = str(self._write(new))
         params: dict[str, Json] = {"round": base, "path": path, "weight": weight, "metrics": told}
         late = int(out.number(out.mapping(self._call("fed.submit", params)).get("late")))
-        self._handed = _Handed(params, self._client.hello)
+        self._handed.note(base, params, self._client.hello)
         return late
 
     def _hand_in_again(self, model: dict[str, Json]) -> None:
-        """A daemon that was started anew does not know what the one before it was given."""
-        handed = self._handed
-        if handed is None or handed.hello is self._client.hello:
-            return
-        if model.get("round") != handed.params["round"]:
-            return  # the round was applied meanwhile, perhaps with our update: it counts once
-        self._handed = None
-        self._call("fed.submit", handed.params)
-        self._handed = _Handed(handed.params, self._client.hello)
+        number = int(out.number(model.get("round")))
+        params = self._handed.again(number, self._client.hello)
+        if params is not None:
+            self._call("fed.submit", params)
+            self._handed.note(number, params, self._client.hello)
 
     def _wait(self, after_round: int, timeout_s: float) -> tuple[bool, dict[str, Json]]:
         left_s = self._patience.left_s

@@ -10,6 +10,7 @@ import numpy as np
 
 from federated.errors import UsageError
 from federated.rounds.numeric import kernels, tensors
+from federated.rounds.numeric.limits import WEIGHT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 SQUARE_MAX: Final = 2.0**126
 """Of an update's squared length: products of rows are summed in float32, and the coarsest codec may
 decode a value to 4/3 of it."""
-WEIGHT_MAX: Final = 2.0**53
 METRICS_MAX: Final = 32
 METRIC_CHARACTERS_MAX: Final = 200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -95,6 +96,29 @@ def test_a_difference_that_waits_gives_way_to_a_newer_one() -> None:
     lane.end()
     lane.threads[1].join(10)
     assert sent.empty()
+
+
+def test_a_daemon_that_was_started_anew_is_given_the_difference_again() -> None:
+    sent: queue.Queue[float] = queue.Queue()
+
+    class Restarts(Recorder):
+        def later(self, _: int) -> None:
+            self.connection = object()
+            time.sleep(0.001)
+
+        def handed(self, value: float) -> int:
+            sent.put(value)
+            return 0
+
+    lane, inbox = lane_of(Restarts("story.0"))
+    lane.send(sync_of(1.0))
+    for thread in lane.threads:
+        thread.start()
+    assert [sent.get(timeout=10) for _ in range(3)] == [1.0] * 3
+    lane.end()
+    for thread in lane.threads:
+        thread.join(10)
+    assert inbox.empty()
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["watches", "sends"])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federated.rounds.numeric.limits import WEIGHT_MAX
 from federated.rounds.pool import records
 from federated.rounds.pool.records import (
     NO_SEGMENT,
@@ -138,7 +139,7 @@ def some_records(draw: st.DrawFn) -> Record:
         offset=draw(st.integers(0, 1 << 26)) * 64 if has_segment else 0,
         nbytes=nbytes,
         crc32=draw(st.integers(0, (1 << 32) - 1)) if follows else 0,
-        weight=draw(st.floats(0, records.WEIGHT_MAX)),
+        weight=draw(st.floats(0, WEIGHT_MAX)),
         round=draw(st.integers(0, records.ROUND_MAX)),
         lane=draw(st.integers(0, records.LANE_MAX)),
         count=draw(st.integers(0, (1 << 32) - 1)),

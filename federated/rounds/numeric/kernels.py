@@ -17,6 +17,7 @@ import numpy as np
 
 from federated.errors import UsageError
 from federated.rounds.numeric import engines
+from federated.rounds.numeric.limits import WEIGHT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 SLICE_ITEMS: Final = 30 * 65_536
 """Elements of a slice: 7.9 MB, under the 8 MB after which a worker looks whether to go on, and
 whole blocks of every kernel and codec."""
-WEIGHT_MAX: Final = 2.0**53
-"""A larger claim would not count whole examples."""
 NUMPY_BLOCK: Final = 32_768
 """128 KiB: the sum and the scratch of a block stay in a second-level cache of 512 KiB (E1)."""
 BLAS_BLOCK: Final = 65_536

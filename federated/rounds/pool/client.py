@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 import numpy as np
 
 from federated.errors import FederatedError, UsageError
+from federated.rounds.numeric.limits import WEIGHT_MAX
 from federated.rounds.pool.records import (
     NO_SEGMENT,
     RECORD_BYTES,
-    WEIGHT_MAX,
     Dtype,
     Kind,
     Reason,

@@ -14,10 +14,10 @@ import numpy as np
 import trio
 
 from federated.errors import UsageError
+from federated.rounds.numeric.limits import WEIGHT_MAX
 from federated.rounds.pool.records import (
     ITEM_BYTES,
     UPDATE_BYTES_MAX,
-    WEIGHT_MAX,
     Dtype,
     Reason,
     Record,

@@ -27,6 +27,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from federated.rounds.numeric.limits import WEIGHT_MAX
 from p2p.errors import DecodeError
 
 MAGIC: Final = b"CVP1"
@@ -42,8 +43,6 @@ LANE_MAX: Final = 1023
 """8 open rounds a group, 128 groups."""
 UPDATE_BYTES_MAX: Final = 4 << 30
 """An update's size (docs/specs/pool.md s.2)."""
-WEIGHT_MAX: Final = float(1 << 53)
-"""Up to here a float64 counts every example."""
 ALIGN_BYTES: Final = 64
 """Offsets are multiples of it: a cache line, and what vector instructions like."""
 

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from federated.rounds.numeric.limits import WEIGHT_MAX
 from federated.rounds.privacy.roster import MESSAGE_BYTES_MAX
 from p2p.errors import DecodeError
 
@@ -426,7 +427,7 @@ def _check_numbers(message: AnyMessage) -> None:
             ok = (
                 _finite(message.norm, message.weight, *message.metrics.values())
                 and message.norm >= 0
-                and 0 < message.weight <= 2**53
+                and 0 < message.weight <= WEIGHT_MAX
             )
         case Close():
             ok = (

@@ -23,6 +23,7 @@ import numpy as np
 from typing_extensions import override
 
 from federated.errors import UsageError
+from federated.rounds.numeric.limits import WEIGHT_MAX
 from federated.rounds.statistics import exact
 from federated.rounds.statistics.answers import Histogram, Mean, Quantiles
 from p2p.errors import DecodeError
@@ -39,7 +40,6 @@ QUANTILE_LEAVES: Final = 65_536
 """Equal bins between the bounds: a quantile is right to their width."""
 QUANTILES_MAX: Final = 100
 NAME_CHARS_MAX: Final = 200
-WEIGHT_MAX: Final = 2.0**53
 VALUE_MAX: Final = 1e140
 """Of a value's size: squares times the largest weight, of all members, still add up."""
 COUNT_MAX: Final = 2.0**53
