@@ -20,7 +20,7 @@ from federated.rounds.privacy import boxes, messages, shamir
 from federated.rounds.protocol.checks import check_plan
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.masked_member import MaskedMember
-from federated.rounds.protocol.orders import Decided, Send, SetsRead
+from federated.rounds.protocol.orders import Decided, Encoded, Send, SetsRead
 from federated.rounds.protocol.unmasking import Unmasking
 from federated.rounds.protocol.wire import (
     Apply,
@@ -109,13 +109,18 @@ def forged(plan: MaskedPlan, key: bytes) -> MaskedPlan:
     return msgspec.structs.replace(plan, keys=(own, *plan.keys[1:]))
 
 
-def other_view(plan: MaskedPlan) -> MaskedPlan:
-    """Keys that a member really signed, in another attempt."""
+def elsewhere(plan: MaskedPlan, **where: object) -> MaskedPlan:
+    """Keys that a member really signed, in another attempt, round or federation."""
     signer = plan.keys[0].signer
     keys = decode_untrusted(plan.keys[0].body)
     assert isinstance(keys, Keys)
-    old = by(signer, msgspec.structs.replace(keys, view=plan.view + 1))
+    old = by(signer, msgspec.structs.replace(keys, **where))
     return msgspec.structs.replace(plan, keys=(old, *plan.keys[1:]))
+
+
+def no_keys(plan: MaskedPlan) -> MaskedPlan:
+    """Something else that the member signed."""
+    return msgspec.structs.replace(plan, keys=(plan.joins[0], *plan.keys[1:]))
 
 
 def equal_keys(plan: MaskedPlan) -> MaskedPlan:
@@ -147,13 +152,19 @@ def few(plan: MaskedPlan) -> MaskedPlan:
     [
         (swapped, "somebody else's keys"),
         (lambda plan: forged(plan, b"k" * 32), "did not sign"),
-        (other_view, "another view"),
+        (lambda plan: elsewhere(plan, view=plan.view + 1), "another view"),
+        (lambda plan: elsewhere(plan, round=plan.round + 1), "another view"),
+        (lambda plan: elsewhere(plan, federation=bytes(32)), "another view"),
+        (no_keys, "somebody else's keys"),
         (equal_keys, "comes twice"),
         (halves, "in parts"),
         (few, "few"),
         (lambda plan: msgspec.structs.replace(plan, keys=plan.keys[:-1]), "everybody's keys"),
     ],
-    ids=["swapped", "forged", "other view", "equal", "parts", "few", "missing"],
+    ids=[
+        "swapped", "forged", "other view", "other round", "other federation", "no keys", "equal",
+        "parts", "few", "missing",
+    ],
 )  # fmt: skip
 def test_a_plan_that_hides_less_is_refused(
     change: Callable[[MaskedPlan], MaskedPlan], why: str
@@ -352,7 +363,11 @@ def test_a_sum_of_a_set_that_bares_somebody_is_not_voted_for() -> None:
         return shared.to_bytes(8, "little") + inside.to_bytes(8, "little") + bytes(8)
 
     assert not shop.unfit_merged(b"p" * 32, "mfix64", part, sets(0b111111, 0b001111))
-    for wrong in (sets(0b111111, 0b000111), sets(0b011111, 0b111111), bytes(8), bytes(24)):
+    right = sets(0b111111, 0b001111)
+    for wrong in (
+        sets(0b111111, 0b000111), sets(0b011111, 0b111111), bytes(8), bytes(24), right[:-1],
+        right + bytes(8),
+    ):  # fmt: skip
         assert shop.unfit_merged(b"p" * 32, "mfix64", part, wrong)
     settings = masked_settings(6)
     world = MaskedWorld(1, settings)
@@ -733,6 +748,42 @@ def test_secrets_that_nobody_signed_open_nothing() -> None:
     world.run(100, done=world.all_decided)
     for one in settings:
         assert world.total(one.me) == sum_of([each.me for each in settings])
+
+
+def test_only_the_coordinator_says_who_has_shared() -> None:
+    """One set is masked for in an attempt: who came first with another one would leave us out."""
+    settings = masked_settings(6)
+    leader = settings[0].coordinator(0)
+    victim, liar = [one.me for one in settings if one.me != leader][:2]
+    world = MaskedWorld(5, settings)
+    handed: list[MaskMembers] = []
+
+    def hold(_: bytes, to: bytes, said: Message) -> Message:
+        if isinstance(said, MaskMembers) and to == victim:
+            handed.append(said)
+        return said
+
+    lying(world, hold)
+    world.run(60, done=lambda: bool(handed))
+    machine, member = world.nodes[victim].machine, member_of(world, victim)
+    assert not member._maskset
+    for sender, taken in ((liar, False), (leader, True)):
+        machine.receive(world.now, sender, packet_of(by(sender, handed[0])))
+        assert bool(member._maskset) is taken
+
+
+def test_words_of_an_earlier_plan_are_not_bound_to_this_ones_mask() -> None:
+    settings = masked_settings(6)
+    world = MaskedWorld(5, settings)
+    member = member_of(world, settings[1].me)
+    world.run(60, done=lambda: bool(member._maskset))
+    made = member.made
+    assert made is not None
+    for plan, bound in ((b"o" * 32, False), (made.hash, True)):
+        member.encoded(Encoded(plan, bytes(32), b"w" * 32))
+        attempt = member._masks._state.attempt
+        assert attempt is not None
+        assert (attempt.words == b"w" * 32) is bound
 
 
 def test_agreements_without_a_decision_make_nobody_reveal() -> None:

@@ -25,6 +25,7 @@ from federated.rounds.statistics.plain import (
     answer,
     contribution,
 )
+from p2p.errors import DecodeError
 from tests.helpers.masked_world import MaskedWorld, masked_settings
 from tests.helpers.rounds_office import Team, play_team
 
@@ -296,6 +297,19 @@ def test_words_of_another_number_than_the_plans_are_not_taken(size: int) -> None
     )
     assert not shop.accept(encode.plan_hash, 0, b"\x01" * 32, bytes(56))
     assert [sender for _, sender in shop._covered] == [b"\x01" * 32]
+
+
+def test_a_sum_of_another_length_is_not_read() -> None:
+    shop, encode = shop_of()
+    shop._mask = Mask(())
+    for size in (55, 57, 48, 64):
+        shop.merged[bytes(32)] = bytes(16 + size)
+        with pytest.raises(DecodeError, match="length"):
+            shop.whole(encode.plan, [bytes(32)])
+    shop.merged[bytes(32)] = bytes(16 + 56)
+    with pytest.raises(DecodeError, match="length"):
+        shop.whole(encode.plan, [bytes(32)] * 2)
+    assert shop.whole(encode.plan, [bytes(32)]).tolist() == [0.0] * 7
 
 
 def shop_of() -> tuple[MaskedWorkshop, Encode]:
