@@ -677,16 +677,20 @@ def test_a_third_that_names_an_honest_dealer_is_not_believed() -> None:
         assert "without it" not in found.reason
 
 
-def sealed_wrong(world: MaskedWorld, liar: bytes, said: MaskShares) -> MaskShares:
-    """Boxes that open, with shares of nothing in them."""
+def sealed_wrong(
+    world: MaskedWorld, liar: bytes, said: MaskShares, only: bytes = b""
+) -> MaskShares:
+    """Boxes that open, with shares of nothing in them; all of them or that of one reader."""
     attempt = member_of(world, liar)._masks._state.attempt
     assert attempt is not None
     assert attempt.roster is not None
+    right = messages.decode_shares_untrusted(said.body).boxes
+    wrong = [b"\0" + bytes([place + 1]) * 65 for place in range(len(right))]
     sealed = tuple(
-        b""
-        if seat.peer == liar
+        right[place]
+        if seat.peer == liar or only not in {b"", seat.peer}
         else boxes.seal(
-            bytes([place + 1]) * 66, bytes([place + 1]) * 66,
+            wrong[place], wrong[place],
             private=attempt.share_private, public=seat.share_key,
             sender=liar, receiver=seat.peer, plan=attempt.roster.plan,
         )
@@ -711,6 +715,29 @@ def test_who_seals_wrong_shares_is_named_where_the_sum_cannot_be_read() -> None:
         assert f"the secret of {liar[:4].hex()} do not fit together" in found.reason
         assert "too many of 6 members gave wrong ones" in found.reason
         assert set(found.members) == {liar}
+
+
+def test_who_was_dealt_a_wrong_share_is_not_called_a_liar() -> None:
+    settings = masked_settings(6)
+    liar, victim, *_ = names = [one.me for one in settings]
+    told = []
+    for seed in range(4):
+        world = MaskedWorld(seed, settings)
+
+        def lie(sender: bytes, _: bytes, said: Message, world: MaskedWorld = world) -> Message:
+            if isinstance(said, MaskRead):  # so that all have to find the secrets by shares
+                return msgspec.structs.replace(said, secrets=())
+            if isinstance(said, MaskShares) and sender == liar:
+                return sealed_wrong(world, liar, said, victim)
+            return said
+
+        lying(world, lie)
+        world.run(100, done=world.all_decided)
+        assert world.total(victim) == sum_of(names)
+        told += [one for node in world.nodes.values() for one in node.told]
+    blamed = [one for one in told if one.kind == "member.wrong_shares"]
+    assert {one.peer for one in blamed} == {victim}
+    assert all("or were dealt to it so" in one.detail for one in blamed)
 
 
 def test_too_few_that_give_shares_are_counted_and_nobody_is_named() -> None:

@@ -410,6 +410,40 @@ def test_a_lying_revealer_is_corrected_and_named() -> None:
     assert total.tolist() == plain_sum(closed.words, closed.included).tolist()
 
 
+@pytest.mark.parametrize("number", [shamir.PRIME, 2**528 - 1])
+def test_a_number_that_no_share_has_spoils_no_other_and_names_its_giver(number: int) -> None:
+    closed = Closed()
+    opening = Opening(closed.roster, closed.maskset, closed.roster.set_of(closed.included))
+    for place, (peer, message) in enumerate(closed.revealed.items()):
+        shares = list(message.shares)
+        if place in (4, 5, 6):  # all that may lie
+            shares[2] = number.to_bytes(66, "big")
+        opening.reveal(peer, replace(message, shares=tuple(shares)))
+    found = opening.open()
+    assert found.liars == tuple(closed.party.ids[4:7])
+    total = sum(
+        (closed.masked[peer] for peer in closed.included), start=np.zeros(SIZE + 2, np.uint32)
+    )
+    masks.apply(total, found.mask)
+    assert total.tolist() == plain_sum(closed.words, closed.included).tolist()
+
+
+@pytest.mark.parametrize("junk", [0, 1], ids=["seed", "key"])
+def test_a_box_with_a_number_that_no_share_has_is_one_that_did_not_open(junk: int) -> None:
+    """Given back, the number would name who was dealt it."""
+    party, roster, message = shared()
+    dealer = party.members[party.ids[3]]._state.attempt
+    pair = [bytes(66), bytes(66)]
+    pair[junk] = b"\xff" * 66
+    sealed = boxes.seal(
+        *pair, private=dealer.share_private, public=roster.seats[0].share_key,
+        sender=party.ids[3], receiver=party.ids[0], plan=roster.plan,
+    )  # fmt: skip
+    twisted = replace(message, boxes=(*message.boxes[:3], sealed, *message.boxes[4:]))
+    ready = party.carry(party.ids[0], party.members[party.ids[0]].maskset(twisted))[-1]
+    assert ready.unopened == (party.ids[3],)
+
+
 def test_more_liars_than_can_be_corrected_end_the_attempt() -> None:
     closed = Closed()
     for member in (2, 8):  # an included one's seed, a lost one's key

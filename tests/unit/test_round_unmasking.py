@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 COUNT = 6
 OTHER = b"o" * 32
-SHARE = b"s" * 66
+SHARE = b"\0" + b"s" * 65
 
 
 class Closed:
@@ -177,6 +177,20 @@ def test_shares_of_another_plans_sum_are_not_taken_for_ours(plan: bytes) -> None
     for peer in closed.others:
         closed.unmasking.hear(peer, MaskReveal(*closed.head(plan), messages.encode(shares)))
     assert closed.opens() is (plan != OTHER)
+
+
+def test_a_number_that_no_share_has_is_counted_as_none() -> None:
+    closed = Closed(forgot=True)
+    closed.sets(6, 6)
+    everybody = closed.set_of(6)
+    for at, peer in enumerate(closed.others):
+        given = (b"\xff" * 66 if at < 2 else SHARE, *(SHARE,) * 5)
+        reveal = messages.Reveal(closed.made.hash, everybody, everybody, given)
+        closed.unmasking.hear(peer, MaskReveal(*closed.head(), messages.encode(reveal)))
+    found = closed.unmasking.unread
+    assert found is not None
+    assert f"2 of 5 members could not open what {closed.me[:4].hex()} sealed" in found.reason
+    assert not closed.opens()
 
 
 # ---- strangers

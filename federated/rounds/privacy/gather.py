@@ -183,7 +183,7 @@ class Opened:
     mask: masks.Mask
     """To be added to the sum of the included members' words, in any pieces."""
     liars: tuple[bytes, ...]
-    """Members whose shares were not of the secrets of others."""
+    """Members whose shares were not of the secrets of others: they lie, or were dealt them so."""
     secrets: tuple[bytes, ...] = ()
     """Of each member of the maskset; others can read the sum by them without its shares."""
 
@@ -270,7 +270,7 @@ class Opening:
             MaskError: a secret has too few shares, or too many wrong ones: the attempt ends.
         """
         included = set(self._roster.places(self._included))
-        liars: set[int] = set()
+        liars = self._no_shares()
         seeds: list[bytes] = []
         lost: dict[bytes, bytes] = {}
         secrets = self._told or tuple(self._secret(member, liars) for member in self._places)
@@ -305,4 +305,17 @@ class Opening:
     def _of(self, member: int) -> list[shamir.Share]:
         """The shares of one member's secret that are here."""
         at = self._places.index(member)
-        return [(place + 1, shares[at]) for place, shares in self._revealed.items() if shares[at]]
+        # A number that no share has is left out as a missing one is, so that it spoils no other.
+        return [
+            (place + 1, shares[at])
+            for place, shares in self._revealed.items()
+            if shamir.is_share(shares[at])
+        ]
+
+    def _no_shares(self) -> set[int]:
+        """Who gave numbers that no share has: receivers take none out of a box either."""
+        return {
+            place
+            for place, shares in self._revealed.items()
+            if not all(shamir.is_share(share) for share in shares if share)
+        }

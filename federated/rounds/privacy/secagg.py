@@ -381,7 +381,8 @@ class Member:
             box, private=attempt.share_private, public=seat.share_key,
             sender=seat.peer, receiver=self._me, plan=roster.plan,
         )  # fmt: skip
-        return found or (b"", b"")
+        # Numbers that no share has are junk as well: given back, they would seem to be our lie.
+        return found if found and all(map(shamir.is_share, found)) else (b"", b"")
 
     def _ready(self) -> Ready:
         attempt = self._attempt()

@@ -93,6 +93,11 @@ def recover(shares: Sequence[Share], threshold: int) -> Recovered:
     return Recovered(constant.to_bytes(SECRET_BYTES, "big"), wrong)
 
 
+def is_share(data: bytes) -> bool:
+    """Whether these bytes can be a share: a number below the prime, in its one form."""
+    return len(data) == SHARE_BYTES and int.from_bytes(data, "big") < PRIME
+
+
 def _element(random_bytes: RandomBytes) -> int:
     """A uniform element of the field."""
     while True:

@@ -268,7 +268,7 @@ class SumOpened:
 
     plan_hash: bytes
     liars: tuple[bytes, ...] = ()
-    """Members whose shares were wrong and were corrected."""
+    """Members whose shares were wrong, by their doing or their dealer's, and were corrected."""
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
     """By which others can read it, too."""
     failure: str = ""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from federated.rounds.privacy import messages, secagg
 from federated.rounds.privacy.errors import MaskError
 from federated.rounds.privacy.gather import Opening
+from federated.rounds.privacy.shamir import is_share
 from federated.rounds.protocol.checks import TICK_S
 from federated.rounds.protocol.orders import OpenSum, ReadSets, Tell
 from federated.rounds.protocol.orders import Send as SendOrder
@@ -78,7 +79,7 @@ class Unmasking:
         self._dealers: tuple[bytes, ...] = ()
         """Who shared secrets, in the order of the roster."""
         self._revealed: dict[bytes, tuple[bytes, ...]] = {}
-        """What each gave: a share of each dealer's secret."""
+        """What each gave: a share of each dealer's secret, empty where it is none."""
         self._spoilt: tuple[bytes, ...] = ()
         self._barred = ""
         """Why the sum is not to be opened."""
@@ -205,7 +206,7 @@ class Unmasking:
         assert self._opening is not None
         self._enough = self._opening.reveal(sender, reveal) or self._enough
         again = sender in self._revealed
-        self._revealed[sender] = reveal.shares
+        self._revealed[sender] = tuple(share if is_share(share) else b"" for share in reveal.shares)
         self._maybe_read()
         if not again and not self._enough and len(self._revealed) == len(self._dealers):
             # Nobody is left that could give more.
@@ -233,7 +234,9 @@ class Unmasking:
             self._take_offer()
             return False
         for peer in event.liars:
-            self._give(Tell("member.wrong_shares", "shares that it gave back are wrong", peer))
+            # Who dealt them may have lied, so that another is blamed.
+            told = "shares that it gave back are wrong, or were dealt to it so"
+            self._give(Tell("member.wrong_shares", told, peer))
         self.read = True
         self._read_by = event.secrets
         shared = tuple(sorted(self._revealed.keys() - set(event.liars)))
