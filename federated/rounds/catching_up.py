@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -34,36 +34,23 @@ def file_bytes_max(schema: tensors.Schema) -> int:
     return schema.nbytes + safetensors.HEADER_BYTES_MAX + 8
 
 
-class Heard(NamedTuple):
-    """What peers said when they were asked where a federation is.
-
-    Attributes:
-        where: answers of members.
-        silent: who could not be reached.
-    """
-
-    where: dict[bytes, Where]
-    silent: set[bytes]
-
-
-async def ask_where(mesh: Mesh, federation: bytes, peers: Iterable[bytes]) -> Heard:
-    """Ask all of `peers` but ourselves; who answers that it is no member is in neither."""
-    heard = Heard({}, set())
+async def ask_where(mesh: Mesh, federation: bytes, peers: Iterable[bytes]) -> dict[bytes, Where]:
+    """Where members say they are; who is none, or cannot be reached, is left out."""
+    found: dict[bytes, Where] = {}
 
     async def ask(peer: bytes) -> None:
         try:
             answer = await mesh.rpc.call(PeerId(peer), KNOCK, Knock(federation), timeout_s=KNOCK_S)
         except P2pError:
-            heard.silent.add(peer)
             return
         if answer.where is not None:
-            heard.where[peer] = answer.where
+            found[peer] = answer.where
 
     async with trio.open_nursery() as nursery:
         for peer in peers:
             if peer != bytes(mesh.id):
                 nursery.start_soon(ask, peer)
-    return heard
+    return found
 
 
 async def further(
@@ -83,14 +70,14 @@ async def further(
         admits: whether a peer may take part.
     """
     circle, policy, number = standing.circle, standing.policy, standing.round + 1
-    ours = (await ask_where(mesh, federation, filter(admits, circle))).where
+    ours = await ask_where(mesh, federation, filter(admits, circle))
     beyond = [peer for peer, where in ours.items() if where.round > number]
     needed = moves_on(len(circle), policy.quorum)
     if len(beyond) < needed or 2 * len(beyond) <= len(ours):
         return None
     named = {peer for where in ours.values() for peer in where.circle} - set(circle)
     fresh = [peer for peer in sorted(named) if admits(peer)][:MEMBERS_MAX]
-    answers = ours | (await ask_where(mesh, federation, fresh)).where
+    answers = ours | await ask_where(mesh, federation, fresh)
     found = believed(
         answers, bytes(mesh.id), policy, owner_in(mesh, standing.group or None),
         known=circle, needed=needed,

@@ -102,30 +102,6 @@ def believed(
     return best
 
 
-def may_yet_be_believed(
-    answers: Mapping[bytes, Where], silent: Collection[bytes], me: bytes, policy: Policy,
-    owner: Callable[[bytes], bytes],
-) -> bool:  # fmt: skip
-    """Whether any of `answers` would be, if all who said nothing said the same.
-
-    If not, so many of the circle that it names say that they are no members that it cannot be: else
-    one liar could keep all others from founding a model.
-
-    Args:
-        answers: by who gave them.
-        silent: who may be a member, and did not answer.
-        me: this device.
-        policy: ours.
-        owner: whose a device is.
-    """
-    voices = {*answers, *silent} - {me}
-    return any(
-        peer in where.circle
-        and _carried(where, sorted(voices & set(where.circle)), 1, me, policy, owner)
-        for peer, where in answers.items()
-    )
-
-
 def _rank(
     found: tuple[Where, tuple[bytes, ...]], owner: Callable[[bytes], bytes]
 ) -> tuple[int, int, int]:

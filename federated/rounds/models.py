@@ -15,7 +15,7 @@ from federated.errors import RoundError, UsageError
 from federated.rounds.catching_up import ask_where, fetch_state, owner_in
 from federated.rounds.federation import Federation
 from federated.rounds.federation_store import FederationStore, Standing, load_all
-from federated.rounds.knocking import NOWHERE, believed, may_yet_be_believed
+from federated.rounds.knocking import NOWHERE, believed
 from federated.rounds.numeric import rules, tensors
 from federated.rounds.owners import admits, owners_among
 from federated.rounds.protocol.policy import check_for_models, federation_id
@@ -45,9 +45,6 @@ FEDERATIONS_MAX: Final = 8
 NAME_CHARACTERS_MAX: Final = 100
 ASK_S: Final = 1.0
 """How often a machine that joins asks the members again while it cannot believe them."""
-REFUTED_ASKS: Final = 5
-"""So often running answers that cannot be are heard before they are passed over: of those who found
-a model some are members a moment before the others."""
 
 
 class Models:
@@ -233,21 +230,15 @@ class Models:
     ) -> tuple[Standing, Mapping[str, Array]] | None:
         """Where the others are, and their state; None: there is no such federation yet.
 
-        Members learn of a round one after the other, so they are asked until a quorum agrees. Who
-        says that it is a member with others who say that they are not is passed over.
+        Members learn of a round one after the other, so they are asked until a quorum agrees.
         """
         until = self._env.now() + wait_s
-        rest = (bytes(self._mesh.id), standing.policy, owner_in(self._mesh, standing.group or None))
-        refuted = 0
+        owner = owner_in(self._mesh, standing.group or None)
         while True:
-            answers, silent = await ask_where(self._mesh, ident, self._admitted(standing))
+            answers = await ask_where(self._mesh, ident, self._admitted(standing))
             if not answers:
                 return None
-            found = believed(answers, *rest)
-            refuted = 0 if may_yet_be_believed(answers, silent, *rest) else refuted + 1
-            if refuted >= REFUTED_ASKS:
-                log.warning("round_member_of_nothing", extra={"f": {"machines": len(answers)}})
-                return None
+            found = believed(answers, bytes(self._mesh.id), standing.policy, owner)
             if found is not None:
                 gone_on = await self._go_on(ident, standing, schema, *found)
                 if gone_on is not None:

@@ -12,7 +12,6 @@ import trio
 
 from federated.errors import RoundError
 from federated.rounds import catching_up
-from federated.rounds.catching_up import Heard
 from federated.rounds.federation import LOOK_MIN_S
 from federated.rounds.knocking import KNOCK, NOWHERE, Answer, Knock, Where
 from federated.rounds.models import Models
@@ -311,9 +310,9 @@ def test_a_circle_with_another_owner_is_not_caught_up_with(
         one = federations[0]
         circle = (*one.standing.circle, bytes(stranger.member.id))
 
-        async def ask_where(*_: object) -> Heard:
+        async def ask_where(*_: object) -> dict[bytes, Where]:
             others = [peer for peer in circle if peer != bytes(one._mesh.id)]
-            return Heard(dict.fromkeys(others, false_where(one, circle)), set())
+            return dict.fromkeys(others, false_where(one, circle))
 
         monkeypatch.setattr(catching_up, "ask_where", ask_where)
         assert await _further(one) is None

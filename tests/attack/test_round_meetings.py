@@ -9,7 +9,6 @@ import pytest
 import trio
 
 from federated.errors import RoundError
-from federated.rounds.knocking import Answer, Where
 from federated.rounds.protocol.meeting import Circle, Meeting
 from tests.helpers.rounds_office import Team, play_team
 from tests.unit.test_rounds_models import POLICY, first_state
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from federated.rounds.knocking import Knock
-    from p2p.identity import PeerId
     from tests.helpers.rounds_office import Chair
 
 pytestmark = pytest.mark.attack
@@ -90,34 +87,3 @@ def test_nor_does_it_found_a_model_with_fewer(tmp_path: Path) -> None:
             assert (await chair.rounds.models()).all() == []
 
     play_team(scenario, tmp_path, seed=2)
-
-
-def test_one_that_says_it_is_a_member_already_keeps_nobody_from_founding(tmp_path: Path) -> None:
-    """It names those as its circle who say that they are no members."""
-    path = first_state(tmp_path)
-
-    async def scenario(team: Team) -> None:
-        chairs = [await team.seat(number) for number in (1, 2, 3, 4)]
-        liar = chairs[3]
-        models = await liar.rounds.models()
-
-        def where(asker: PeerId, _: Knock) -> Answer:
-            others = [bytes(chair.member.id) for chair in chairs if chair.member.id != asker]
-            return Answer(Where(5, b"r" * 32, b"s" * 32, 100, tuple(others), 1.0, *[b"p" * 32] * 2))
-
-        models.where = where  # type: ignore[method-assign]
-
-        async def join(chair: Chair) -> None:
-            own = await chair.rounds.models()
-            await own.join(None, "m", POLICY, path, expected=3, wait_s=60)
-
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
-                for chair in chairs[:3]:
-                    nursery.start_soon(join, chair)
-        names = {bytes(chair.member.id) for chair in chairs[:3]}
-        for chair in chairs[:3]:
-            (federation,) = (await chair.rounds.models()).all()
-            assert set(federation.standing.circle) == names
-
-    play_team(scenario, tmp_path, seed=3)
