@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -17,10 +16,9 @@ class _Last(NamedTuple, Generic[T]):
 
 
 class Handed(Generic[T]):
-    """The last update, until its round is applied. One thread may note, another ask."""
+    """The last update, until its round is applied. For one thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._last: _Last[T] | None = None
 
     def note(self, number: int, what: T, connection: object) -> None:
@@ -31,8 +29,7 @@ class Handed(Generic[T]):
             what: it was.
             connection: by which a daemon is told from the one that is started in its place.
         """
-        with self._lock:
-            self._last = _Last(number, what, connection)
+        self._last = _Last(number, what, connection)
 
     def again(self, number: int, connection: object) -> T | None:
         """What is to be handed in again, and is then no longer known here; None: nothing.
@@ -42,9 +39,8 @@ class Handed(Generic[T]):
                 of, that may have been used: it counts once.
             connection: the one now.
         """
-        with self._lock:
-            last = self._last
-            if last is None or last.connection is connection or last.number != number:
-                return None
-            self._last = None
-            return last.what
+        last = self._last
+        if last is None or last.connection is connection or last.number != number:
+            return None
+        self._last = None
+        return last.what

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 STATE: Final = "d"
 """The one tensor of a fragment's federation: the sum of its merged differences."""
 ROOTS_KEPT: Final = 1000
+LOOK_S: Final = 1.0
+"""How often a thread that sends looks whether its daemon is another one."""
 FREE: Final = 1e300
 """A clip that shortens nobody: the outer optimiser takes differences as they are. C adapts towards
 the median norm by a tenth a round at most, so from here it takes some 6,500 rounds to get near."""
@@ -75,13 +77,6 @@ class _Newest:
             self._sync = sync
             self._changed.notify()
 
-    def put_back(self, sync: Sync) -> None:
-        """Unless a newer one is waiting."""
-        with self._changed:
-            if self._sync is None:
-                self._sync = sync
-                self._changed.notify()
-
     def take(self, timeout_s: float) -> Sync | None:
         """What is waiting, once there is something; None: nothing came in time."""
         with self._changed:
@@ -106,6 +101,8 @@ class _Lane:
         self._inbox = inbox
         self._outbox = _Newest()
         self._base = trainer.latest()
+        self._connection = trainer.connection
+        """By which `_base` was heard last."""
         self._handed = Handed[Sync]()
         self._ended = threading.Event()
         self.threads = [
@@ -131,15 +128,12 @@ class _Lane:
         try:
             while not self._ended.is_set():
                 fresh = self._trainer.later(self._base.number)
-                if fresh is None:
-                    again = self._handed.again(self._base.number, self._trainer.connection)
-                    if again is not None:
-                        self._outbox.put_back(again)
-                    continue
-                d = fresh.state[STATE] - self._base.state[STATE]
-                rounds = fresh.number - self._base.number
-                self._base = fresh
-                self._note(fresh.number, rounds, d)
+                if fresh is not None:
+                    d = fresh.state[STATE] - self._base.state[STATE]
+                    rounds = fresh.number - self._base.number
+                    self._base = fresh
+                    self._note(fresh.number, rounds, d)
+                self._connection = self._trainer.connection
         except Exception as error:  # noqa: BLE001 - a lane that ends unheard would end all syncs
             if not self._ended.is_set():
                 self._inbox.put(error)
@@ -149,10 +143,12 @@ class _Lane:
 
     def _send(self) -> None:
         while not self._ended.is_set():
-            sync = self._outbox.take(1.0)
+            # Read first: a daemon that is another one since then gets the difference again.
+            connection = self._connection
+            newest, base = self._outbox.take(LOOK_S), self._base
+            sync = newest or self._handed.again(base.number, connection)
             if sync is None:
                 continue
-            base, connection = self._base, self._trainer.connection
             try:
                 new = {STATE: base.state[STATE] + sync.delta}
                 self._sender.submit_from(base, new, weight=max(sync.weight, 1.0))

@@ -29,7 +29,7 @@ def configure_agents(parser: argparse.ArgumentParser) -> None:
     sub = add_verb(verbs, "revoke", "end an agent's token")
     sub.add_argument("name")
     parser.epilog = (
-        "examples:\n  covey agents\n  covey agents add my-script --scope 'read:*' --save\n"
+        "examples:\n  covey agents list\n  covey agents add my-script --scope 'read:*' --save\n"
         "  covey agents revoke my-script"
     )
 

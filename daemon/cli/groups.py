@@ -44,6 +44,7 @@ def configure_group(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "roles: relay passes sealed records on; read; write; admin invites and removes\n\n"
         "examples:\n"
+        "  covey group list\n"
         "  covey group create team\n"
         "  covey group members team\n"
         "  covey group role team bob-desk read\n"

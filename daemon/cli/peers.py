@@ -35,8 +35,10 @@ def configure_peers(parser: argparse.ArgumentParser) -> None:
     add_verb(verbs, "pause", "work offline: close all connections")
     add_verb(verbs, "resume", "connect again")
     parser.epilog = (
-        "examples:\n  covey peers\n  covey peers accept 5c1e\n  covey peers reject 5c1e\n"
-        "  covey peers rename …7R3pq desk\n  covey peers ping desk"
+        "examples:\n  covey peers\n  covey peers list --json\n  covey peers pending\n"
+        "  covey peers accept 5c1e\n  covey peers reject 5c1e\n"
+        "  covey peers rename …7R3pq desk\n  covey peers ping desk\n"
+        "  covey peers pause\n  covey peers resume"
     )
 
 

@@ -24,7 +24,7 @@ from federated.rounds.statefile import map_state, write_state
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import apsw
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("covey.rounds")
 
+FILES_NAMED: Final = 8
+"""In the log, of those that cannot be removed."""
 KEPT_STATES: Final = 3
 """Rounds whose state stays: a late update is a difference to one of them."""
 
@@ -154,22 +156,16 @@ class FederationStore:
         return map_state(self.state_path(number))
 
     async def sweep(self, standing: Standing) -> None:
-        """Remove files that a kept round does not need; what cannot be removed stays."""
+        """Remove what a kept round does not need; what cannot be removed stays, and is logged."""
         kept = {self.state_path(standing.round - back).name for back in range(KEPT_STATES)}
         kept |= {f"{digest.hex()}.part" for digest in standing.parts}
 
-        def files() -> None:
-            for path in self._folder.iterdir():
-                if path.name not in kept:
-                    path.unlink(missing_ok=True)
-
-        try:
-            await self._offload.run(files)
-        except OSError:
-            log.exception("round_files_not_swept")
+        await self._offload.run(
+            lambda: remove_each(self._folder, lambda path: path.name not in kept, files_only=True)
+        )
 
     async def forget(self) -> None:
-        """Leave: the row and the files go; a file that cannot be removed stays, and is told.
+        """Leave: the row and the files go; what cannot be removed stays, and is logged.
 
         Promises and votes stay: who comes back into the same round is bound by what it said.
         """
@@ -179,14 +175,7 @@ class FederationStore:
 
         await self._db.write(write)
 
-        def files() -> None:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self._folder)
-
-        try:
-            await self._offload.run(files)
-        except OSError:
-            log.exception("round_files_not_removed")
+        await self._offload.run(lambda: remove_each(self._folder, lambda _: True))
 
     # ---- promises and votes
 
@@ -262,6 +251,43 @@ class FederationStore:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def remove_each(
+    folder: Path, unneeded: Callable[[Path], bool], *, files_only: bool = False
+) -> None:
+    """Remove what is unneeded in a folder, and the folder unless `files_only`. Blocks.
+
+    Each for itself: one that cannot be removed keeps no other, and is logged.
+
+    Args:
+        folder: may be missing.
+        unneeded: says it of a path in it.
+        files_only: leave folders alone.
+    """
+    left = []
+    try:
+        for path in list(folder.iterdir()) if folder.is_dir() else ():
+            is_folder = path.is_dir() and not path.is_symlink()
+            if unneeded(path) and not (files_only and is_folder) and not _removed(path, is_folder):
+                left.append(path.name)
+        if not files_only:
+            folder.rmdir()
+    except FileNotFoundError:
+        return  # somebody else was faster
+    except OSError:
+        left.append(folder.name)
+    if left:
+        log.error("round_files_not_removed", extra={"f": {"files": sorted(left)[:FILES_NAMED]}})
+
+
+def _removed(path: Path, is_folder: bool) -> bool:
+    if is_folder:
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+    return not os.path.lexists(path)
 
 
 async def load_all(db: Db) -> list[Kept]:

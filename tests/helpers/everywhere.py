@@ -31,12 +31,21 @@ def program(
 
 
 def ended(running: Iterable[subprocess.Popen[str]], limit_s: float = 60.0) -> list[str]:
-    """What each printed; all of them must end well, each so soon after the one before it."""
+    """What each printed; all of them must end well, each so soon after the one before it.
+
+    Where one does not, the rest are killed: they would train on beside the tests that follow.
+    """
     found = []
-    for process in running:
-        printed, problem = process.communicate(timeout=limit_s)
-        assert process.returncode == 0, printed + problem
-        found.append(printed)
+    processes = list(running)
+    try:
+        for process in processes:
+            printed, problem = process.communicate(timeout=limit_s)
+            assert process.returncode == 0, printed + problem
+            found.append(printed)
+    finally:
+        for process in processes[len(found) :]:
+            process.kill()  # of one that has ended it does nothing
+            process.communicate()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
     from daemon.outer_trainer import _Merged
     from daemon.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer_trainer, "LOOK_S", 0.01)
 
 
 class Recorder:
@@ -64,8 +70,10 @@ def test_every_fragments_model_is_joined_with_the_grace_that_was_given(
     monkeypatch.setattr(outer_trainer, "Trainer", Recorder)
     monkeypatch.setattr(Recorder, "made", [], raising=False)
     params = {"a": np.zeros(4, np.float32), "b": np.zeros(3, np.float32)}
+    monkeypatch.setattr(Recorder, "closed", 0)
     with OuterTrainer("story", params, OuterConfig(fragments=2), grace_s=grace_s):
         pass
+    assert Recorder.closed == 4, "a watcher and a sender each"
     assert [policy["grace_s"] for policy in Recorder.made] == [grace_s] * 2
     assert {policy["rule"] for policy in Recorder.made} == {"mean"}
 
@@ -119,6 +127,39 @@ def test_a_daemon_that_was_started_anew_is_given_the_difference_again() -> None:
     for thread in lane.threads:
         thread.join(10)
     assert inbox.empty()
+
+
+def test_a_daemon_that_is_started_anew_gets_the_newest_difference_and_no_older_one() -> None:
+    """It goes away while one is handed in, and who watches is connected anew first."""
+    sent: queue.Queue[float] = queue.Queue()
+    away, back, heard = threading.Event(), threading.Event(), threading.Event()
+
+    class Restarted(Recorder):
+        def later(self, _: int) -> None:
+            if away.is_set():
+                self.connection = back
+                heard.set()
+
+        def handed(self, value: float) -> int:
+            if value == 2.0 and not away.is_set():
+                away.set()
+                assert back.wait(10)
+            sent.put(value)
+            return 0
+
+    lane, _ = lane_of(Restarted("story.0"))
+    lane.send(sync_of(1.0))
+    lane.threads[1].start()
+    assert sent.get(timeout=10) == 1.0
+    lane.threads[0].start()
+    lane.send(sync_of(2.0))
+    assert heard.wait(10)
+    back.set()
+    assert [sent.get(timeout=10) for _ in range(2)] == [2.0, 2.0]
+    lane.end()
+    for thread in lane.threads:
+        thread.join(10)
+    assert set(sent.queue) <= {2.0}
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["watches", "sends"])

@@ -74,8 +74,12 @@ def test_a_copy_of_the_process_leaves_the_folder_to_who_made_it(place: Path) -> 
     folder = OwnFolder()
     copy = os.fork()
     if copy == 0:
-        folder.close()
-        os._exit(0)
+        code = 1
+        try:
+            folder.close()
+            code = 0
+        finally:
+            os._exit(code)
     assert os.waitpid(copy, 0)[1] == 0
     assert folder.path.exists()
     folder.close()

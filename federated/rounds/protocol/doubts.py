@@ -13,8 +13,8 @@ class Doubts:
         unreliable: who merged badly, or not at all: it gets no part in plans of ours.
         banned: who signed two contradicting messages: it is in no plan of ours, and not heard as a
             coordinator.
-        roots: results that were voted for, and whose merged parts cannot be had or used here, by
-            root with the hashes of the parts.
+        roots: results whose merged parts were not all here when a view ended, whoever is to blame,
+            by root with the hashes of the parts.
         here: merged parts that are here.
     """
 
