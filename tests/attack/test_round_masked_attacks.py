@@ -645,6 +645,53 @@ def test_a_coordinator_that_changes_boxes_is_named_beside_their_dealer() -> None
         assert f"or was changed by {liar[:4].hex()}, who carried it" in found.reason
 
 
+@pytest.mark.parametrize("last", ["its reveal", "our own"])
+def test_who_denies_a_sum_and_tells_one_how_to_read_it_stops_nobody(last: str) -> None:
+    """The victim has read the sum when the last reveal comes, by which alone it could not."""
+    settings = masked_settings(6)
+    names = [one.me for one in settings]
+    leader = settings[0].coordinator(0)
+    liar, victim = [peer for peer in names if peer != leader][:2]
+    world = MaskedWorld(1, settings)
+    held: list[tuple[bytes, Send]] = []
+    seeds: dict[bytes, bytes] = {}
+    send = world._send
+
+    def lie(sender: bytes, order: Send) -> None:
+        message = decode_untrusted(order.packet.body)
+        for peer in names:
+            attempt = member_of(world, peer)._masks._state.attempt
+            if attempt is not None:
+                seeds.setdefault(peer, attempt.seed)
+        if isinstance(message, MaskShares) and sender == liar:
+            order = Send(order.to, packet_of(by(sender, junk(message))))
+        late = (
+            isinstance(message, MaskReveal) and sender == liar
+            if last == "its reveal"
+            else isinstance(message, MaskAgree)
+        )
+        if late and order.to == victim:
+            held.append((sender, order))
+            return
+        send(sender, order)
+
+    world._send = lie  # type: ignore[method-assign]
+    world.run(20)
+    unmasking = member_of(world, victim).unmasking
+    assert len(unmasking._revealed) == 5
+    assert not unmasking.read
+    secrets = tuple(seeds[peer] for peer in names)
+    send(liar, Send(victim, unsigned(MaskRead(*unmasking._head, secrets))))
+    world.run(world.now + 10)
+    assert unmasking.read
+    for sender, order in held:
+        send(sender, order)
+    world.run(world.now + 10)
+    assert len(unmasking._revealed) == 6
+    assert world.total(victim) == sum_of(names)
+    assert all(one.kind != "member.spoils_sum" for one in world.nodes[victim].told)
+
+
 def test_a_third_that_names_an_honest_dealer_is_not_believed() -> None:
     """They say that its boxes did not open; one honest member is away, so its share is missing."""
     settings = masked_settings(6)

@@ -208,7 +208,9 @@ class Unmasking:
         again = sender in self._revealed
         self._revealed[sender] = tuple(share if is_share(share) else b"" for share in reveal.shares)
         self._maybe_read()
-        if not again and not self._enough and len(self._revealed) == len(self._dealers):
+        if self.read or again or self._enough:
+            return  # who has read it by others' word still hears the last reveals
+        if len(self._revealed) == len(self._dealers):
             # Nobody is left that could give more.
             self._tell_unread()
 
