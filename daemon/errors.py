@@ -73,6 +73,14 @@ _ROWS: Final = (
     ErrorKind(1017, "extra_missing", 1, "Install the extra that the message names."),
     ErrorKind(1018, "refused", 5, "The message says which rule refused it."),
     ErrorKind(1019, "aborted", 75, "The message says why; repeating may work."),
+    # Not 75: a script that repeats the call would hand a second sum to who denied the first.
+    ErrorKind(
+        1020,
+        "unread",
+        5,
+        "Ask again only without the machine that the message says spoilt it, if it names one: that"
+        " one may have read the sum.",
+    ),
 )
 
 BY_CODE: Final[Mapping[int, ErrorKind]] = {row.code: row for row in _ROWS}

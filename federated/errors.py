@@ -52,7 +52,8 @@ class RoundError(FederatedError):
     Args:
         reason: `nobody` (no other member asked the same), `plain_refused` (members of several
             owners would see each other's data), `no_masks` (they cannot hide it from each other),
-            `below_quorum`, `timeout`, `busy`, `too_few`,
+            `below_quorum`, `timeout`, `unread` (the sum is decided and cannot be read here: others
+            may have read it, so nobody repeats it unasked), `busy`, `too_few`,
             `unknown` (no member of it), `stale` (too many rounds late), `differs`.
         message: what is wrong and what to do.
     """

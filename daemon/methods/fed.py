@@ -26,6 +26,7 @@ ERROR_OF: Final = {
     "no_masks": "refused",
     "below_quorum": "aborted",
     "timeout": "aborted",
+    "unread": "unread",
     "busy": "invalid_state",
     "too_few": "invalid_state",
     "unknown": "not_found",

@@ -139,9 +139,11 @@ class SumRound:
 
     def refusal(self, report: RoundReport) -> RoundError:
         """Why there is no sum."""
-        # Decided and not read is no matter of a quorum, whatever attempts ended before.
-        ended = bool(self._seat.outcome.ended) and unread_of(self._seat) is None
-        return RoundError("below_quorum" if ended else "timeout", report.reason)
+        if unread_of(self._seat) is not None:
+            # Whatever attempts ended before. Who denied it may have read it, so it is told apart
+            # from what may be tried again.
+            return RoundError("unread", report.reason)
+        return RoundError("below_quorum" if self._seat.outcome.ended else "timeout", report.reason)
 
     async def whole(self) -> NDArray[np.float64]:
         """The sum, once it is decided."""

@@ -22,7 +22,9 @@ from daemon.cli.client import CliError, ConnectionLost, NotRunning
 from daemon.error_map import to_rpc_error
 from daemon.errors import BY_CODE, BY_NAME, ConfigError, RpcError
 from daemon.instance import AlreadyRunning
+from daemon.methods.fed import ERROR_OF
 from daemon.paths import PathsError
+from federated.errors import RoundError
 from memory.errors import DecodeError as BodyDecodeError
 from memory.errors import MemoryStoreError, RefusedError, StoreError
 from memory.errors import UsageError as MemoryUsageError
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 SPEC = Path("docs/specs/local-rpc.md")
+ROUNDS = Path("docs/specs/rounds.md")
 
 # One row a public type (or reason), with the answer it must become.
 ROWS: list[tuple[Exception, str]] = [
@@ -184,6 +187,24 @@ def test_the_specification_lists_every_error() -> None:
     found = re.findall(r"^\| (-?\d+) \| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
     rows = {(int(code), name, int(exit_code)) for code, name, exit_code in found}
     assert rows == {(kind.code, kind.name, kind.exit_code) for kind in BY_CODE.values()}
+
+
+def test_the_reasons_why_rounds_fail_are_known_and_documented() -> None:
+    source = "".join(path.read_text() for path in Path("federated/rounds").rglob("*.py"))
+    given = set(re.findall(r'RoundError\(\s*"(\w+)"', source))
+    assert {"nobody", "unread"} <= given <= set(ERROR_OF)
+    listed = re.search(r"Reasons of failed calls: (.*?)\.\s", ROUNDS.read_text(), re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"`(\w+)`", listed[1])) == set(ERROR_OF)
+    assert all(f"`{reason}`" in (RoundError.__doc__ or "") for reason in ERROR_OF)
+
+
+@pytest.mark.attack
+def test_a_sum_that_a_member_denied_is_not_to_be_tried_again_as_it_was() -> None:
+    """A script that repeats what is temporary would hand a second sum to who denied the first."""
+    answer = RpcError(ERROR_OF["unread"], "x")
+    assert answer.kind.exit_code != RpcError("aborted", "x").kind.exit_code == 75
+    assert "without the machine" in answer.remedy
 
 
 def test_the_reasons_that_replication_gives_are_known() -> None:

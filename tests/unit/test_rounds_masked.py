@@ -250,7 +250,7 @@ def test_a_sum_that_nobody_can_read_is_refused_with_the_name_of_who_spoilt_it(
             if chair is chairs[1]:
                 continue  # what a liar is told is its own matter
             assert isinstance(refused, RoundError)
-            assert refused.reason == "timeout"
+            assert refused.reason == "unread"
             assert f"3 of 4 members could not open what {liar[:4].hex()} sealed" in str(refused)
             (report,) = await chair.rounds.history.last()
             assert report.outcome == "failed"
