@@ -16,6 +16,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import RpcError
+from daemon.manifest import sync_folder
 
 if TYPE_CHECKING:
     import random
@@ -63,7 +64,8 @@ def noise_key(path: Path, rng: random.Random) -> bytes:
 def _make(path: Path, rng: random.Random) -> None:
     temporary = path.with_name(f"{path.name}.{rng.randbytes(SUFFIX_BYTES).hex()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
+    with contextlib.ExitStack() as failed:
+        failed.callback(temporary.unlink, missing_ok=True)
         with os.fdopen(fd, "wb") as file:
             file.write(rng.randbytes(NOISE_KEY_BYTES))
             file.flush()
@@ -72,28 +74,21 @@ def _make(path: Path, rng: random.Random) -> None:
         # may have swept ours away already.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             path.hardlink_to(temporary)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        failed.pop_all()
+    # While this name is there, the other one may not be on the disk: if the folder cannot be
+    # written now, who asks next is told so by it.
+    sync_folder(path.parent)
+    temporary.unlink(missing_ok=True)
 
 
 def _sweep(path: Path) -> None:
-    """Take away what a crash left while the secret was made; only once it is there."""
+    """Take away what a crash or an error left while the secret was made; only once it is there."""
     left = [
         one
         for one in path.parent.glob(f"{path.name}.*")
         if _SUFFIX.fullmatch(one.name.removeprefix(path.name))
     ]
     if left:
-        _sync_folder(path.parent)  # the crash may have come before that
+        sync_folder(path.parent)  # it may have come before that
     for one in left:
         one.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in it outlast a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

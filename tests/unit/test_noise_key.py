@@ -137,6 +137,44 @@ def test_a_disk_that_cannot_take_it_is_said(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_that_may_not_be_on_the_disk_is_written_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The secret is there, but what says so could not be written: not by who asks next either."""
+    path = tmp_path / "noise.key"
+    sync, broken, synced = os.fsync, [True], []
+
+    def watched(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            if broken[0]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            synced.append(path.exists())
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    for seed in (1, 2):
+        with pytest.raises(RpcError, match="cannot be read or made: Input/output error"):
+            noise_key(path, random.Random(seed))
+        assert path.exists()
+    broken[0] = False
+    found = noise_key(path, random.Random(3))
+    assert synced == [True]
+    assert found == path.read_bytes()
+    assert [one.name for one in tmp_path.iterdir()] == ["noise.key"]
+
+
+def test_one_that_cannot_be_linked_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(RpcError, match="cannot be read or made"):
+        noise_key(tmp_path / "noise.key", random.Random(1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     path = tmp_path / "noise.key"
     path.mkdir()
