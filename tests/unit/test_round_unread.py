@@ -7,7 +7,8 @@ import pytest
 from federated.rounds.protocol.unread import NAMED_MAX, named, why_unread
 from tests.helpers.masked_round import Party
 
-SHARE = b"s" * 66
+SHARE = b"\0" + b"s" * 65
+NO_SHARE = b"\xff" * 66
 COUNT = 9
 LIARS = 3
 """Of nine six are needed, so three may lie."""
@@ -26,6 +27,11 @@ class Story:
         """So many of the givers say that a box did not open."""
         for peer in list(self.given)[:voices]:
             self.given[peer][dealer] = b""
+
+    def lied(self, dealer: int, givers: range) -> None:
+        """These give back for one dealer's secret what no share is."""
+        for at in givers:
+            self.given[self.dealers[at]][dealer] = NO_SHARE
 
     def found(self, carrier: int = 8):
         return why_unread(self.roster, self.dealers, self.given, self.spoilt, self.dealers[carrier])
@@ -99,6 +105,55 @@ def test_where_too_few_give_shares_nobody_is_named(givers: int) -> None:
     found = story.found()
     assert f"{givers} of the 6 members" in found.reason
     assert not found.members
+
+
+def test_numbers_that_no_share_has_are_no_voices_and_their_givers_are_named() -> None:
+    """Nine needed six; two gave no shares and one is away, one box did not open."""
+    story = Story(8)
+    story.lied(4, range(2))
+    story.given[story.dealers[2]][4] = b""
+    found = story.found()
+    assert f"1 of 6 members could not open what {name(story, 4)} sealed" in found.reason
+    assert "or say so falsely" in found.reason, "the third that may lie"
+    liars = f"{name(story, 0)}, {name(story, 1)}"
+    assert f"; {liars} gave back numbers that are no shares" in found.reason
+    assert set(found.members) == {story.dealers[at] for at in (0, 1, 4)}
+
+
+def test_without_a_voice_no_dealer_is_accused() -> None:
+    story = Story()
+    story.lied(4, range(4))
+    found = story.found()
+    assert "5 of the 6 members that it takes gave shares back" in found.reason
+    assert name(story, 4) not in found.reason
+    assert set(found.members) == set(story.dealers[:4])
+
+
+def test_who_surely_lies_is_one_of_those_that_may_and_its_other_words_count_for_nothing() -> None:
+    story = Story()
+    for peer in story.dealers[:3]:
+        story.given[peer][4] = b""
+    story.lied(7, range(3))
+    assert "time" in story.found().reason, "six shares of each are there"
+    story.given[story.dealers[3]][4] = b""
+    found = story.found()
+    assert f"1 of 6 members could not open what {name(story, 4)} sealed" in found.reason
+    assert "it was junk" in found.reason, "three lie, so this one does not"
+    assert set(found.members) == {story.dealers[at] for at in (0, 1, 2, 4)}
+
+
+@pytest.mark.parametrize("spoilt", [1, COUNT])
+def test_who_surely_lies_is_named_whatever_else_is_wrong(spoilt: int) -> None:
+    story = Story()
+    story.spoilt = story.dealers[:spoilt]
+    story.lied(4, range(8, 9))
+    found = story.found()
+    assert f"{name(story, 8)} gave back numbers that are no shares" in found.reason
+    assert story.dealers[8] in found.members
+    few = Story(3)
+    few.lied(4, range(2, 3))
+    assert "2 of the 6 members" in few.found().reason
+    assert set(few.found().members) == {few.dealers[2]}
 
 
 def test_shares_that_are_enough_and_not_read_yet_are_nobodys_fault() -> None:

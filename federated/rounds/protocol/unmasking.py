@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from federated.rounds.privacy import messages, secagg
 from federated.rounds.privacy.errors import MaskError
 from federated.rounds.privacy.gather import Opening
-from federated.rounds.privacy.shamir import is_share
 from federated.rounds.protocol.checks import TICK_S
 from federated.rounds.protocol.orders import OpenSum, ReadSets, Tell
 from federated.rounds.protocol.orders import Send as SendOrder
@@ -79,7 +78,7 @@ class Unmasking:
         self._dealers: tuple[bytes, ...] = ()
         """Who shared secrets, in the order of the roster."""
         self._revealed: dict[bytes, tuple[bytes, ...]] = {}
-        """What each gave: a share of each dealer's secret, empty where it is none."""
+        """What each gave: a share of each dealer's secret, empty if it says that it has none."""
         self._spoilt: tuple[bytes, ...] = ()
         self._barred = ""
         """Why the sum is not to be opened."""
@@ -206,7 +205,7 @@ class Unmasking:
         assert self._opening is not None
         self._enough = self._opening.reveal(sender, reveal) or self._enough
         again = sender in self._revealed
-        self._revealed[sender] = tuple(share if is_share(share) else b"" for share in reveal.shares)
+        self._revealed[sender] = reveal.shares
         self._maybe_read()
         if self.read or again or self._enough:
             return  # who has read it by others' word still hears the last reveals

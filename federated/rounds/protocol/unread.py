@@ -8,6 +8,9 @@ it on the way. Boxes that open may hold wrong shares. Then the secret does not c
 than its member signed, and whether dealer or givers lied cannot be told; but if this is so of more
 than N - T members, one of them dealt well, and it was the givers.
 
+Numbers that no share has are taken out of no box, so who gives one back lies, whatever it was
+dealt. It is one of the N - T, and what it says of other boxes counts for nothing.
+
 Source: docs/specs/masks.md s.5 and s.7.
 """
 
@@ -15,6 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from federated.rounds.privacy.shamir import is_share
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +39,7 @@ class Unread:
 
     reason: str
     members: Mapping[bytes, str] = field(default_factory=dict)
-    """What is known of those whose secrets are missing."""
+    """What is known of those whose secrets are missing, and of those who surely lied."""
 
 
 def named(peers: Sequence[bytes]) -> str:
@@ -53,23 +58,48 @@ def why_unread(
     Args:
         roster: of its plan.
         dealers: who shared secrets, in the order of the roster.
-        given: what members gave back, by giver: a share of each dealer's secret, empty if the box
-            of it did not open.
+        given: what members gave back, by giver: of each dealer's secret a share, nothing if the
+            box of it did not open, or a number that is no share.
         spoilt: dealers whose secrets do not come out of enough shares.
         carrier: the coordinator, who carried the boxes.
     """
-    needed, count = roster.threshold, len(given)
-    if count < needed:
-        return Unread(f"{HEAD}: {count} of the {needed} members that it takes gave shares back")
-    closed = {
-        dealer: sum(not shares[at] for shares in given.values())
+    liars = [giver for giver, shares in given.items() if any(map(_is_lie, shares))]
+    found = _without_lies(roster, dealers, given, liars, spoilt, carrier)
+    if not liars:
+        return found
+    return Unread(
+        f"{found.reason}; {named(liars)} gave back numbers that are no shares, which no honest"
+        " member does: ask again without it",
+        {**found.members, **dict.fromkeys(liars, "numbers that it gave back are no shares")},
+    )
+
+
+def _is_lie(share: bytes) -> bool:
+    return bool(share) and not is_share(share)
+
+
+def _without_lies(
+    roster: Roster, dealers: Sequence[bytes], given: Mapping[bytes, Sequence[bytes]],
+    liars: Collection[bytes], spoilt: Collection[bytes], carrier: bytes,
+) -> Unread:  # fmt: skip
+    """What those who did not surely lie say: `why_unread` without the others' names."""
+    needed = roster.threshold
+    heard = [shares for giver, shares in given.items() if giver not in liars]
+    voices = {
+        dealer: sum(not shares[at] for shares in heard)
         for at, dealer in enumerate(dealers)
+        if sum(map(is_share, (shares[at] for shares in given.values()))) < needed
     }
-    short = {dealer: many for dealer, many in closed.items() if count - many < needed}
-    if short:
-        return _unopened(short, count, _liars_max(roster), carrier)
+    closed = {dealer: many for dealer, many in voices.items() if many}
+    if len(given) < needed or (voices and not closed):
+        return Unread(
+            f"{HEAD}: {len(heard)} of the {needed} members that it takes gave shares back"
+        )
+    most = _liars_max(roster)
+    if closed:
+        return _unopened(closed, len(heard), max(0, most - len(liars)), carrier)
     if spoilt:
-        return _spoilt([one for one in dealers if one in spoilt], count, _liars_max(roster))
+        return _spoilt([one for one in dealers if one in spoilt], len(given), most)
     return Unread(f"{HEAD}: there was not time enough")
 
 
