@@ -153,8 +153,9 @@ class MaskedWorkshop(Workshop):
         try:
             found = order.opening.open()
         except MaskError as error:
-            failure, spoilt = str(error), order.opening.spoilt()
-            return SumOpened(order.plan_hash, failure=failure, spoilt=spoilt)
+            # With the next reveal it may succeed: who spoilt it is looked for when none can come.
+            spoilt = order.opening.spoilt() if order.opening.complete else ()
+            return SumOpened(order.plan_hash, failure=str(error), spoilt=spoilt)
         self._mask = found.mask
         return SumOpened(order.plan_hash, found.liars, found.secrets)
 

@@ -15,6 +15,7 @@ from federated.rounds.masked_workshop import MaskedWorkshop
 from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.protocol.checks import Setting
 from federated.rounds.protocol.machine import Machine
+from federated.rounds.protocol.masked_member import MaskedMember
 from federated.rounds.protocol.member import Update
 from federated.rounds.protocol.orders import Tell
 from federated.rounds.protocol.policy import federation_id
@@ -120,6 +121,7 @@ class SumRound:
         try:
             with trio.move_on_after(self._ask.timeout_s):
                 await self._seat.outcome.finished.wait()
+            await self._examine()
         except trio.Cancelled:
             # Nobody wants the answer any more: its round takes a place, and ends with it.
             self._scope.cancel()
@@ -136,6 +138,12 @@ class SumRound:
             self._scope.cancel()
             self._tell(self.ident, Tell("round.failed", report.reason))
         return report, decided
+
+    async def _examine(self) -> None:
+        """Look whose secrets did not come out, if that is why there is no sum."""
+        member = self._seat.machine.member
+        if isinstance(member, MaskedMember) and (shares := member.unmasking.unexamined):
+            member.unmasking.examined(await self._offload.run(shares.spoilt))
 
     def refusal(self, report: RoundReport) -> RoundError:
         """Why there is no sum."""

@@ -17,10 +17,11 @@ import pytest
 
 from federated.rounds.masked_workshop import MaskedWorkshop
 from federated.rounds.privacy import boxes, messages, shamir
+from federated.rounds.privacy.gather import Opening
 from federated.rounds.protocol.checks import check_plan
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.masked_member import MaskedMember
-from federated.rounds.protocol.orders import Decided, Encoded, Send, SetsRead
+from federated.rounds.protocol.orders import Decided, Encoded, Send, SetsRead, SumOpened
 from federated.rounds.protocol.unmasking import Unmasking
 from federated.rounds.protocol.wire import (
     Apply,
@@ -762,6 +763,42 @@ def test_who_seals_wrong_shares_is_named_where_the_sum_cannot_be_read() -> None:
         assert f"the secret of {liar[:4].hex()} do not fit together" in found.reason
         assert "too many of 6 members gave wrong ones" in found.reason
         assert set(found.members) == {liar}
+
+
+def test_who_spoilt_a_sum_is_looked_for_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine of thirteen shares are needed: reading fails with the ninth, tenth, ... and the last."""
+    settings = masked_settings(13)
+    liar, *honest = [one.me for one in settings]
+    world = MaskedWorld(4, settings)
+    lying(
+        world,
+        lambda sender, _, said: (
+            sealed_wrong(world, liar, said)
+            if isinstance(said, MaskShares) and sender == liar
+            else said
+        ),
+    )
+    looked = []
+    spoilt, opened = Opening.spoilt, Unmasking.opened
+
+    def look(self: Opening) -> tuple[bytes, ...]:
+        looked.append(spoilt(self))
+        return looked[-1]
+
+    failures = []
+
+    def watch(self: Unmasking, event: SumOpened) -> bool:
+        failures.append(event.failure)
+        return opened(self, event)
+
+    monkeypatch.setattr(Opening, "spoilt", look)
+    monkeypatch.setattr(Unmasking, "opened", watch)
+    assert all(set(found.members) == {liar} for found in spoilt_for_all(world, honest))
+    assert len(failures) > 3 * len(honest)
+    assert len(looked) == len(settings)
+    for peer in honest:
+        told = [one.kind for one in world.nodes[peer].told]
+        assert told.count("masks.failed") == told.count("member.spoils_sum") == 1
 
 
 def test_who_was_dealt_a_wrong_share_is_not_called_a_liar() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from federated.rounds.privacy import boxes
 from federated.rounds.privacy.masks import Mask
 from federated.rounds.protocol.machine import Machine
 from federated.rounds.protocol.orders import Cover, Encode
+from federated.rounds.protocol.unmasking import Unmasking
+from federated.rounds.protocol.wire import MaskRead, MaskReveal, decode_untrusted
 from federated.rounds.seat import Outcome
 from federated.rounds.service import Ask
 from federated.rounds.statistics.plain import (
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from federated.rounds.protocol.wire import Packet
     from federated.rounds.service import Total
     from tests.helpers.rounds_office import Chair
 
@@ -256,6 +260,43 @@ def test_a_sum_that_nobody_can_read_is_refused_with_the_name_of_who_spoilt_it(
             assert report.outcome == "failed"
             assert report.reason == str(refused)
             (spoiler,) = [one for one in report.members if "did not open" in one.reason]
+            assert spoiler.peer == liar.hex()
+
+    play_team(scenario, tmp_path, seed=1)
+
+
+def test_who_deals_wrong_shares_and_reveals_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last reveal never comes: whose secret does not come out is looked for at the end."""
+
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, "abcd")
+        liar = bytes(chairs[1].member.id)
+        seal, say = boxes.seal, Unmasking._say
+        drawn = random.Random(1)
+
+        def wrong(*shares: bytes, **ways: bytes) -> bytes:
+            if ways["sender"] == liar:
+                shares = tuple(b"\0" + drawn.randbytes(65) for _ in shares)
+            return seal(*shares, **ways)
+
+        def withhold(self: Unmasking, peer: bytes, packet: Packet) -> None:
+            said = decode_untrusted(packet.body)
+            if self._setting.me != liar or not isinstance(said, MaskReveal | MaskRead):
+                say(self, peer, packet)
+
+        monkeypatch.setattr(boxes, "seal", wrong)
+        monkeypatch.setattr(Unmasking, "_say", withhold)
+        found = await everybody(chairs, vectors_of(4), ask(expected=4, timeout_s=30))
+        for chair, refused in zip(chairs, found, strict=True):
+            if chair is chairs[1]:
+                continue  # what a liar is told is its own matter
+            assert isinstance(refused, RoundError)
+            assert refused.reason == "unread"
+            assert f"the secret of {liar[:4].hex()} do not fit together" in str(refused)
+            (report,) = await chair.rounds.history.last()
+            (spoiler,) = [one for one in report.members if "do not fit" in one.reason]
             assert spoiler.peer == liar.hex()
 
     play_team(scenario, tmp_path, seed=1)

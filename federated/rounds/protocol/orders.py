@@ -273,7 +273,7 @@ class SumOpened:
     """By which others can read it, too."""
     failure: str = ""
     spoilt: tuple[bytes, ...] = ()
-    """Where it failed: members whose secret the shares do not give."""
+    """Where it failed with everybody's shares: members whose secret they do not give."""
 
 
 Event: TypeAlias = (

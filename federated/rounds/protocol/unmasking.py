@@ -227,11 +227,14 @@ class Unmasking:
         if decision is None or event.plan_hash != decision.plan_hash or self.read:
             return False
         if event.failure:
-            # With another member's shares wrong ones are found and corrected.
-            self._give(Tell("masks.failed", event.failure))
+            # With another member's shares wrong ones are found and corrected. Until they come, it
+            # fails with each that does not do: that is told once.
+            if not self._failed:
+                self._give(Tell("masks.failed", event.failure))
             self._failed = True
-            self._spoilt = event.spoilt
-            self._tell_unread()
+            if event.spoilt:
+                self._spoilt = event.spoilt
+                self._tell_unread()
             self._take_offer()
             return False
         for peer in event.liars:
@@ -248,8 +251,22 @@ class Unmasking:
         return True
 
     @property
+    def unexamined(self) -> Opening | None:
+        """Shares that did not do while others were missing; `examined` hears what is `spoilt`."""
+        if self.read or not self._failed or self._spoilt or self._opening is None:
+            return None
+        return self._opening.snapshot()
+
+    def examined(self, spoilt: tuple[bytes, ...]) -> None:
+        """Whose secrets did not come out, for `unread`."""
+        self._spoilt = self._spoilt or spoilt
+
+    @property
     def unread(self) -> Unread | None:
-        """Why the decided sum cannot be read here; None if it can, or nothing is decided."""
+        """Why the decided sum cannot be read here; None if it can, or nothing is decided.
+
+        Whose secrets do not come out is known if everybody has revealed; else `unexamined` first.
+        """
         if self._decision is None or self.read:
             return None
         if self._opening is None:
