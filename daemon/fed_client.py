@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from daemon.json_types import Json
-    from federated.rounds.statistics.answers import Histogram, Mean, Quantiles, TopK
+    from federated.rounds.statistics.answers import Histogram, Mean, Quantiles, TopK, Way
 
 T = TypeVar("T")
 
@@ -101,13 +101,14 @@ class Statistics(Closes):
     def top_k(
         self, items: Iterable[str], k: int = 20, epsilon: float | None = None,
         mode: Literal["auto", "ldp", "plain", "central"] = "auto",
-        vocabulary: Iterable[str] | None = None, **who: Unpack[Who],
+        vocabulary: Iterable[str] | None = None, search: Way = "graded", **who: Unpack[Who],
     ) -> TopK:  # fmt: skip
         """The most frequent items; see `TopKParams`; raises as `mean`."""
         known = None if vocabulary is None else list(vocabulary)
         params = TopKParams(
-            items=list(items), k=k, epsilon=epsilon, mode=mode, vocabulary=known, **who
-        )
+            items=list(items), k=k, epsilon=epsilon, mode=mode, vocabulary=known, search=search,
+            **who,
+        )  # fmt: skip
         answer = self._ask("fed.top_k", params, TopKResult)
         self.round = answer.round
         return answer.top_k

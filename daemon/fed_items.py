@@ -53,8 +53,9 @@ class ItemsQuestion:
             return
         coding: Coding = Letters() if p.vocabulary is None else Vocabulary(tuple(p.vocabulary))
         search = search_for(coding, p.k, EPSILON if p.epsilon is None else p.epsilon)
-        self._part = PrivateItems(coding, search, know(coding, p.items), secret)
-        self.ask = _ask(p, group, [coding.public, search.k, search.epsilon, search.levels])
+        self._part = PrivateItems(coding, search, know(coding, p.items), secret, p.search)
+        fields = [coding.public, search.k, search.epsilon, search.levels]
+        self.ask = _ask(p, group, fields if p.search == "graded" else [*fields, p.search])
 
     def begin(self, names: Sequence[str], place: int) -> Talk[TopK]:
         """Talk with the members that met."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from daemon.json_types import Json
 
 MODES = ("auto", "ldp", "plain", "central")
+SEARCHES = ("graded", "tap")
 K_DEFAULT = 20
 
 
@@ -48,6 +49,10 @@ def configure_topk(verbs: Verbs) -> None:
         help="all items that may come, a line each, the same file everywhere (default: words of the"
         " letters a to z, by their first six)",
     )  # fmt: skip
+    sub.add_argument(
+        "--search", choices=SEARCHES, default="graded",
+        help="how noisy reports are searched; tap (arXiv 2412.14832) finds fewer: to compare with",
+    )  # fmt: skip
     add_meeting(sub)
     sub.add_argument(
         "--allow-plain", action="store_true",
@@ -63,6 +68,7 @@ def run_topk(args: argparse.Namespace) -> int:
         "k": K_DEFAULT if args.k is None else args.k,
         "mode": args.mode,
         "allow_plain": args.allow_plain,
+        "search": args.search,
     }
     if args.epsilon is not None:
         params["epsilon"] = args.epsilon

@@ -14,7 +14,7 @@ from daemon.methods.peers import device_names, shown_name
 from daemon.noise_key import noise_key
 from daemon.rpc.registry import Call, method
 from federated.errors import RoundError, UsageError
-from federated.rounds.statistics.answers import TopK
+from federated.rounds.statistics.answers import TopK, Way
 from federated.rounds.statistics.limits import ITEMS_MAX, K_MAX
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class TopKParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
             well. That records of this machine changed is seen by all, whatever epsilon is.
         vocabulary: all items that may come, the same list on every machine; none: words of the
             letters a to z, told apart by their first six.
+        search: how the reports are searched: `graded`, our way; `tap`, TAP (arXiv 2412.14832),
+            which finds fewer: to compare with. It costs nothing more. Modes with noise alone.
         name: what is asked about; calls meet when name and the arguments above are equal.
         group: whose machines; none: your own.
         expected: machines to wait for; 0: begin when nobody new comes.
@@ -50,6 +52,7 @@ class TopKParams(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     mode: Literal["auto", "ldp", "plain", "central"] = "auto"
     epsilon: float | None = None
     vocabulary: list[str] | None = None
+    search: Way = "graded"
     name: str = ""
     group: str | None = None
     expected: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
@@ -109,6 +112,8 @@ def _refuse(p: TopKParams) -> None:
         )
     if p.mode == "plain" and p.epsilon is not None:
         raise RpcError("invalid_params", "mode plain adds no noise: leave epsilon out, or use ldp")
+    if p.mode == "plain" and p.search != "graded":
+        raise RpcError("invalid_params", "mode plain counts exactly: leave search out, or use ldp")
     if len(p.items) > ITEMS_MAX:
         raise RpcError(
             "too_large",

@@ -13,11 +13,12 @@ from federated.rounds.statistics.limits import ITEMS_MAX
 from federated.rounds.statistics.plain_items import PlainItems
 from federated.rounds.statistics.private_items import PrivateItems, know, search_for
 from federated.rounds.statistics.rows import Done, Heard, Sum, Table, advance
+from federated.rounds.statistics.tap import SHARED_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federated.rounds.statistics.answers import TopK
+    from federated.rounds.statistics.answers import TopK, Way
     from federated.rounds.statistics.rows import F64, Talk
 
     Lie = Callable[[int, F64], F64]
@@ -30,13 +31,15 @@ WORDS = ("apple", "bread", "cheese", "dates", "eggs", "flour", "garlic", "honey"
 TREE, LIST = Letters(), Vocabulary(WORDS)
 
 
-def private(coding: Letters | Vocabulary, epsilon: float = 4.0) -> list[Talk[TopK]]:
+def private(
+    coding: Letters | Vocabulary, epsilon: float = 4.0, way: Way = "graded"
+) -> list[Talk[TopK]]:
     rng = np.random.default_rng(1)
     search = search_for(coding, 3, epsilon)
     talks = []
     for place in range(len(NAMES)):
         items = rng.choice(WORDS[:4], 4_000, p=[0.5, 0.3, 0.15, 0.05]).tolist()
-        part = PrivateItems(coding, search, know(coding, items), bytes([place]) * 32)
+        part = PrivateItems(coding, search, know(coding, items), bytes([place]) * 32, way)
         talks.append(part.talk(Table(NAMES, place)))
     return talks
 
@@ -258,24 +261,58 @@ def test_a_liar_moves_an_item_by_no_more_than_its_records() -> None:
 
 def test_made_up_best_items_are_refused() -> None:
     levels = search_for(TREE, 3, 4.0).levels
-
-    def twice(row: F64) -> None:
-        row[3:6] = row[5]
-
-    def beyond(row: F64) -> None:
-        row[5] = 2.0**31
-
-    def backwards(row: F64) -> None:
-        assert len(np.unique(row[3:6])) == 3
-        row[3:6] = row[[5, 4, 3]]
-
     for change, reason in (
-        (twice, "one twice"),
-        (beyond, "nothing stands for"),
-        (backwards, "out of order"),
+        (own_twice, "one twice"),
+        (own_beyond, "nothing stands for"),
+        (own_backwards, "out of order"),
     ):
         _, reasons = lied(private(TREE), at_sum(levels, change))
         assert reason in reasons[0]
+
+
+def own_twice(row: F64) -> None:
+    row[3:6] = row[5]
+
+
+def own_beyond(row: F64) -> None:
+    row[5] = 2.0**31
+
+
+def own_backwards(row: F64) -> None:
+    assert len(np.unique(row[3:6])) == 3
+    row[3:6] = row[[5, 4, 3]]
+
+
+def own_not_shared(row: F64) -> None:
+    row[5] = float(TREE.encode(["zzzzzz"])[0]) + 1
+
+
+def no_item(row: F64) -> None:
+    row[3] = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (own_twice, "one twice"),
+        (own_beyond, "nothing stands for"),
+        (own_backwards, "out of order"),
+        (own_not_shared, "no shared prefix leads to"),
+        (no_item, "support for no item"),
+        (lambda row: row.__setitem__(6, row[2] + 1), "more support for an item"),
+        (lambda row: row.__setitem__(slice(6, 9), row[2]), "more support in all"),
+        (fewer_reports, "another number of items"),
+        (more_records, "another number of items"),
+    ],
+)
+def test_best_items_of_ones_own_that_tap_cannot_have_found_are_left_out(
+    change: Callable[[F64], None], reason: str
+) -> None:
+    found, reasons = lied(private(TREE, way="tap"), at_sum(1 + SHARED_LEVELS, change))
+    assert reason in reasons[0]
+    assert [one.item for one in found.items[:2]] == ["apple", "bread"]
+    with pytest.raises(UsageError, match="three"):
+        lied(private(TREE, way="tap"), at_sum(1 + SHARED_LEVELS, change), judged=False)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,10 @@ def test_with_a_vocabulary_the_counts_are_as_near_as_the_noise_lets(
     again = everywhere(three, *[[*command, "--name", "again"] for command in commands])
     assert top_of(again[1]) == tops[0]
     assert len({str(answer["round"]["root"]) for answer in again}) == 1  # type: ignore[index, call-overload]
+    tap = everywhere(three, *[[*command, "--search", "tap"] for command in commands])
+    assert top_of(tap[0]) == top_of(tap[1]) == top_of(tap[2])
+    assert names_of(top_of(tap[0]))[:2] == WORDS[:2]
+    assert "searched by TAP" in str(top_of(tap[0])["mechanism"])
 
 
 def test_words_are_found_without_a_vocabulary_and_shown(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import msgspec
 
 
@@ -64,6 +66,10 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
     outside: int
     peers: int
     noise_sd: float = 0.0
+
+
+Way: TypeAlias = Literal["graded", "tap"]
+"""How reports are searched for frequent items: our way, or TAP's (arXiv 2412.14832)."""
 
 
 class TopItem(msgspec.Struct, frozen=True, kw_only=True):

@@ -391,12 +391,16 @@ def ranked(search: Search, view: Level, rho: float) -> list[Hit]:
     ]  # fmt: skip
 
 
-def stands_out(view: Level) -> float:
+def stands_out(view: Level, looked_at: int = 0) -> float:
     """The count above which an item is no noise, but in one question of a hundred.
 
     The best of many candidates are shown, so each of them must be less likely by their number.
+
+    Args:
+        view: of the last level.
+        looked_at: how many candidates there were; 0: those of the view.
     """
-    doubt = SURE_DOUBT / max(1, len(view.candidates))
+    doubt = SURE_DOUBT / max(1, looked_at or len(view.candidates))
     return max(SIGNIFICANT, NormalDist().inv_cdf(1 - doubt)) * view.spread
 
 

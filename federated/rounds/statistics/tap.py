@@ -55,16 +55,29 @@ def tap(search: Search, scorers: Sequence[Scorer]) -> list[int]:
         found = [_estimate(search, one, level, candidates) for one in scorers]
         total = np.sum([estimates for estimates, _ in found], axis=0)
         sd = float(np.sqrt(sum(one**2 for _, one in found)))
-        kept = _adapted(total, candidates, search.k, sd)
+        kept = adapted(total, candidates, search.k, sd)
         candidates = search.children(kept, level + 1)
     tally: Counter[int] = Counter()
     for scorer in scorers:
-        mine = candidates
-        for level in range(shared, search.levels - 1):
-            estimates, sd = _estimate(search, scorer, level, mine)
-            mine = search.children(_adapted(estimates, mine, search.k, sd), level + 1)
-        _add_last(search, tally, scorer, mine)
+        own = alone(search, scorer, shared, candidates)
+        _add_last(search, tally, scorer, own)
     return _most(tally, search.k)
+
+
+def alone(search: Search, scorer: Scorer, level: int, candidates: U64) -> U64:
+    """A member's own k best codes, going on from a shared level.
+
+    Args:
+        search: what is asked.
+        scorer: its reports.
+        level: of the candidates.
+        candidates: uint64[c].
+    """
+    for below in range(level, search.levels - 1):
+        estimates, sd = _estimate(search, scorer, below, candidates)
+        candidates = search.children(adapted(estimates, candidates, search.k, sd), below + 1)
+    estimates, _ = _estimate(search, scorer, search.levels - 1, candidates)
+    return best(estimates, candidates, search.k)
 
 
 def _estimate(search: Search, scorer: Scorer, level: int, candidates: U64) -> tuple[F64, float]:
@@ -73,8 +86,15 @@ def _estimate(search: Search, scorer: Scorer, level: int, candidates: U64) -> tu
     return view.estimates[0], float(view.sds[0])
 
 
-def _adapted(scores: F64, candidates: U64, k: int, sd: float) -> U64:
-    """The k best and all above max(E_k - sd, 2 sd), at most 2k."""
+def adapted(scores: F64, candidates: U64, k: int, sd: float) -> U64:
+    """Which prefixes go on: the k best and all above max(E_k - sd, 2 sd), at most 2k.
+
+    Args:
+        scores: float64[c], estimated records.
+        candidates: uint64[c].
+        k: items wanted.
+        sd: standard deviation of a score.
+    """
     order = np.lexsort((candidates, -scores))
     kth = float(scores[order[min(k, len(order)) - 1]])
     clear = int((scores > max(kth - sd, CLEAR_SD * sd)).sum())
