@@ -31,6 +31,10 @@ class Handed(Generic[T]):
         """
         self._last = _Last(number, what, connection)
 
+    def forget(self) -> None:
+        """A newer one is on its way: whatever becomes of it, this one is not handed in again."""
+        self._last = None
+
     def again(self, number: int, connection: object) -> T | None:
         """What is to be handed in again, and is then no longer known here; None: nothing.
 

@@ -149,6 +149,7 @@ class _Lane:
             sync = newest or self._handed.again(base.number, connection)
             if sync is None:
                 continue
+            self._handed.forget()
             try:
                 new = {STATE: base.state[STATE] + sync.delta}
                 self._sender.submit_from(base, new, weight=max(sync.weight, 1.0))

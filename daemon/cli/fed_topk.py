@@ -81,11 +81,11 @@ def run_topk(args: argparse.Namespace) -> int:
     if args.json:
         out.say_json(answer)
         return 0
-    _show(answer, quiet=args.quiet)
+    _show(answer, quiet=args.quiet, tap=args.search == "tap")
     return 0
 
 
-def _show(answer: dict[str, Json], *, quiet: bool) -> None:
+def _show(answer: dict[str, Json], *, quiet: bool, tap: bool) -> None:
     found = out.mapping(answer.get("top_k"))
     items, least = out.rows(found.get("items")), out.number(found.get("stands_out"))
     noisy = out.text(found.get("mode")) != "plain"
@@ -104,7 +104,7 @@ def _show(answer: dict[str, Json], *, quiet: bool) -> None:
     out.say(f"{records:,} items of {peers} machines{': ' if names else ''}{', '.join(names)}")
     out.say(_promise(found, noisy=noisy))
     if not quiet:
-        _notes(answer, found, items, least)
+        _notes(answer, found, items, least, tap=tap)
 
 
 def _line(one: dict[str, Json], *, noisy: bool) -> list[str]:
@@ -123,12 +123,14 @@ def _promise(found: dict[str, Json], *, noisy: bool) -> str:
 
 
 def _notes(
-    answer: dict[str, Json], found: dict[str, Json], items: list[dict[str, Json]], least: float
-) -> None:
+    answer: dict[str, Json], found: dict[str, Json], items: list[dict[str, Json]], least: float,
+    *, tap: bool,
+) -> None:  # fmt: skip
     if any(not one.get("sure") for one in items):
+        where = " of one machine" if tap else ""
         out.note(
-            f"? may be noise: an item stands out from about {least:,.0f} on. More items, more"
-            " machines or a larger --epsilon show more"
+            f"? may be noise: an item stands out from about {least:,.0f}{where} on. More items,"
+            " more machines or a larger --epsilon show more"
         )
     others = int(out.number(found.get("others")))
     if others:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
+import re
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -24,7 +25,7 @@ from federated.rounds.statefile import map_state, write_state
 from p2p.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import apsw
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("covey.rounds")
 
+OWN_FILE: Final = re.compile(
+    r"round-\d+\.safetensors|\.round-\d+\.safetensors\..+|[0-9a-f]{64}\.(part|new)"
+)
+"""Names of what lies in a model's folder, unfinished ones among them."""
 FILES_NAMED: Final = 8
 """In the log, of those that cannot be removed."""
 KEPT_STATES: Final = 3
@@ -156,16 +161,17 @@ class FederationStore:
         return map_state(self.state_path(number))
 
     async def sweep(self, standing: Standing) -> None:
-        """Remove what a kept round does not need; what cannot be removed stays, and is logged."""
+        """Remove states and parts that a kept round does not need.
+
+        What cannot be removed stays, and is logged.
+        """
         kept = {self.state_path(standing.round - back).name for back in range(KEPT_STATES)}
         kept |= {f"{digest.hex()}.part" for digest in standing.parts}
 
-        await self._offload.run(
-            lambda: remove_each(self._folder, lambda path: path.name not in kept, files_only=True)
-        )
+        self._say_refused(await self._offload.run(lambda: remove_own(self._folder, kept)))
 
     async def forget(self) -> None:
-        """Leave: the row and the files go; what cannot be removed stays, and is logged.
+        """Leave: the row and our files go; what cannot be removed stays, and is logged.
 
         Promises and votes stay: who comes back into the same round is bound by what it said.
         """
@@ -175,7 +181,22 @@ class FederationStore:
 
         await self._db.write(write)
 
-        await self._offload.run(lambda: remove_each(self._folder, lambda _: True))
+        def files() -> dict[str, str]:
+            refused = remove_own(self._folder)
+            with suppress(OSError):
+                self._folder.rmdir()  # stays while something of somebody else lies in it
+            return refused
+
+        self._say_refused(await self._offload.run(files))
+
+    _refused: Mapping[str, str] = MappingProxyType({})
+
+    def _say_refused(self, refused: dict[str, str]) -> None:
+        """Once, not after each round."""
+        if refused != self._refused:
+            self._refused = refused
+            told = dict(sorted(refused.items())[:FILES_NAMED])
+            log.error("round_files_not_removed", extra={"f": {"files": told}})
 
     # ---- promises and votes
 
@@ -253,41 +274,30 @@ class FederationStore:
             os.close(descriptor)
 
 
-def remove_each(
-    folder: Path, unneeded: Callable[[Path], bool], *, files_only: bool = False
-) -> None:
-    """Remove what is unneeded in a folder, and the folder unless `files_only`. Blocks.
-
-    Each for itself: one that cannot be removed keeps no other, and is logged.
+def remove_own(folder: Path, kept: Collection[str] = ()) -> dict[str, str]:
+    """Remove files of ours, each for itself; whatever else lies there is not touched. Blocks.
 
     Args:
-        folder: may be missing.
-        unneeded: says it of a path in it.
-        files_only: leave folders alone.
+        folder: may be missing, or a link to one.
+        kept: names that stay.
+
+    Returns:
+        Why it could not be removed, by name.
     """
-    left = []
+    refused: dict[str, str] = {}
     try:
-        for path in list(folder.iterdir()) if folder.is_dir() else ():
-            is_folder = path.is_dir() and not path.is_symlink()
-            if unneeded(path) and not (files_only and is_folder) and not _removed(path, is_folder):
-                left.append(path.name)
-        if not files_only:
-            folder.rmdir()
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
-        return  # somebody else was faster
-    except OSError:
-        left.append(folder.name)
-    if left:
-        log.error("round_files_not_removed", extra={"f": {"files": sorted(left)[:FILES_NAMED]}})
-
-
-def _removed(path: Path, is_folder: bool) -> bool:
-    if is_folder:
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-    return not os.path.lexists(path)
+        return refused
+    except OSError as error:
+        return {folder.name: str(error.strerror)}
+    for name in names:
+        if OWN_FILE.fullmatch(name) and name not in kept:
+            try:
+                (folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                refused[name] = str(error.strerror)
+    return refused
 
 
 async def load_all(db: Db) -> list[Kept]:

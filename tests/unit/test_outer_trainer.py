@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from daemon import outer_trainer
+from daemon.cli.client import CliError
 from daemon.outer_trainer import STATE, OuterTrainer, _Lane
 from daemon.trainer import State
 from federated.errors import UsageError
@@ -160,6 +161,30 @@ def test_a_daemon_that_is_started_anew_gets_the_newest_difference_and_no_older_o
     for thread in lane.threads:
         thread.join(10)
     assert set(sent.queue) <= {2.0}
+
+
+def test_nor_does_it_get_an_older_one_where_the_newest_was_not_answered() -> None:
+    """It may be there all the same."""
+    sent: queue.Queue[float] = queue.Queue()
+
+    class Fails(Recorder):
+        def handed(self, value: float) -> int:
+            sent.put(value)
+            if value == 2.0:
+                raise CliError("the connection broke")
+            return 0
+
+    trainer = Fails("story.0")
+    lane, inbox = lane_of(trainer)
+    lane.threads[1].start()
+    for value in (1.0, 2.0):
+        lane.send(sync_of(value))
+        assert sent.get(timeout=10) == value
+    assert isinstance(inbox.get(timeout=10), CliError)
+    lane.end()
+    lane.threads[1].join(10)
+    assert sent.empty()
+    assert lane._handed.again(0, object()) is None
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["watches", "sends"])

@@ -1,4 +1,4 @@
-"""What a model leaves on the disk: each file is removed for itself."""
+"""What a model leaves on the disk: each file of ours is removed for itself, and no other."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from federated.rounds.federation_store import remove_each
+from federated.rounds.federation_store import remove_own
 
-FILES = ("0.safetensors", "1.safetensors", "2.safetensors", "a.part")
+STATES = tuple(f"round-{number}.safetensors" for number in range(3))
+UNFINISHED = (".round-3.safetensors.x1y2", f"{'c' * 64}.new")
+OURS = (*STATES, f"{'a' * 64}.part", *UNFINISHED)
+THEIRS = ("photo.jpg", "weights.safetensors", "round-x.safetensors", f"{'a' * 63}.part")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     made = tmp_path / "model"
     (made / "mine").mkdir(parents=True)
-    (made / "mine" / "notes").write_text("x")
-    for name in FILES:
+    for name in (*OURS, *THEIRS, "mine/notes"):
         (made / name).write_text("x")
     return made
 
@@ -26,30 +28,26 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_what_is_needed_and_what_is_no_file_stays(folder: Path) -> None:
-    remove_each(folder, lambda path: path.name != FILES[2], files_only=True)
-    assert names(folder) == {FILES[2], "mine"}
+def test_what_is_needed_stays_and_whatever_is_not_ours(folder: Path) -> None:
+    assert remove_own(folder, {STATES[2]}) == {}
+    assert names(folder) == {STATES[2], "mine", *THEIRS}
+    assert (folder / "mine" / "notes").exists()
 
 
-def test_all_goes_with_the_folder_and_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "kept").write_text("x")
-    (folder / "link").symlink_to(other)
-    remove_each(folder, lambda _: True)
-    assert not folder.exists()
-    assert names(other) == {"kept"}
-    remove_each(folder, lambda _: True)
+def test_behind_a_link_the_same(folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert remove_own(link) == {}
+    assert names(folder) == {"mine", *THEIRS}
 
 
-@pytest.mark.parametrize("victim", FILES)
-@pytest.mark.parametrize("files_only", [False, True])
-def test_one_that_cannot_be_removed_keeps_no_other_and_is_logged(
-    folder: Path,
-    victim: str,
-    files_only: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_a_folder_that_is_gone_has_nothing_to_remove(tmp_path: Path) -> None:
+    assert remove_own(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize("victim", OURS)
+def test_one_that_cannot_be_removed_keeps_no_other_and_is_named(
+    folder: Path, victim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = Path.unlink
 
@@ -59,7 +57,5 @@ def test_one_that_cannot_be_removed_keeps_no_other_and_is_logged(
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    remove_each(folder, lambda _: True, files_only=files_only)
-    assert names(folder) == {victim} | ({"mine"} if files_only else set())
-    (record,) = caplog.records
-    assert victim in record.__dict__["f"]["files"]
+    assert remove_own(folder) == {victim: os.strerror(1)}
+    assert names(folder) == {victim, "mine", *THEIRS}

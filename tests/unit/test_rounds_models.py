@@ -179,7 +179,7 @@ def test_whatever_else_lies_in_its_folder_a_model_can_be_left_and_joined_anew(
             models = await chair.rounds.models()
             await models.leave(None, "m")
             assert not models.all()
-        assert not folder.exists()
+        assert sorted(path.name for path in folder.iterdir()) == ["mine"]
         await join_all(chairs, tmp_path)
 
     play_team(scenario, tmp_path, seed=10)

@@ -77,9 +77,10 @@ class TopItem(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         item: as the vocabulary has it, or its first six letters.
-        count: records that have it; an estimate where there is noise.
-        sd: standard deviation of that estimate.
-        sure: whether its count is above `stands_out`.
+        count: records that have it; an estimate where there is noise. Searched by TAP: the sum of
+            the machines' estimates that found it by themselves, too high for what is rare.
+        sd: standard deviation of that estimate, without the selection that TAP adds.
+        sure: whether its count is above `stands_out`; searched by TAP: at one machine.
     """
 
     item: str
@@ -100,7 +101,8 @@ class TopK(msgspec.Struct, frozen=True, kw_only=True):
         others: records of this machine that have no code, and are counted by no item.
         peers: members that took part.
         noise_sd: standard deviation of the noise in the count of what hardly any record has.
-        stands_out: count above which an item is no noise, but in one question of a hundred.
+        stands_out: count above which an item is no noise, but in one question of a hundred;
+            searched by TAP: at one machine, the one with the most records.
     """
 
     items: tuple[TopItem, ...]

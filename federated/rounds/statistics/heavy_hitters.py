@@ -391,17 +391,22 @@ def ranked(search: Search, view: Level, rho: float) -> list[Hit]:
     ]  # fmt: skip
 
 
-def stands_out(view: Level, looked_at: int = 0) -> float:
+def stands_out(view: Level) -> float:
     """The count above which an item is no noise, but in one question of a hundred.
 
-    The best of many candidates are shown, so each of them must be less likely by their number.
-
     Args:
-        view: of the last level.
-        looked_at: how many candidates there were; 0: those of the view.
+        view: the last level, of the final candidates.
     """
-    doubt = SURE_DOUBT / max(1, looked_at or len(view.candidates))
-    return max(SIGNIFICANT, NormalDist().inv_cdf(1 - doubt)) * view.spread
+    return significance(len(view.candidates)) * view.spread
+
+
+def significance(looked_at: int) -> float:
+    """Standard deviations above which the best of so many candidates is no noise.
+
+    The best of many are shown, so each of them must be less likely by their number.
+    """
+    doubt = SURE_DOUBT / max(1, looked_at)
+    return max(SIGNIFICANT, NormalDist().inv_cdf(1 - doubt))
 
 
 def top_k_locally(search: Search, scorers: Sequence[Scorer]) -> list[Hit]:

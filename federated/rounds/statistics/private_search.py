@@ -120,7 +120,7 @@ class ReportSearch(ABC):
         Args:
             hits: the best first.
             view: of the last level.
-            stands_out: the count above which an item is no noise.
+            stands_out: the count above which an item is no noise; searched by TAP: at one member.
             how: they were searched, for people.
         """
         search = self.search

@@ -1,7 +1,8 @@
-"""Baselines of `heavy_hitters` over the same reports: FedPEM, the shared trie alone, TAP.
+"""What `heavy_hitters` is compared with, over the same reports: FedPEM, the shared trie alone, TAP.
 
 TAP (arXiv 2412.14832) is a reconstruction: shared levels first, then each member alone, with the
-number of prefixes that go on adapted to the noise. Its constants are ours.
+number of prefixes that go on adapted to the noise. Its constants are ours. Members that are apart
+search so by `tap_search`.
 """
 
 from __future__ import annotations
@@ -59,8 +60,7 @@ def tap(search: Search, scorers: Sequence[Scorer]) -> list[int]:
         candidates = search.children(kept, level + 1)
     tally: Counter[int] = Counter()
     for scorer in scorers:
-        own = alone(search, scorer, shared, candidates)
-        _add_last(search, tally, scorer, own)
+        _add_last(search, tally, scorer, alone(search, scorer, shared, candidates))
     return _most(tally, search.k)
 
 

@@ -10,7 +10,7 @@ Source: docs/specs/rounds.md s.8.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from typing_extensions import override
@@ -23,7 +23,12 @@ from federated.rounds.statistics.tap import SHARED_LEVELS, adapted, alone
 if TYPE_CHECKING:
     from federated.rounds.statistics.answers import TopK
     from federated.rounds.statistics.heavy_hitters import F64, U64
-    from federated.rounds.statistics.rows import Talk
+    from federated.rounds.statistics.rows import Bools, Talk
+
+HOW: Final = (
+    ", searched by TAP: counts are of the machines that found the item by themselves, and too high"
+    " for rare items"
+)
 
 
 @dataclass
@@ -44,11 +49,8 @@ class TapSearch(ReportSearch):
         own = np.sort(alone(search, self.reports, shared, candidates))
         rows = yield from self._tell(own, shared, candidates, records)
         view, said = self._added(rows)
-        least = hh.stands_out(view, self._looked_at(len(records), candidates))
-        return self.answer(
-            _best(search.k, view, said, least), view, least, ", searched by TAP: counts are of the"
-            " machines that found the item by themselves",
-        )  # fmt: skip
+        least = hh.significance(self._looked_at(len(records), candidates)) * view.sds
+        return self.answer(_best(search.k, view, said, least), view, float(least.max()), HOW)
 
     def _tell(self, own: U64, shared: int, candidates: U64, records: F64) -> Talk[F64]:
         """Everybody's records, reports, own codes and what supports those: float64[m, 2 + 2k]."""
@@ -77,7 +79,7 @@ class TapSearch(ReportSearch):
         rows, _ = yield from self.table.exchange(about, head, support, fault, stride=k)
         return rows
 
-    def _added(self, rows: F64) -> tuple[Level, F64]:
+    def _added(self, rows: F64) -> tuple[Level, Bools]:
         """What is known of each code that anybody said, and who said it: bool[m, c]."""
         search, k = self.search, self.search.k
         last = search.levels - 1
@@ -106,7 +108,12 @@ class TapSearch(ReportSearch):
         return members * ((2 * search.k) << step)
 
 
-def _best(k: int, view: Level, said: F64, least: float) -> list[Hit]:
+def _best(k: int, view: Level, said: Bools, least: F64) -> list[Hit]:
+    """The k best by their sums.
+
+    Each estimate of a sum was lifted by its noise, or it would not have been said: what all of them
+    come to says nothing of noise. So an item is sure where one member's estimate is above `least`.
+    """
     total = view.total
     hits = []
     for place in np.lexsort((view.candidates, -total))[:k]:
@@ -115,6 +122,7 @@ def _best(k: int, view: Level, said: F64, least: float) -> list[Hit]:
             view.candidates, view.estimates[by], view.sds[by], view.records[by], view.reports[by],
             view.oracle,
         )  # fmt: skip
-        count = float(total[place])
-        hits.append(Hit(int(view.candidates[place]), count, part.error(place), count > least))
+        sure = bool((view.estimates[by, place] > least[by]).any())
+        code, count = int(view.candidates[place]), float(total[place])
+        hits.append(Hit(code, count, part.error(place), sure))
     return hits
