@@ -292,10 +292,10 @@ class Rounds:
         setting = setting_of(self._mesh, ask, policy, circle, len(vector))
         under_way = SumRound(setting, ask, self._post, self._env, self.offload, self._tell)
         self._nursery.start_soon(self._drive, under_way)
-        report, decided = await under_way.outcome(vector)
+        report, refused = await under_way.outcome(vector)
         await self._note(report)
-        if not decided:
-            raise under_way.refusal(report)
+        if refused is not None:
+            raise refused
         peers = sum(member.status == "included" for member in report.members)
         return Total(vector=await under_way.whole(), peers=peers, report=report)
 

@@ -114,8 +114,8 @@ class SumRound:
             self._seat.outcome.finished.set()
             raise
 
-    async def outcome(self, vector: NDArray[np.float64]) -> tuple[RoundReport, bool]:
-        """Bring a vector and wait, while `drive` runs; what to note, and whether there is a sum."""
+    async def outcome(self, vector: NDArray[np.float64]) -> tuple[RoundReport, RoundError | None]:
+        """Bring a vector and wait, while `drive` runs; what to note, and why there is no sum."""
         began = self._env.now()
         self._seat.submit(Update(1.0), vector)
         try:
@@ -130,22 +130,27 @@ class SumRound:
             self._env, self._setting, self._seat, began, kind=self._ask.kind, name=self._ask.name,
             group=self._ask.group or b"", ident=self.ident, limit_s=self._ask.timeout_s,
         )  # fmt: skip
-        decided = self._seat.outcome.decided is not None
-        if decided:
+        # Now, with the report: a thread that opens the sum is not abandoned. When it ends, nothing
+        # shows any more that this sum was not to be tried again.
+        refused = None if self._seat.outcome.decided else self._refusal(report)
+        if refused is None:
             self._scope.deadline = trio.current_time() + LINGER_S
             self._tell(self.ident, Tell("round.applied", f"{len(report.members)} members"))
         else:
             self._scope.cancel()
             self._tell(self.ident, Tell("round.failed", report.reason))
-        return report, decided
+        return report, refused
 
     async def _examine(self) -> None:
         """Look whose secrets did not come out, if that is why there is no sum."""
         member = self._seat.machine.member
         if isinstance(member, MaskedMember) and (shares := member.unmasking.unexamined):
             member.unmasking.examined(await self._offload.run(shares.spoilt))
+        if isinstance(member, MaskedMember) and member.unmasking.read:
+            # Opened in the last instant: `drive` has yet to hand it over, or failed and says so.
+            await self._seat.outcome.finished.wait()
 
-    def refusal(self, report: RoundReport) -> RoundError:
+    def _refusal(self, report: RoundReport) -> RoundError:
         """Why there is no sum."""
         if unread_of(self._seat) is not None:
             # Whatever attempts ended before. Who denied it may have read it, so it is told apart

@@ -16,7 +16,7 @@ from federated.rounds.numeric.payload import encoded_bytes
 from federated.rounds.privacy import boxes
 from federated.rounds.privacy.masks import Mask
 from federated.rounds.protocol.machine import Machine
-from federated.rounds.protocol.orders import Cover, Encode
+from federated.rounds.protocol.orders import Cover, Encode, SumOpened
 from federated.rounds.protocol.unmasking import Unmasking
 from federated.rounds.protocol.wire import MaskRead, MaskReveal, decode_untrusted
 from federated.rounds.seat import Outcome
@@ -28,17 +28,23 @@ from federated.rounds.statistics.plain import (
     answer,
     contribution,
 )
+from federated.rounds.sums import SumRound
 from p2p.errors import DecodeError
 from tests.helpers.masked_world import MaskedWorld, masked_settings
+from tests.helpers.memories import InlineOffload
 from tests.helpers.rounds_office import Team, play_team
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+    from typing import TypeVar
 
+    from federated.rounds.history import RoundReport
     from federated.rounds.protocol.wire import Packet
     from federated.rounds.service import Total
     from tests.helpers.rounds_office import Chair
+
+    T = TypeVar("T")
 
 QUESTION = sha256(b"how long").digest()
 GROUP = b"g" * 32
@@ -300,6 +306,89 @@ def test_who_deals_wrong_shares_and_reveals_none_is_named(
             assert spoiler.peer == liar.hex()
 
     play_team(scenario, tmp_path, seed=1)
+
+
+class SlowToOpen(InlineOffload):
+    """A thread that opens the sum, is not abandoned, and ends when it is let.
+
+    Args:
+        may_end: waits for that.
+    """
+
+    def __init__(self, may_end: Callable[[], Awaitable[None]]) -> None:
+        self._may_end = may_end
+        self.ended = trio.Event()
+
+    async def run(self, fn: Callable[[], T]) -> T:
+        done = await super().run(fn)
+        if isinstance(done, SumOpened):
+            with trio.CancelScope(shield=True):
+                await self._may_end()
+            self.ended.set()
+        return done
+
+
+def test_a_sum_that_is_opened_while_its_end_is_noted_is_not_to_be_tried_again(
+    tmp_path: Path,
+) -> None:
+    """Too late for an answer, but read here: no `timeout`, which a script repeats."""
+
+    async def scenario(team: Team) -> None:
+        chairs = await chairs_of(team, "abcd")
+        late = trio.Event()
+        slow, threads = chairs[1].rounds, SlowToOpen(late.wait)
+        slow.offload = threads
+        add = slow.history.add
+
+        async def note(report: RoundReport) -> None:
+            late.set()
+            await threads.ended.wait()
+            await add(report)
+
+        slow.history.add = note  # type: ignore[method-assign]
+        found = await everybody(chairs, vectors_of(4), ask(expected=4, timeout_s=30))
+        refused = found.pop(1)
+        assert sums(found), "the others have it"
+        assert threads.ended.is_set()
+        assert isinstance(refused, RoundError)
+        assert refused.reason == "unread"
+        (report,) = await slow.history.last()
+        assert report.reason == str(refused)
+
+    play_team(scenario, tmp_path, seed=1)
+
+
+def test_a_sum_that_is_opened_in_the_last_instant_is_had_or_not_to_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread ends just when the time does; which comes first is drawn."""
+    outcome = SumRound.outcome
+
+    def ending(seed: int) -> str:
+        begun: dict[object, float] = {}
+        found: list[Total | RoundError] = []
+
+        async def timed(
+            self: SumRound, vector: np.ndarray
+        ) -> tuple[RoundReport, RoundError | None]:
+            begun[self._offload] = trio.current_time()
+            return await outcome(self, vector)
+
+        async def scenario(team: Team) -> None:
+            chairs = await chairs_of(team, "abcd")
+            threads = SlowToOpen(lambda: trio.sleep_until(begun[threads] + 30))
+            chairs[1].rounds.offload = threads
+            found.extend(await everybody(chairs, vectors_of(4), ask(expected=4, timeout_s=30)))
+
+        monkeypatch.setattr(SumRound, "outcome", timed)
+        (tmp_path / str(seed)).mkdir()
+        play_team(scenario, tmp_path / str(seed), seed=seed)
+        last = found[1]
+        return last.reason if isinstance(last, RoundError) else "had"
+
+    ends = {ending(seed) for seed in range(8)}
+    assert "had" in ends, "the control: the thread was in time"
+    assert ends <= {"had", "unread"}
 
 
 def test_only_whole_numbers_are_masked() -> None:
