@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from federated.rounds.protocol.unread import NAMED_MAX, named, why_unread
+from federated.rounds.protocol.unread import NAMED_MAX, WHO_READS, named, why_unread
 from tests.helpers.masked_round import Party
 
 SHARE = b"\0" + b"s" * 65
@@ -39,6 +39,32 @@ class Story:
 
 def name(story: Story, dealer: int) -> str:
     return story.dealers[dealer][:4].hex()
+
+
+def lied(liars: int) -> Story:
+    """The last so many lie about the first one's secret, of which five shares are left."""
+    story = Story(COUNT if liars > LIARS else 6)
+    story.lied(0, range(len(story.given) - liars, len(story.given)))
+    return story
+
+
+def closed(*dealers: int, voices: int, liars: int = 0, away: int = 0) -> Story:
+    """Dealers whose boxes did not open, they say; the last that are there lie about another's."""
+    story = Story(COUNT)
+    for dealer in dealers:
+        story.closed(dealer, voices)
+    for peer in story.dealers[COUNT - liars - away : COUNT - liars]:
+        del story.given[peer]
+    story.lied(dealers[0], range(COUNT - liars, COUNT))
+    return story
+
+
+def spoilt(dealers: int, liars: int = 0) -> Story:
+    """The first ones' secrets do not come out; the last lie about another's."""
+    story = Story()
+    story.spoilt = story.dealers[:dealers]
+    story.lied(4, range(COUNT - liars, COUNT))
+    return story
 
 
 @pytest.mark.parametrize("voices", range(1, COUNT + 1))
@@ -154,6 +180,67 @@ def test_who_surely_lies_is_named_whatever_else_is_wrong(spoilt: int) -> None:
     few.lied(4, range(2, 3))
     assert "2 of the 6 members" in few.found().reason
     assert set(few.found().members) == {few.dealers[2]}
+
+
+def test_a_dealer_whose_boxes_did_not_open_and_that_lies_too_is_told_of_both() -> None:
+    story = Story()
+    story.lied(2, range(4, 5))
+    for peer in story.dealers[5:]:
+        story.given[peer][4] = b""
+    found = story.found()
+    assert found.members == {
+        story.dealers[4]: "what it sealed for 4 of 8 members did not open, they say;"
+        " numbers that it gave back are no shares"
+    }
+    assert found.reason.lower().count("ask again") == 1
+    assert found.reason.endswith(f"Ask again without it: {WHO_READS}")
+
+
+ASKING = {
+    "nobody": (Story(3), ""),
+    "a liar": (lied(1), f". Ask again without it: {WHO_READS}"),
+    "liars": (lied(4), f". Ask again without them: {WHO_READS}"),
+    "a dealer": (closed(4, voices=4), f". Ask again without it: {WHO_READS}"),
+    "dealers": (closed(4, 5, voices=4), f". Ask again without them: {WHO_READS}"),
+    "a dealer and a liar": (
+        closed(4, voices=4, liars=1),
+        f". Ask again without them: {WHO_READS}",
+    ),
+    "perhaps a dealer": (
+        closed(4, voices=1, away=3),
+        "or say so falsely. Ask again when more members are there",
+    ),
+    "a liar, and perhaps a dealer": (
+        closed(4, voices=1, liars=1, away=2),
+        f". Ask again without {name(Story(), 8)}, when more members are there: {WHO_READS}",
+    ),
+    "perhaps a spoiler": (
+        spoilt(1),
+        f". Ask again, without it if this comes again: {WHO_READS}",
+    ),
+    "perhaps spoilers": (
+        spoilt(2),
+        f". Ask again, without them if this comes again: {WHO_READS}",
+    ),
+    "a liar, and perhaps a spoiler": (
+        spoilt(1, liars=1),
+        (
+            f". Ask again without {name(Story(), 8)} and without {name(Story(), 0)}"
+            f" if this comes again: {WHO_READS}"
+        ),
+    ),
+    "givers": (spoilt(4), f"cannot be told whose; {WHO_READS}"),
+    "givers and a liar": (spoilt(4, liars=1), f". Ask again without it: {WHO_READS}"),
+    "no time": (Story(), "there was not time enough"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("story", "end"), ASKING.values(), ids=ASKING.keys())
+def test_a_reason_ends_with_one_way_to_ask_again(story: Story, end: str) -> None:
+    reason = story.found(carrier=7).reason
+    assert reason.endswith(end), reason
+    assert reason.lower().count("ask again") == end.lower().count("ask again")
+    assert reason.count(WHO_READS) == end.count(WHO_READS)
 
 
 def test_shares_that_are_enough_and_not_read_yet_are_nobodys_fault() -> None:

@@ -31,6 +31,8 @@ NAMED_MAX: Final = 12
 HEAD: Final = "the sum is decided but cannot be read here"
 WHO_READS: Final = "who spoils a sum may be able to read it"
 """It knows its own secret, which is all that the others lack."""
+NO_SHARES: Final = "numbers that it gave back are no shares"
+"""What is said of who surely lied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,22 @@ def named(peers: Sequence[bytes]) -> str:
     return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
+@dataclass(frozen=True, slots=True)
+class _Story:
+    """What is left when those who surely lied are not heard, and what to do about it."""
+
+    fact: str
+    members: Mapping[bytes, str] = field(default_factory=dict)
+    without: Sequence[bytes] = ()
+    """Who is surely to be left out."""
+    perhaps: Sequence[bytes] = ()
+    """Who is to be left out if it comes again."""
+    patience: bool = False
+    """Whether more members may help."""
+    spoilt: bool = True
+    """Whether somebody spoilt it, who may have read it."""
+
+
 def why_unread(
     roster: Roster, dealers: Sequence[bytes], given: Mapping[bytes, Sequence[bytes]],
     spoilt: Collection[bytes], carrier: bytes,
@@ -63,26 +81,52 @@ def why_unread(
         spoilt: dealers whose secrets do not come out of enough shares.
         carrier: the coordinator, who carried the boxes.
     """
-    liars = [giver for giver, shares in given.items() if any(map(_is_lie, shares))]
-    found = _without_lies(roster, dealers, given, liars, spoilt, carrier)
-    if not liars:
-        return found
-    return Unread(
-        f"{found.reason}; {named(liars)} gave back numbers that are no shares, which no honest"
-        " member does: ask again without it",
-        {**found.members, **dict.fromkeys(liars, "numbers that it gave back are no shares")},
-    )
+    liars = [giver for giver, shares in given.items() if gave_no_share(shares)]
+    story = _without_lies(roster, dealers, given, liars, spoilt, carrier)
+    facts = story.fact
+    if liars:
+        facts += (
+            f"; {named(liars)} gave back numbers that are no shares, which no honest member does"
+        )
+    members = dict(story.members)
+    for liar in liars:
+        members[liar] = "; ".join(filter(None, [members.get(liar), NO_SHARES]))
+    return Unread(facts + _advice(story, liars), members)
 
 
-def _is_lie(share: bytes) -> bool:
-    return bool(share) and not is_share(share)
+def gave_no_share(shares: Sequence[bytes]) -> bool:
+    """Whether a member gave back a number that is no share: a lie, whatever it was dealt."""
+    return any(share and not is_share(share) for share in shares)
+
+
+def _advice(story: _Story, liars: Sequence[bytes]) -> str:
+    """The end of a reason: how to ask again, and why not as before."""
+    without = list(dict.fromkeys([*story.without, *liars]))
+    perhaps = [peer for peer in story.perhaps if peer not in without]
+    # Beside names of which less is sure, "it" could be any of them.
+    doubt = bool(story.perhaps or story.patience)
+    ways = []
+    if without:
+        ways.append(f"without {named(without) if doubt else _them(without)}")
+    if perhaps:
+        ways.append(f"without {named(perhaps) if without else _them(perhaps)} if this comes again")
+    reads = f": {WHO_READS}" if story.spoilt or liars else ""
+    if story.patience:
+        return f". Ask again {', '.join([*ways, 'when more members are there'])}{reads}"
+    if not ways:
+        return f"; {WHO_READS}" if reads else ""
+    return f". Ask again{'' if without else ','} {' and '.join(ways)}{reads}"
+
+
+def _them(peers: Sequence[bytes]) -> str:
+    return "it" if len(peers) == 1 else "them"
 
 
 def _without_lies(
     roster: Roster, dealers: Sequence[bytes], given: Mapping[bytes, Sequence[bytes]],
     liars: Collection[bytes], spoilt: Collection[bytes], carrier: bytes,
-) -> Unread:  # fmt: skip
-    """What those who did not surely lie say: `why_unread` without the others' names."""
+) -> _Story:  # fmt: skip
+    """`why_unread` by those who did not surely lie."""
     needed = roster.threshold
     heard = [shares for giver, shares in given.items() if giver not in liars]
     voices = {
@@ -92,15 +136,16 @@ def _without_lies(
     }
     closed = {dealer: many for dealer, many in voices.items() if many}
     if len(given) < needed or (voices and not closed):
-        return Unread(
-            f"{HEAD}: {len(heard)} of the {needed} members that it takes gave shares back"
+        return _Story(
+            f"{HEAD}: {len(heard)} of the {needed} members that it takes gave shares back",
+            spoilt=False,
         )
     most = _liars_max(roster)
     if closed:
         return _unopened(closed, len(heard), max(0, most - len(liars)), carrier)
     if spoilt:
         return _spoilt([one for one in dealers if one in spoilt], len(given), most)
-    return Unread(f"{HEAD}: there was not time enough")
+    return _Story(f"{HEAD}: there was not time enough", spoilt=False)
 
 
 def _liars_max(roster: Roster) -> int:
@@ -108,7 +153,7 @@ def _liars_max(roster: Roster) -> int:
     return max(len(roster.seats), roster.circle) - roster.threshold
 
 
-def _unopened(short: Mapping[bytes, int], count: int, liars: int, carrier: bytes) -> Unread:
+def _unopened(short: Mapping[bytes, int], count: int, liars: int, carrier: bytes) -> _Story:
     facts = {
         dealer: f"what it sealed for {many} of {count} members did not open, they say"
         for dealer, many in short.items()
@@ -118,21 +163,22 @@ def _unopened(short: Mapping[bytes, int], count: int, liars: int, carrier: bytes
     many = min(short[dealer] for dealer in who)
     said = f"{HEAD}: {many} of {count} members could not open what {named(who)} sealed for them"
     if not sure:
-        return Unread(f"{said}, or say so falsely; ask again when more members are there", facts)
+        return _Story(f"{said}, or say so falsely", facts, patience=True, spoilt=False)
     # A coordinator that seals junk has changed nothing on the way.
     carried = "" if who == [carrier] else f", or was changed by {named([carrier])}, who carried it"
-    return Unread(f"{said}: it was junk{carried}. Ask again without it: {WHO_READS}", facts)
+    return _Story(f"{said}: it was junk{carried}", facts, without=sure)
 
 
-def _spoilt(spoilt: Sequence[bytes], count: int, liars: int) -> Unread:
+def _spoilt(spoilt: Sequence[bytes], count: int, liars: int) -> _Story:
     if len(spoilt) > liars:
-        return Unread(
+        return _Story(
             f"{HEAD}: too many of the shares that {count} members gave back are wrong, and it"
-            f" cannot be told whose; {WHO_READS}"
+            " cannot be told whose"
         )
-    return Unread(
-        f"{HEAD}: the shares of the secret of {named(spoilt)} do not fit together: it dealt wrong"
-        f" ones, or too many of {count} members gave wrong ones back. Ask again, without it if"
-        f" this comes again: {WHO_READS}",
+    secret, dealt = ("the secret", "it") if len(spoilt) == 1 else ("each secret", "they")
+    return _Story(
+        f"{HEAD}: the shares of {secret} of {named(spoilt)} do not fit together: {dealt} dealt"
+        f" wrong ones, or too many of {count} members gave wrong ones back",
         dict.fromkeys(spoilt, "the shares of its secret do not fit together"),
+        perhaps=spoilt,
     )
