@@ -10,7 +10,8 @@ import pytest
 from federated.rounds.privacy import boxes, messages, shamir
 from federated.rounds.privacy.gather import Opening
 from federated.rounds.protocol.orders import Send, SumOpened
-from federated.rounds.protocol.unmasking import Unmasking
+from federated.rounds.protocol.unmasking import WRONG_SHARES, Unmasking
+from federated.rounds.protocol.unread import NO_SHARES
 from federated.rounds.protocol.wire import (
     MaskAgree,
     MaskMembers,
@@ -356,6 +357,37 @@ def test_who_was_dealt_a_wrong_share_is_not_called_a_liar() -> None:
     blamed = [one for one in told if one.kind == "member.wrong_shares"]
     assert {one.peer for one in blamed} == {victim}
     assert all("or were dealt to it so" in one.detail for one in blamed)
+
+
+def test_who_gives_back_what_is_no_share_is_called_a_liar_beside_who_was_dealt_a_wrong_one() -> (
+    None
+):
+    settings = masked_settings(6)
+    dealer, victim, liar, other, *_ = names = [one.me for one in settings]
+    told: dict[bytes, set[str]] = {}
+    for seed in range(8):
+        world = MaskedWorld(seed, settings)
+
+        def lie(sender: bytes, _: bytes, said: Message, world: MaskedWorld = world) -> Message:
+            if isinstance(said, MaskRead):  # so that all have to find the secrets by shares
+                return msgspec.structs.replace(said, secrets=())
+            if isinstance(said, MaskShares) and sender == dealer:
+                return sealed_wrong(world, dealer, said, victim)
+            if isinstance(said, MaskReveal) and sender == liar:
+                shares = list(messages.decode_reveal_untrusted(said.body).shares)
+                shares[names.index(other)] = b"\xff" * 66
+                return replaced(said, shares=tuple(shares))
+            return said
+
+        lying(world, lie)
+        world.run(100, done=world.all_decided)
+        assert world.total(victim) == sum_of(names)
+        for peer, node in world.nodes.items():
+            for one in node.told:
+                if one.kind == "member.wrong_shares" and peer != liar:
+                    assert one.peer is not None
+                    told.setdefault(one.peer, set()).add(one.detail)
+    assert told == {victim: {WRONG_SHARES}, liar: {NO_SHARES}}
 
 
 def test_too_few_that_give_shares_are_counted_and_nobody_is_named() -> None:

@@ -23,7 +23,7 @@ from federated.rounds.privacy.gather import Opening
 from federated.rounds.protocol.checks import TICK_S
 from federated.rounds.protocol.orders import OpenSum, ReadSets, Tell
 from federated.rounds.protocol.orders import Send as SendOrder
-from federated.rounds.protocol.unread import HEAD, Unread, why_unread
+from federated.rounds.protocol.unread import HEAD, NO_SHARES, Unread, gave_no_share, why_unread
 from federated.rounds.protocol.wire import (
     MaskAgree,
     MaskRead,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 TICKS_MAX: Final = 40
 """How often the others are told; the caller's patience is shorter."""
+WRONG_SHARES: Final = "shares that it gave back are wrong, or were dealt to it so"
 
 
 @contextmanager
@@ -238,9 +239,9 @@ class Unmasking:
             self._take_offer()
             return False
         for peer in event.liars:
-            # Who dealt them may have lied, so that another is blamed.
-            told = "shares that it gave back are wrong, or were dealt to it so"
-            self._give(Tell("member.wrong_shares", told, peer))
+            # Who dealt wrong ones may have lied, so that another is blamed. Nobody deals no share.
+            sure = gave_no_share(self._revealed[peer])
+            self._give(Tell("member.wrong_shares", NO_SHARES if sure else WRONG_SHARES, peer))
         self.read = True
         self._read_by = event.secrets
         shared = tuple(sorted(self._revealed.keys() - set(event.liars)))
