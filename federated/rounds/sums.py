@@ -144,11 +144,16 @@ class SumRound:
     async def _examine(self) -> None:
         """Look whose secrets did not come out, if that is why there is no sum."""
         member = self._seat.machine.member
-        if isinstance(member, MaskedMember) and (shares := member.unmasking.unexamined):
-            member.unmasking.examined(await self._offload.run(shares.spoilt))
-        if isinstance(member, MaskedMember) and member.unmasking.read:
+        if not isinstance(member, MaskedMember):
+            return
+        unmasking = member.unmasking
+        if shares := unmasking.unexamined:
+            unmasking.examined(await self._offload.run(shares.spoilt))
+        if unmasking.read:
             # Opened in the last instant: `drive` has yet to hand it over, or failed and says so.
             await self._seat.outcome.finished.wait()
+        for told in unmasking.news():  # somebody withholds its reveal: nobody else tells
+            self._tell(self.ident, told)
 
     def _refusal(self, report: RoundReport) -> RoundError:
         """Why there is no sum."""

@@ -194,6 +194,38 @@ def test_a_number_that_no_share_has_is_counted_as_none_and_held_against_its_give
     assert not closed.opens()
 
 
+def test_who_spoils_a_sum_is_told_once_whoever_finds_it_first() -> None:
+    """The last reveal comes while what is here without it is looked through, or just after."""
+    closed = Closed()
+    closed.sets(6, 6)
+    spoiler, other = closed.others[:2]
+    plan, unmasking = closed.made.hash, closed.unmasking
+    closed.all_say(6, 6)
+    assert not unmasking.opened(SumOpened(plan, failure="wrong"))
+    assert unmasking.unexamined is not None
+    assert not unmasking.news()
+    unmasking.examined((spoiler,))
+    assert [(one.kind, one.peer) for one in unmasking.news()] == [("member.spoils_sum", spoiler)]
+    closed.orders.clear()
+    assert not unmasking.opened(SumOpened(plan, failure="wrong", spoilt=(spoiler, other)))
+    (told,) = [one for one in closed.orders if isinstance(one, Tell)]
+    assert (told.kind, told.peer) == ("member.spoils_sum", other)
+    assert not unmasking.news()
+    unmasking.examined((closed.me,))
+    assert not unmasking.news(), "what was found among more shares stays"
+
+
+def test_of_a_sum_that_is_read_there_is_no_news() -> None:
+    closed = Closed()
+    assert not closed.unmasking.news()
+    closed.sets(6, 6)
+    closed.all_say(6, 6)
+    assert not closed.unmasking.opened(SumOpened(closed.made.hash, failure="wrong"))
+    assert closed.unmasking.opened(SumOpened(closed.made.hash, secrets=(bytes(32),) * 6))
+    closed.unmasking.examined((closed.others[0],))
+    assert not closed.unmasking.news()
+
+
 # ---- strangers
 
 

@@ -271,10 +271,12 @@ def test_a_sum_that_nobody_can_read_is_refused_with_the_name_of_who_spoilt_it(
     play_team(scenario, tmp_path, seed=1)
 
 
-def test_who_deals_wrong_shares_and_reveals_none_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("withheld", [True, False])
+@pytest.mark.parametrize("dealt", ["wrong shares", "junk"])
+def test_who_spoils_a_sum_is_named_and_told_once_if_it_reveals_nothing_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dealt: str, withheld: bool
 ) -> None:
-    """The last reveal never comes: whose secret does not come out is looked for at the end."""
+    """Without the last reveal, whose secret does not come out is looked for at the end."""
 
     async def scenario(team: Team) -> None:
         chairs = await chairs_of(team, "abcd")
@@ -283,9 +285,11 @@ def test_who_deals_wrong_shares_and_reveals_none_is_named(
         drawn = random.Random(1)
 
         def wrong(*shares: bytes, **ways: bytes) -> bytes:
-            if ways["sender"] == liar:
-                shares = tuple(b"\0" + drawn.randbytes(65) for _ in shares)
-            return seal(*shares, **ways)
+            if ways["sender"] != liar:
+                return seal(*shares, **ways)
+            if dealt == "junk":
+                return bytes(boxes.BOX_BYTES)
+            return seal(*(b"\0" + drawn.randbytes(65) for _ in shares), **ways)
 
         def withhold(self: Unmasking, peer: bytes, packet: Packet) -> None:
             said = decode_untrusted(packet.body)
@@ -293,18 +297,26 @@ def test_who_deals_wrong_shares_and_reveals_none_is_named(
                 say(self, peer, packet)
 
         monkeypatch.setattr(boxes, "seal", wrong)
-        monkeypatch.setattr(Unmasking, "_say", withhold)
+        if withheld:
+            monkeypatch.setattr(Unmasking, "_say", withhold)
         found = await everybody(chairs, vectors_of(4), ask(expected=4, timeout_s=30))
         for chair, refused in zip(chairs, found, strict=True):
             if chair is chairs[1]:
                 continue  # what a liar is told is its own matter
             assert isinstance(refused, RoundError)
             assert refused.reason == "unread"
-            assert f"the secret of {liar[:4].hex()} do not fit together" in str(refused)
+            assert says[dealt].format(liar[:4].hex()) in str(refused)
             (report,) = await chair.rounds.history.last()
-            (spoiler,) = [one for one in report.members if "do not fit" in one.reason]
+            (spoiler,) = [one for one in report.members if known[dealt] in one.reason]
             assert spoiler.peer == liar.hex()
+            told = [detail for kind, detail in chair.told if kind == "member.spoils_sum"]
+            assert told == [spoiler.reason]
 
+    says = {
+        "wrong shares": "the secret of {} do not fit together",
+        "junk": "members could not open what {} sealed",
+    }
+    known = {"wrong shares": "do not fit together", "junk": "did not open"}
     play_team(scenario, tmp_path, seed=1)
 
 

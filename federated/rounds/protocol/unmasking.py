@@ -81,6 +81,8 @@ class Unmasking:
         self._revealed: dict[bytes, tuple[bytes, ...]] = {}
         """What each gave: a share of each dealer's secret, empty if it says that it has none."""
         self._spoilt: tuple[bytes, ...] = ()
+        self._told: dict[bytes, str] = {}
+        """What was said of who spoils the sum."""
         self._barred = ""
         """Why the sum is not to be opened."""
         self._enough = False
@@ -276,11 +278,16 @@ class Unmasking:
         carrier = self._setting.coordinator(self._decision.plan.view)
         return why_unread(self._roster, self._dealers, self._revealed, self._spoilt, carrier)
 
+    def news(self) -> list[Tell]:
+        """What is known of who spoils the sum; what was in an answer before is left out."""
+        found = self.unread.members if self.unread else {}
+        fresh = {peer: known for peer, known in found.items() if self._told.get(peer) != known}
+        self._told.update(fresh)
+        return [Tell("member.spoils_sum", known, peer) for peer, known in fresh.items()]
+
     def _tell_unread(self) -> None:
-        found = self.unread
-        assert found is not None
-        for peer, known in found.members.items():
-            self._give(Tell("member.spoils_sum", known, peer))
+        for told in self.news():
+            self._give(told)
 
     # ---- time
 
