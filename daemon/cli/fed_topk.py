@@ -85,7 +85,7 @@ def run_topk(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(answer: dict[str, Json], *, quiet: bool, tap: bool) -> None:
+def _show(answer: dict[str, Json], *, quiet: bool, tap: bool = False) -> None:
     found = out.mapping(answer.get("top_k"))
     items, least = out.rows(found.get("items")), out.number(found.get("stands_out"))
     noisy = out.text(found.get("mode")) != "plain"

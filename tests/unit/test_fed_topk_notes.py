@@ -31,3 +31,14 @@ def test_it_says_what_asking_again_tells(capsys: pytest.CaptureFixture[str]) -> 
     assert "all are reported anew and cost that epsilon as well" in told
     _show(answer("plain"), quiet=False)
     assert "reports" not in capsys.readouterr().err
+
+
+def test_what_may_be_noise_stands_out_by_its_sum_or_under_tap_at_one_machine(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = answer("ldp")
+    found["top_k"]["items"][0]["sure"] = False  # type: ignore[index,call-overload]
+    _show(found, quiet=False)
+    assert "an item stands out from about 3 on." in capsys.readouterr().err
+    _show(found, quiet=False, tap=True)
+    assert "an item stands out from about 3 of one machine on." in capsys.readouterr().err
