@@ -282,18 +282,22 @@ def sealed_wrong(
     return replaced(said, boxes=sealed)
 
 
+def seal_wrong(world: MaskedWorld, liar: bytes) -> None:
+    """All boxes of one member hold shares of nothing."""
+
+    def lie(sender: bytes, _: bytes, said: Message) -> Message:
+        if isinstance(said, MaskShares) and sender == liar:
+            return sealed_wrong(world, liar, said)
+        return said
+
+    lying(world, lie)
+
+
 def test_who_seals_wrong_shares_is_named_where_the_sum_cannot_be_read() -> None:
     settings = masked_settings(6)
     liar, *honest = [one.me for one in settings]
     world = MaskedWorld(4, settings)
-    lying(
-        world,
-        lambda sender, _, said: (
-            sealed_wrong(world, liar, said)
-            if isinstance(said, MaskShares) and sender == liar
-            else said
-        ),
-    )
+    seal_wrong(world, liar)
     for found in spoilt_for_all(world, honest):
         assert f"the secret of {liar[:4].hex()} do not fit together" in found.reason
         assert "too many of 6 members gave wrong ones" in found.reason
@@ -305,14 +309,7 @@ def test_who_spoilt_a_sum_is_looked_for_and_told_once(monkeypatch: pytest.Monkey
     settings = masked_settings(13)
     liar, *honest = [one.me for one in settings]
     world = MaskedWorld(4, settings)
-    lying(
-        world,
-        lambda sender, _, said: (
-            sealed_wrong(world, liar, said)
-            if isinstance(said, MaskShares) and sender == liar
-            else said
-        ),
-    )
+    seal_wrong(world, liar)
     looked = []
     spoilt, opened = Opening.spoilt, Unmasking.opened
 

@@ -35,7 +35,7 @@ from tests.helpers.memories import InlineOffload
 from tests.helpers.rounds_office import Team, play_team
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
     from typing import TypeVar
 
@@ -235,6 +235,17 @@ def test_a_machine_is_lost_and_the_others_have_their_sum(
     play_team(lost_when(phase, 6, who), tmp_path, seed=3)
 
 
+def unread_by(
+    chairs: Sequence[Chair], found: Sequence[object], *, liar: int
+) -> Iterator[tuple[Chair, RoundError]]:
+    """Who was told that the sum cannot be read, and how; what a liar is told is its own matter."""
+    for place, (chair, refused) in enumerate(zip(chairs, found, strict=True)):
+        if place != liar:
+            assert isinstance(refused, RoundError)
+            assert refused.reason == "unread"
+            yield chair, refused
+
+
 @pytest.mark.parametrize("earlier", [[], ["overdue: too few members could fetch the result"]])
 def test_a_sum_that_nobody_can_read_is_refused_with_the_name_of_who_spoilt_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: list[str]
@@ -256,11 +267,7 @@ def test_a_sum_that_nobody_can_read_is_refused_with_the_name_of_who_spoilt_it(
         monkeypatch.setattr(boxes, "seal", junk)
         monkeypatch.setattr(Outcome, "__init__", begin)
         found = await everybody(chairs, vectors_of(4), ask(expected=4, timeout_s=30))
-        for chair, refused in zip(chairs, found, strict=True):
-            if chair is chairs[1]:
-                continue  # what a liar is told is its own matter
-            assert isinstance(refused, RoundError)
-            assert refused.reason == "unread"
+        for chair, refused in unread_by(chairs, found, liar=1):
             assert f"3 of 4 members could not open what {liar[:4].hex()} sealed" in str(refused)
             (report,) = await chair.rounds.history.last()
             assert report.outcome == "failed"
@@ -300,11 +307,7 @@ def test_who_spoils_a_sum_is_named_and_told_once_if_it_reveals_nothing_as_well(
         if withheld:
             monkeypatch.setattr(Unmasking, "_say", withhold)
         found = await everybody(chairs, vectors_of(4), ask(expected=4, timeout_s=30))
-        for chair, refused in zip(chairs, found, strict=True):
-            if chair is chairs[1]:
-                continue  # what a liar is told is its own matter
-            assert isinstance(refused, RoundError)
-            assert refused.reason == "unread"
+        for chair, refused in unread_by(chairs, found, liar=1):
             assert says[dealt].format(liar[:4].hex()) in str(refused)
             (report,) = await chair.rounds.history.last()
             (spoiler,) = [one for one in report.members if known[dealt] in one.reason]
