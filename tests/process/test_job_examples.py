@@ -157,9 +157,20 @@ def test_without_the_extra_it_says_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process tells its environment")
 def test_control_a_process_left_behind_is_found(tmp_path: Path) -> None:
-    left = subprocess.Popen(["sleep", "60"], env={**os.environ, "TMPDIR": str(tmp_path)})
+    left = subprocess.Popen(
+        ["cat"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
+        # Only who runs has an environment: a moment after it was begun it is still empty.
+        assert left.stdin is not None
+        assert left.stdout is not None
+        print("here", file=left.stdin, flush=True)
+        assert left.stdout.readline() == "here\n"
         assert processes_of(str(tmp_path)) == [str(left.pid)]
     finally:
         left.kill()
-        left.wait()
+        left.communicate()
